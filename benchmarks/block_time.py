@@ -1,0 +1,145 @@
+"""Paired time of one full-width Z-Image block on the CPU: the host's own and ours, in turn.
+
+    python run.py bench block_time [--pairs N] [--tokens N ...]
+
+Random bfloat16 weights, SDPA attention, one thread. Each pair runs the host's block and ours one
+after the other; the ratio of each pair is taken, then the median, since the machine's speed drifts.
+The outputs are compared bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if __package__:
+    from .load_ram import REPO, register_pack
+else:
+    from load_ram import REPO, register_pack
+
+RESULTS = REPO / "benchmarks" / "results" / "block_time.jsonl"
+# Column: groups of heads.
+VARIANTS = {
+    "1 group": 1,
+    "2 groups (default)": 2,
+    "5 groups (Slice auto)": 5,
+    "30 groups (max)": 30,
+}
+
+
+def make_block(dtype: torch.dtype) -> Any:
+    """One main block of the host with seeded random weights at Z-Image's widths."""
+    import comfy.ldm.lumina.model as lumina
+    import comfy.ops
+
+    torch.manual_seed(0)
+    settings = {"operations": comfy.ops.manual_cast, "device": "cpu", "dtype": dtype}
+    block = lumina.JointTransformerBlock(
+        0, 3840, 30, 30, 256, 8 / 3, 1e-5, True,
+        z_image_modulation=True, operation_settings=settings,
+    )  # fmt: skip
+    for name, weight in block.named_parameters():
+        noise = torch.randn(weight.shape) * (0.02 if weight.ndim > 1 else 0.1)
+        weight.data = (noise + (1 if "norm" in name else 0)).to(dtype)
+    return block.requires_grad_(False)
+
+
+def lean(block: Any, groups: int) -> Any:
+    """The block as Apply Gradient Checkpoint puts it into a model, with that many groups."""
+    from pack.nodes.gradient_checkpoint import KERNELS
+    from pack.nodes.host.lean_block import BlockSettings, LeanBlock
+    from pack.nodes.memory.plan import denoiser_plan
+    from pack.nodes.memory.shapes import Request
+
+    def chunk_tokens(tokens: int, groups: int) -> int:
+        request = Request(16 * tokens, 16, text_tokens=1)
+        return denoiser_plan(request, groups=groups).chunk_tokens
+
+    return LeanBlock(block, BlockSettings(KERNELS, chunk_tokens, groups))
+
+
+def measure(tokens: int, pairs: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Rows of median ratio and seconds, one per variant."""
+    from comfy.ldm.flux.layers import EmbedND
+
+    block = make_block(dtype)
+    variants = {name: lean(block, groups) for name, groups in VARIANTS.items()}
+    x = torch.randn(1, tokens, 3840, dtype=dtype)
+    embedder = EmbedND(dim=128, theta=256.0, axes_dim=[32, 48, 48])
+    rope = embedder(torch.arange(tokens).float()[None, :, None].expand(1, tokens, 3)).movedim(1, 2)
+    adaln = torch.randn(1, 256, dtype=dtype)
+    rows = []
+    with torch.inference_mode():
+        expected = block(x, None, rope, adaln)
+        for name, variant in variants.items():
+            is_equal = torch.equal(variant(x, None, rope, adaln), expected)
+            ratios, seconds = [], []
+            for _ in range(pairs):
+                start = time.perf_counter()
+                block(x, None, rope, adaln)
+                middle = time.perf_counter()
+                variant(x, None, rope, adaln)
+                seconds.append(middle - start)
+                ratios.append((time.perf_counter() - middle) / seconds[-1])
+            rows.append(
+                {
+                    "variant": name, "tokens": tokens, "pairs": pairs, "is_bit_equal": is_equal,
+                    "ratio": statistics.median(ratios), "ratio_min": min(ratios),
+                    "ratio_max": max(ratios), "stock_seconds": statistics.median(seconds),
+                }
+            )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    host_dir = os.environ["ZIMAGE_HOST_DIR"]
+    with tempfile.TemporaryDirectory() as base_dir:
+        sys.path.insert(0, host_dir)
+        from comfy.cli_args import args
+
+        args.cpu, args.base_directory, args.use_pytorch_cross_attention = True, base_dir, True
+        register_pack()
+        rows = [
+            row
+            for tokens in options.tokens
+            for row in measure(tokens, options.pairs, torch.bfloat16)
+        ]
+    version = Path(host_dir, "comfyui_version.py").read_text().split('"')[1]
+    known = {
+        "host": version, "torch": torch.__version__, "dtype": "bfloat16",
+        "device": f"cpu {platform.machine()}, 1 thread",
+    }  # fmt: skip
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text("".join(json.dumps({**row, **known}) + "\n" for row in rows))
+    print(
+        "One full-width block, bfloat16, CPU, 1 thread; time as a multiple of the host's, median "
+        f"of {options.pairs} pairs (min to max). ComfyUI {version}, torch {torch.__version__}."
+    )
+    print(f"\n| tokens | host | {' | '.join(VARIANTS)} |\n|---|---|" + "---|" * len(VARIANTS))
+    for tokens in options.tokens:
+        mine = [row for row in rows if row["tokens"] == tokens]
+        cells = [
+            f"{r['ratio']:.2f} ({r['ratio_min']:.2f} to {r['ratio_max']:.2f})"
+            + ("" if r["is_bit_equal"] else ", not bit-equal")
+            for r in mine
+        ]
+        print(f"| {tokens} | {mine[0]['stock_seconds']:.2f} s | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Peak of live activations in one full-size forward, by variant, on fake tensors.
+
+    python run.py bench denoiser_peak [--variant NAME] [--case 2048x2048x1] [--show]
+
+No weights and no GPU are needed: the host's own classes run on fake tensors in bfloat16, and the
+storages alive are counted exactly. Weights, kernel workspaces and the allocator's fragmentation are
+not in the figures. Attention counts as flash-like: its output and 4 bytes per query and head; the
+fused norm and rotary embedding as its outputs, and with --eager with its float32 copies.
+The latent and the text, which the caller holds, are in them. The host alone is also measured
+through its apply_model, which holds the float32 latent as well.
+
+Our nodes make many small operations, which take minutes on fake tensors at the largest sizes: so
+they are measured with 2 main layers, which peak as 30 do, and rows measured before are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pack.nodes.memory.peak import PeakTracker
+    from pack.nodes.memory.shapes import Request
+    from pack.tests.host.stock_forward import FakeDenoiser
+
+REPO = Path(__file__).resolve().parent.parent
+RESULTS = REPO / "benchmarks" / "results" / "denoiser_peak.jsonl"
+MIB = 2**20
+TEXT_TOKENS = 256
+CASES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1), (1024, 1024, 4), (4096, 4096, 1))
+ROUTES = {
+    "model": "The transformer, called as by the host's apply_model",
+    "apply": "Through the host's apply_model",
+}
+
+
+class Case(NamedTuple):
+    """One cell: the request, how it is called, and the tracker's options."""
+
+    request: Request
+    route: str
+    tracking: Mapping[str, Any]
+
+
+def stock(denoiser: FakeDenoiser, case: Case) -> PeakTracker:
+    """The host alone."""
+    return denoiser.measure(case.request, route=case.route, **case.tracking)
+
+
+def training_checkpoint(denoiser: FakeDenoiser, case: Case) -> PeakTracker:
+    """torch.utils.checkpoint around the whole denoiser, as tutorials have it for sampling."""
+    from torch.utils.checkpoint import checkpoint
+
+    def around(call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: checkpoint(call, *args, use_reentrant=False, **kwargs)
+
+    return denoiser.measure(case.request, route=case.route, around=around, **case.tracking)
+
+
+def lean(
+    denoiser: FakeDenoiser, case: Case, *, slice_mode: str | None = None, is_whole: bool = True
+) -> PeakTracker:
+    """Apply Gradient Checkpoint as it comes, with Attention Slice behind it if a mode is given.
+
+    Without `is_whole` only the lean blocks stand, under the host's own forward: what a request
+    gets that the lean forward does not take.
+    """
+    from comfy.patcher_extension import WrappersMP
+    from pack.nodes.attention_slice import AttentionSlice
+    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
+
+    patcher = ApplyGradientCheckpoint.execute(denoiser.patcher()).args[0]
+    if slice_mode is not None:
+        patcher = AttentionSlice.execute(patcher, slice_mode).args[0]
+    if not is_whole:
+        options = patcher.model_options["transformer_options"]
+        keys = [patcher.wrappers, options.get("wrappers", {})]
+        for key in {key for w in keys for key in w.get(WrappersMP.DIFFUSION_MODEL, {})}:
+            patcher.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, key)
+    return denoiser.measure(case.request, patcher=patcher, route=case.route, **case.tracking)
+
+
+# Column -> what measures it. A variant made of nodes patches `denoiser.patcher()` with them and
+# hands the result to `denoiser.measure(..., patcher=...)`.
+VARIANTS: dict[str, Callable[[FakeDenoiser, Case], PeakTracker]] = {
+    "stock": stock,
+    "torch.utils.checkpoint around it": training_checkpoint,
+    "Apply Gradient Checkpoint": lean,
+    "Apply Gradient Checkpoint, block level": functools.partial(lean, is_whole=False),
+    "+ Attention Slice auto": functools.partial(lean, slice_mode="auto"),
+    "+ Attention Slice max": functools.partial(lean, slice_mode="max"),
+}
+# Variants of many small operations, slow on fake tensors: measured with fewer main layers.
+FEW_LAYERS = 2
+LEAN = [name for name, variant in VARIANTS.items() if variant not in (stock, training_checkpoint)]
+
+
+def register_pack() -> None:
+    """Makes the repo importable as `pack`; its root stays off sys.path (the host has a `nodes`)."""
+    pack = types.ModuleType("pack")
+    pack.__path__ = [str(REPO)]
+    sys.modules["pack"] = pack
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    import comfyui_version
+    import torch
+
+    try:
+        kitchen = version("comfy-kitchen")
+    except PackageNotFoundError:
+        kitchen = "none"
+    return {
+        "host": comfyui_version.__version__,
+        "torch": torch.__version__,
+        "comfy_kitchen": kitchen,
+        "python": platform.python_version(),
+    }
+
+
+def measure(
+    denoiser: FakeDenoiser,
+    names: Iterable[str],
+    requests: Sequence[Request],
+    *,
+    attention: str,
+    is_eager: bool,
+) -> list[dict[str, Any]]:
+    """Runs every variant on every request by both routes; returns one row each."""
+    rows = []
+    tracking = {"attention": attention, "opened": ["comfy_kitchen"] if is_eager else []}
+    for name in names:
+        for request in requests:
+            for route in ROUTES if name not in LEAN else ["model"]:
+                start = time.perf_counter()
+                tracker = VARIANTS[name](denoiser, Case(request, route, tracking))
+                row = {
+                    "variant": name, "route": route, "attention": attention, "eager": is_eager,
+                    "width_px": request.width_px, "height_px": request.height_px,
+                    "batch": request.batch, "text_tokens": request.text_tokens,
+                    "layers": denoiser.sizes.layers, "dtype": "bfloat16", "device": "fake cpu",
+                    "peak_bytes": tracker.peak_bytes, "peak_op": tracker.peak_op,
+                    "stream_bytes": request.stream_bytes,
+                    "seconds": round(time.perf_counter() - start, 2),
+                }  # fmt: skip
+                rows.append(row)
+                print(
+                    f"{name}, {request.width_px}x{request.height_px} b{request.batch}, {route}: "
+                    f"{tracker.peak_bytes / MIB:.1f} MiB ({row['seconds']} s)",
+                    file=sys.stderr,
+                )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]], route: str) -> str:
+    """The rows of one route as Markdown: a line per case, a column per variant."""
+    rows = [row for row in rows if row["route"] == route]
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    cells: dict[tuple[int, int, int], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        key = row["width_px"], row["height_px"], row["batch"]
+        cells.setdefault(key, {})[row["variant"]] = row
+    lines = [f"| case | U | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    for (width, height, batch), by_name in cells.items():
+        stream = next(iter(by_name.values()))["stream_bytes"]
+        shown = [
+            f"{by_name[name]['peak_bytes'] / MIB:.1f} MiB"
+            f" ({by_name[name]['peak_bytes'] / stream:.2f} U)"
+            if name in by_name
+            else "not measured"
+            for name in names
+        ]
+        lines.append(
+            f"| {width}x{height}, batch {batch} | {stream / MIB:.1f} MiB | {' | '.join(shown)} |"
+        )
+    return "\n".join(lines)
+
+
+def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows in the results file and the measured ones, which replace those of the same cell."""
+
+    def cell(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[key] for key in ("variant", "route", "width_px", "height_px", "batch"))
+
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    rows = {cell(row): row for row in [*map(json.loads, lines), *measured]}
+    order = list(VARIANTS)
+    known = [row for row in rows.values() if row["variant"] in order]
+    return sorted(
+        known,
+        key=lambda row: (
+            order.index(row["variant"]),
+            CASES.index((row["width_px"], row["height_px"], row["batch"])),
+        ),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--layers", type=int, default=30, help="main layers (2: the same peak)")
+    parser.add_argument(
+        "--lean-layers", type=int, default=FEW_LAYERS, help="the same for the lean columns, slower"
+    )
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="only these columns")
+    parser.add_argument("--case", action="append", help="only these, as WIDTHxHEIGHTxBATCH")
+    parser.add_argument("--show", action="store_true", help="print the rows measured before")
+    parser.add_argument("--attention", choices=["flash", "math"], default="flash")
+    parser.add_argument("--eager", action="store_true", help="comfy-kitchen without CUDA kernels")
+    options = parser.parse_args()
+
+    register_pack()
+    from pack.nodes.memory.shapes import Z_IMAGE, Request
+    from pack.tests.host.stock_forward import FakeDenoiser, settle_host
+
+    with tempfile.TemporaryDirectory() as base_dir:
+        settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
+        sizes = dataclasses.replace(Z_IMAGE, layers=options.layers)
+        cases = [c for c in CASES if not options.case or "{}x{}x{}".format(*c) in options.case]
+        requests = [Request(*case, text_tokens=TEXT_TOKENS, sizes=sizes) for case in cases]
+        names = [] if options.show else options.variant or list(VARIANTS)
+        few = dataclasses.replace(Z_IMAGE, layers=min(options.layers, options.lean_layers))
+        tracking = {"attention": options.attention, "is_eager": options.eager}
+        rows = []
+        for of_size, chosen in (
+            (sizes, [name for name in names if name not in LEAN]),
+            (few, [name for name in names if name in LEAN]),
+        ):
+            rows += measure(FakeDenoiser(of_size), chosen, requests, **tracking)
+        known = versions()
+    is_published = options.layers == Z_IMAGE.layers and options.attention == "flash"
+    if is_published and not options.eager:
+        rows = kept_rows([{**row, **known} for row in rows])
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    form = ", comfy-kitchen's eager form" if options.eager else ""
+    print(
+        f"Live-bytes peak of one forward, bfloat16, {options.layers} main layers (columns of our "
+        f"nodes: {few.layers}, which peak alike), {TEXT_TOKENS} "
+        f"text tokens, weights excluded, {options.attention} attention{form}, fake tensors. U = "
+        f"one residual stream. ComfyUI {known['host']}, torch {known['torch']}, comfy-kitchen "
+        f"{known['comfy_kitchen']}, Python {known['python']}."
+    )
+    for route, title in ROUTES.items():
+        print(f"\n{title}:\n\n{table(rows, route)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""The extension that the host loads: an ordered list of node classes."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .attention_slice import AttentionSlice
+from .gradient_checkpoint import ApplyGradientCheckpoint
+from .load_model import LoadZImageTurbo
+
+
+class ZImageLowVRAM(ComfyExtension):
+    """Z-Image Low VRAM."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadZImageTurbo, ApplyGradientCheckpoint, AttentionSlice]

@@ -1,0 +1,164 @@
+"""Apply Gradient Checkpoint: the denoiser in pieces while sampling, recomputed while training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+
+from comfy_api.latest import io
+
+from .host import lean_patch, notice
+from .host.lean_block import BlockSettings
+from .kernels.attention import Heads, add_attention
+from .kernels.feed_forward import add_feed_forward
+from .kernels.rows import Modulation, Projection, chunks
+from .memory.plan import denoiser_plan, lean_peak_bytes, stock_peak_bytes
+from .memory.shapes import PIXELS_PER_LATENT, Request, TransformerSizes
+
+logger = logging.getLogger(__name__)
+
+KERNELS = SimpleNamespace(
+    add_attention=add_attention,
+    add_feed_forward=add_feed_forward,
+    projection=Projection,
+    modulation=Modulation,
+    heads=Heads,
+    chunks=chunks,
+)
+# Two groups cost one more norm of the stream per block and save half a stream.
+DEFAULT_GROUPS = 2
+# Text length that is reckoned with where the prompt is not known.
+TEXT_TOKENS = 512
+# What torch's allocator reserves over the live bytes (simulated: 1.1 to 1.7).
+RESERVED = 1.7
+MIB = 2**20
+
+
+class ApplyGradientCheckpoint(io.ComfyNode):
+    """The node's schema is its documentation."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ZImageGradientCheckpoint",
+            display_name="Apply Gradient Checkpoint",
+            category="model/patch/z-image",
+            description=(
+                "Lowers the activation peak of Z-Image and Lumina 2. While sampling, the blocks "
+                "run in chunks of tokens and groups of heads into one buffer: checkpointing as in "
+                "training would save nothing there, as no activation is kept for a backward pass. "
+                "While training, it is real checkpointing, block by block."
+            ),
+            search_aliases=[
+                "gradient checkpointing",
+                "activation checkpointing",
+                "low vram",
+                "chunked feed forward",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="A Z-Image or Lumina 2 model; it stays as it is."),
+                io.Combo.Input(
+                    "blocks",
+                    options=lean_patch.BLOCKS,
+                    default=lean_patch.BLOCKS[0],
+                    tooltip=(
+                        "Which blocks are computed in pieces (training: recomputed). all saves "
+                        "most, and also runs the forward around the blocks in one buffer; the "
+                        "others keep the host's own forward."
+                    ),
+                ),
+                io.Int.Input(
+                    "chunk_tokens",
+                    default=0,
+                    min=0,
+                    max=65536,
+                    step=64,
+                    tooltip=(
+                        "Tokens at a time; a token is 16 x 16 pixels. Fewer save memory and cost "
+                        "time below 512. 0 = automatic, from the picture's size."
+                    ),
+                ),
+                io.Int.Input(
+                    "head_groups",
+                    default=0,
+                    min=0,
+                    max=128,
+                    tooltip=(
+                        "Into how many groups the attention heads are cut; k and v of one group "
+                        "exist at a time. More save memory and cost time. 0 = automatic (2); "
+                        "Attention Slice may ask for more."
+                    ),
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with the patch, for samplers and Train LoRA."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, blocks: str = "all", chunk_tokens: int = 0, head_groups: int = 0
+    ) -> io.NodeOutput:
+        sizes = TransformerSizes(**lean_patch.transformer_sizes(model))
+        groups = head_groups or DEFAULT_GROUPS
+        request = Request(1024, 1024, 1, TEXT_TOKENS, lean_patch.activation_bytes(model), sizes)
+        settings = BlockSettings(
+            kernels=KERNELS,
+            chunk_tokens=lambda tokens, groups: _chunk_tokens(
+                request, tokens, groups, chunk_tokens
+            ),
+            groups=groups,
+        )
+        node_id = cls.hidden.unique_id if cls.hidden else None
+        patched = lean_patch.with_lean_blocks(
+            model,
+            settings,
+            blocks=blocks,
+            need=lambda shape: _need_bytes(request, shape, groups, chunk_tokens),
+            node_id=node_id,
+        )
+        text = _report(request, blocks, groups, chunk_tokens)
+        logger.info("Apply Gradient Checkpoint: %s", text)
+        notice.show_text(node_id, text)
+        return io.NodeOutput(patched)
+
+
+def _chunk_tokens(request: Request, tokens: int, groups: int, chunk_tokens: int) -> int:
+    """The chunk for a sample of that many tokens, whatever part of it they are."""
+    # A request whose tokens are these: one row of patches and no text to speak of.
+    side = request.sizes.patch * PIXELS_PER_LATENT
+    shape = replace(request, width_px=side * tokens, height_px=side, text_tokens=1)
+    return denoiser_plan(shape, groups=groups, chunk_tokens=chunk_tokens).chunk_tokens
+
+
+def _need_bytes(
+    request: Request, latent_shape: Sequence[int], groups: int, chunk_tokens: int
+) -> int:
+    """What the host shall reckon with for a latent [B, C, H, W].
+
+    The lean blocks under the host's own forward need most: three streams and two rope tables more.
+    """
+    height, width = (side * PIXELS_PER_LATENT for side in latent_shape[-2:])
+    shape = replace(request, width_px=width, height_px=height, batch=latent_shape[0])
+    plan = denoiser_plan(shape, groups=groups, chunk_tokens=chunk_tokens)
+    live = lean_peak_bytes(shape, plan) + 3 * shape.stream_bytes + 2 * shape.rope_bytes
+    return int(RESERVED * live)
+
+
+def _report(request: Request, blocks: str, groups: int, chunk_tokens: int) -> str:
+    """What the node did, in one line per size."""
+    if blocks != "all":
+        return f"{blocks}: computed in pieces under the host's own forward"
+    parts = []
+    for side in (1024, 2048):
+        shape = replace(request, width_px=side, height_px=side)
+        plan = denoiser_plan(shape, groups=groups, chunk_tokens=chunk_tokens)
+        stock, lean = (
+            round(value / MIB) for value in (stock_peak_bytes(shape), lean_peak_bytes(shape, plan))
+        )
+        parts.append(f"{stock} -> {lean} MiB predicted at {side}x{side}")
+    return f"activations {' · '.join(parts)}, exact"

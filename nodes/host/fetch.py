@@ -1,0 +1,105 @@
+"""Fetches a layer's weight once, for code that then uses it for many chunks.
+
+The host streams a weight from RAM (and applies LoRA, and casts fp8) at each call of a layer. A loop
+that called the layer once per chunk would pay that once per chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import comfy.ops
+import torch
+from torch import nn
+from torch.nn import functional
+
+RowsFn = Callable[[torch.Tensor], torch.Tensor]
+# weight, bias (each None where the layer must be called), and the call of the layer itself
+Fetched = tuple[torch.Tensor | None, torch.Tensor | None, RowsFn]
+
+_PIECE_ELEMENTS = 2**17
+_PLAIN = comfy.ops.disable_weight_init
+
+
+def is_plain(layer: nn.Module, kind: type) -> bool:
+    """True where the layer multiplies as torch does, after the host's cast.
+
+    False for quantised layers, whose own forward decides how they multiply, for layers of other
+    packs, and for layers whose forward was replaced.
+    """
+    # Of the layer, not of its class: a bypass LoRA sits on the layer alone.
+    return (
+        isinstance(layer, kind)
+        and _function(layer.forward) is kind.forward
+        and _function(layer.forward_comfy_cast_weights) is kind.forward_comfy_cast_weights
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+    )
+
+
+def _function(method: Callable[..., Any]) -> Callable[..., Any]:
+    return getattr(method, "__func__", method)
+
+
+def fetch_linear(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> Fetched:
+    """Fetches the weight and bias of a linear layer.
+
+    Args:
+        layer: the layer.
+        like: a tensor of the dtype and device that the layer's input has.
+        until: gives the weight back to the host when it closes.
+
+    Memory: nothing where the weight lies on the device in that dtype without LoRA, else its size.
+    """
+    if not is_plain(layer, _PLAIN.Linear):
+        return None, None, layer
+    weight, bias = _fetch(layer, like, until)
+    return weight, bias, lambda rows: functional.linear(rows, weight, bias)
+
+
+def fetch_norm(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> RowsFn:
+    """Fetches the weight of an RMS norm; returns the norm of rows. Arguments as `fetch_linear`."""
+    if not is_plain(layer, _PLAIN.RMSNorm):
+        return layer
+    weight = fetch_weight(layer, like, until)
+    return lambda rows: by_pieces(
+        lambda part: functional.rms_norm(part, layer.normalized_shape, weight, layer.eps), rows
+    )
+
+
+def by_pieces(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
+    """A row-wise function of rows [T, ...]; on the CPU a few rows at a time.
+
+    The CPU has no fused norm and rotary embedding: their steps hold several float32 copies.
+
+    Memory: the result; on the CPU also the copies of `_PIECE_ELEMENTS` elements.
+    Exact: bit-exact, rows are independent.
+    """
+    tokens = rows[0].shape[0]
+    piece = max(1, _PIECE_ELEMENTS // max(1, rows[0][:1].numel()))
+    if rows[0].device.type != "cpu" or tokens <= piece:
+        return function(*rows)
+    result = torch.empty_like(rows[0])
+    for first in range(0, tokens, piece):
+        last = first + piece
+        result[first:last] = function(*(r[first:last] for r in rows))
+    return result
+
+
+def fetch_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> torch.Tensor:
+    """Fetches the weight of a plain layer. Arguments as `fetch_linear`."""
+    return _fetch(layer, like, until)[0]
+
+
+def _fetch(
+    layer: nn.Module, like: torch.Tensor, until: ExitStack
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    comfy.ops.run_every_op()  # ends a cancelled prompt, as each call of a layer does
+    has_functions = layer.weight_function or layer.bias_function
+    if not (layer.comfy_cast_weights or has_functions):
+        return layer.weight, layer.bias
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    until.callback(comfy.ops.uncast_bias_weight, layer, weight, bias, stream)
+    return weight, bias

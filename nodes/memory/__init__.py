@@ -1,0 +1,1 @@
+"""Bytes: shapes, plans, peaks and reports. Knows no host."""

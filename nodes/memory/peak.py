@@ -1,0 +1,260 @@
+"""Counts the bytes of live tensor storages, operation by operation: the peak of any piece of code.
+
+| name | unit | what it counts |
+|---|---|---|
+| `current_bytes`, `peak_bytes`, `nbytes` | bytes | `UntypedStorage.nbytes()`, not rounded |
+| `born`, `died`, `Lifetime.ticks` | ticks | allocations and frees so far |
+
+Works alike on real tensors and under FakeTensorMode, where a full-size forward costs no memory.
+
+Known limitations:
+
+- What an operation allocates inside and frees before it returns is not seen: kernel workspaces
+  (convolutions above all), and the temporaries of custom operations that are not `opened`.
+  Composite operations are taken apart, so that the tensors between their steps count, also under
+  inference_mode.
+- The allocator's rounding, caching and fragmentation are not seen: allocated, not reserved.
+- A storage in a reference cycle dies when Python collects it; on the device it is the same.
+- Tensors made without the dispatcher (`torch.from_numpy`) or on other threads are not seen.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
+_BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
+# Which operations are taken apart, and by which kernel; filled as they come. The softmax of math
+# attention is no composite to autograd, but one to the devices: it allocates in three steps.
+_INNER_KEYS: dict[Any, Any] = {
+    torch.ops.aten._safe_softmax.default: _EXPLICIT,
+}
+# `torch.tensor(data)` fills a storage outside the dispatcher and shows it here first.
+_LIFT_FRESH = torch.ops.aten.lift_fresh.default
+_PLAIN = torch._C._disabled_torch_dispatch_impl
+_TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
+
+
+@dataclass(slots=True)
+class Allocation:
+    """One storage, from the operation that returned it to its end.
+
+    op: the operation's name, such as ``aten.mm.default``, or ``watch``.
+    nbytes: size of the storage in bytes.
+    born: tick at which it was allocated.
+    died: tick at which it was freed; None if it was alive when the tracker was left.
+    where: innermost caller outside torch, as ``file.py:line function``; empty without `trace`.
+    """
+
+    op: str
+    nbytes: int
+    born: int
+    died: int | None = None
+    where: str = ""
+
+
+class Lifetime(NamedTuple):
+    """Size in bytes, and ticks until the free (None: outlived the tracker's with block)."""
+
+    nbytes: int
+    ticks: int | None
+
+
+class PeakTracker(TorchDispatchMode):
+    """Counts every storage that an operation returns while the tracker is entered, once.
+
+    Views and results written in place add nothing. Tensors that were there before are ignored,
+    unless handed to `watch`. `current_bytes` follows the storages to their end, also after the
+    with block; the peak and the log are those of the with block.
+
+        with PeakTracker() as tracker:
+            model(x)
+        print(tracker.peak_bytes, tracker.peak_op)
+
+    Args:
+        attention: "flash" or "math" runs torch's scaled_dot_product_attention with that kernel and
+            raises where it cannot; None leaves the choice to torch, which is flash for CPU tensors,
+            fake ones too, unless the mask has three dimensions. Flash counts its output and the
+            logsumexp (4 bytes per query and head), math its scores, in float32 for half types.
+        opened: namespaces of custom operations written in Python that run in view, instead of
+            counting as their outputs: "comfy_kitchen" shows the float32 copies of its eager form.
+        log: keeps every allocation for `log` and `sequence()`.
+        trace: notes the calling line with each allocation (slower).
+
+    Memory: tracked storages are held weakly; without `log` only the live ones have an entry.
+    Exact: to the byte, within the limitations named at the top of this file.
+    """
+
+    def __init__(
+        self,
+        *,
+        attention: Literal["flash", "math"] | None = None,
+        opened: Collection[str] = (),
+        log: bool = False,
+        trace: bool = False,
+    ) -> None:
+        if attention is not None and attention not in _BACKENDS:
+            raise ValueError(f"attention must be flash, math or None, got {attention!r}")
+        super().__init__()
+        self.current_bytes = 0
+        self.peak_bytes = 0
+        self.peak_op = ""
+        self.peak_live: tuple[Allocation, ...] = ()
+        self.log: list[Allocation] = []
+        self._attention = attention
+        self._kernel: AbstractContextManager[Any] | None = None
+        self._opened = frozenset(opened)
+        self._keeps_log = log
+        self._traces = trace
+        self._depth = 0
+        self._tick = 0
+        # StorageImpl address -> (weak reference whose callback removes the entry, its allocation).
+        self._live: dict[int, tuple[weakref.ref[torch.UntypedStorage], Allocation]] = {}
+
+    def watch(self, *tensors: torch.Tensor) -> None:
+        """Counts the storages of tensors that were made outside, from now to their end."""
+        for storage in _storages(tensors):
+            if storage._cdata not in self._live:
+                self._add(storage, "watch")
+        self._note_peak("watch")
+
+    def live(self) -> tuple[Allocation, ...]:
+        """Returns what is alive now, oldest first."""
+        return tuple(allocation for _, allocation in self._live.values())
+
+    def sequence(self) -> tuple[Lifetime, ...]:
+        """Returns size and lifetime of every allocation, in order; needs `log=True`.
+
+        Two calls with equal sequences made the same allocations and frees in the same order.
+        """
+        if not self._keeps_log:
+            raise ValueError("sequence() needs PeakTracker(log=True)")
+        return tuple(
+            Lifetime(a.nbytes, None if a.died is None else a.died - a.born) for a in self.log
+        )
+
+    def __enter__(self) -> PeakTracker:
+        if self._depth == 0 and self._attention is not None:
+            kernel = sdpa_kernel(_BACKENDS[self._attention])
+            kernel.__enter__()
+            self._kernel = kernel
+        self._depth += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self._depth -= 1
+        if self._depth == 0 and self._kernel is not None:
+            kernel, self._kernel = self._kernel, None
+            kernel.__exit__(*exc)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(t is not FakeTensor and t.__torch_dispatch__ is not _PLAIN for t in types):
+            # A wrapper (a quantised tensor): it runs its inner operations, which come back here.
+            return NotImplemented
+        kwargs = kwargs or {}
+        if func.namespace == "prim":  # asks a fake tensor for its device; makes nothing
+            return func(*args, **kwargs)
+        key = _inner_key(func)
+        if key is None and func.namespace in self._opened and _has_kernel(func, _EXPLICIT):
+            key = _EXPLICIT
+        if key is not None:
+            with self:
+                return func._op_dk(key, *args, **kwargs)
+        out = func(*args, **kwargs)
+        self._count(func, args, kwargs, out)
+        return out
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        given: set[int] | None = None
+        for storage in _storages(out):
+            entry = self._live.get(storage._cdata)
+            if entry is not None:
+                if entry[1].nbytes != storage.nbytes():  # resize_, or an out= that was too small
+                    self._remove(storage._cdata)
+                    self._add(storage, str(func))
+                continue
+            if given is None:
+                given = set()
+                if func is not _LIFT_FRESH:
+                    given.update(s._cdata for s in _storages((args, kwargs)))
+            if storage._cdata not in given:  # else a view of a tensor that was there before
+                self._add(storage, str(func))
+        if self.current_bytes > self.peak_bytes:
+            self._note_peak(str(func))
+
+    def _add(self, storage: torch.UntypedStorage, op: str) -> None:
+        allocation = Allocation(op, storage.nbytes(), self._tick)
+        if self._traces:
+            allocation.where = _caller()
+        key = storage._cdata
+        self._live[key] = (weakref.ref(storage, lambda _: self._remove(key)), allocation)
+        self._tick += 1
+        self.current_bytes += allocation.nbytes
+        if self._keeps_log:
+            self.log.append(allocation)
+
+    def _remove(self, key: int) -> None:
+        _, allocation = self._live.pop(key)
+        self.current_bytes -= allocation.nbytes
+        if self._depth > 0:
+            allocation.died = self._tick
+            self._tick += 1
+
+    def _note_peak(self, op: str) -> None:
+        if self.current_bytes > self.peak_bytes:
+            self.peak_bytes, self.peak_op = self.current_bytes, op
+            self.peak_live = self.live()
+
+
+def _inner_key(func: Any) -> Any:
+    """Returns the dispatch key under which `func` runs as steps that can be seen, or None."""
+    try:
+        return _INNER_KEYS[func]
+    except KeyError:
+        key = _INNER_KEYS[func] = _COMPOSITE if _has_kernel(func, _COMPOSITE) else None
+        return key
+
+
+def _has_kernel(func: Any, key: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key.name)
+
+
+def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    """Yields the storage of every tensor in nested tuples, lists and dicts."""
+    if isinstance(tree, torch.Tensor):
+        if is_traceable_wrapper_subclass(tree):
+            for name in tree.__tensor_flatten__()[0]:
+                yield from _storages(getattr(tree, name))
+        elif tree.layout is torch.strided:
+            yield tree.untyped_storage()
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from _storages(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _storages(item)
+
+
+def _caller() -> str:
+    """Returns the innermost frame outside torch and this file, as ``file.py:line function``."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path != __file__ and not path.startswith(_TORCH_DIR):
+            return f"{os.path.basename(path)}:{frame.f_lineno} {frame.f_code.co_name}"
+        frame = frame.f_back
+    return ""

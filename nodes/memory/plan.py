@@ -1,0 +1,116 @@
+"""The activation peak of one denoiser call as a formula, and the chunk size that suits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .shapes import Request, round_up
+
+# Chunks that keep a card's matrix units full: from 512 rows on, reading the weights again for each
+# chunk hides behind the arithmetic of common cards.
+CHUNK_TOKENS = (512, 1024, 2048, 4096)
+# With one head at a time the least memory is asked for, and products are narrow whatever the chunk.
+LEAST_CHUNK_TOKENS = (256, 512)
+# A larger chunk is taken where it raises the peak by no more than this factor.
+SLACK = 1.03
+# The same constants as in kernels/feed_forward.py and kernels/rows.py; a test compares them.
+HIDDEN_BLOCKS = 4
+SHORTEST_REST = 192
+LONG_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class DenoiserPlan:
+    """How the denoiser is cut.
+
+    groups: into how many groups the heads are cut; k and v of one group live at a time.
+    chunk_tokens: rows at a time.
+    """
+
+    groups: int
+    chunk_tokens: int
+
+
+def denoiser_plan(request: Request, *, groups: int, chunk_tokens: int = 0) -> DenoiserPlan:
+    """The plan for a request; chunk_tokens 0 chooses the chunk from the shape.
+
+    Raises:
+        ValueError: groups < 1 or chunk_tokens < 0.
+    """
+    if groups < 1:
+        raise ValueError(f"groups must be >= 1, got {groups}")
+    if chunk_tokens < 0:
+        raise ValueError(f"chunk_tokens must be >= 0, got {chunk_tokens}")
+    if chunk_tokens:
+        return DenoiserPlan(groups, chunk_tokens)
+    is_least = groups >= request.sizes.kv_heads
+    sizes = LEAST_CHUNK_TOKENS if is_least else CHUNK_TOKENS
+    plans = [DenoiserPlan(groups, chunk) for chunk in sizes]
+    limit = SLACK * lean_peak_bytes(request, plans[0])
+    return [p for p in plans if lean_peak_bytes(request, p) <= limit][-1]
+
+
+def lean_peak_bytes(request: Request, plan: DenoiserPlan) -> int:
+    """The peak of the lean whole forward, in bytes; weights and kernel workspaces excluded.
+
+    One stream of the whole batch, and for one sample the larger of its attention (what earlier
+    groups attended to, k and v of one group, 2 or 3 chunks of the stream) and its feed-forward (a
+    chunk of 1 + 1 / HIDDEN_BLOCKS hidden widths and of the stream).
+    """
+    sizes, tokens = request.sizes, request.tokens
+    chunk = longest_chunk(tokens, plan.chunk_tokens)
+    per_group = -(-sizes.kv_heads // plan.groups)
+    before_last = (sizes.kv_heads - 1) // per_group * per_group
+    repeats = sizes.heads // sizes.kv_heads
+    held = before_last * repeats * sizes.head_dim
+    group = per_group * sizes.head_dim
+    # Rows of a chunk before and after the last norm, or normed beside k projected and rotated.
+    of_chunk = max(2 * sizes.dim, sizes.dim + 2 * group)
+    attention = tokens * (held + 2 * group * repeats) + chunk * of_chunk
+    if repeats > 1:  # k and v as they are shared, and the copies for attention one after the other
+        attention = max(attention, tokens * (held + (1 + 2 * repeats) * group))
+    hidden = sizes.ffn_dim + -(-sizes.ffn_dim // HIDDEN_BLOCKS)
+    feed_forward = chunk * (sizes.dim + hidden)
+    elements = request.batch * tokens * sizes.dim + max(attention, feed_forward)
+    # The index of each token in the rope tables: three axes, 8 bytes.
+    return elements * request.dtype_bytes + _latent_and_text_bytes(request) + 24 * tokens
+
+
+def stock_peak_bytes(request: Request) -> int:
+    """The peak of the host's own forward, in bytes; weights and kernel workspaces excluded.
+
+    It stands where a feed-forward holds four hidden tensors: in a main block or, with the embedding
+    held twice, in the second image refiner.
+
+    Source: JointTransformerBlock and patchify_and_embed in the host's comfy/ldm/lumina/model.py.
+    """
+    sizes = request.sizes
+    row_bytes = request.batch * sizes.dim * request.dtype_bytes
+    hidden_row_bytes = request.batch * sizes.ffn_dim * request.dtype_bytes
+    image, text = request.padded_image_tokens, request.padded_text_tokens
+    main = 4 * request.hidden_bytes + 4 * request.stream_bytes + request.rope_bytes
+    refiner = 4 * image * hidden_row_bytes + (5 * image + 2 * text) * row_bytes
+    padded = _padded_latent_bytes(request)
+    return max(main, refiner + 2 * request.rope_bytes) + _latent_and_text_bytes(request) + padded
+
+
+def longest_chunk(tokens: int, chunk_tokens: int) -> int:
+    """Rows of the longest chunk: a short rest joins the last one."""
+    rest = tokens % chunk_tokens
+    joins = 0 < rest < SHORTEST_REST and chunk_tokens >= LONG_CHUNK
+    return min(tokens, chunk_tokens + (rest if joins else 0))
+
+
+def _latent_and_text_bytes(request: Request) -> int:
+    """What the caller holds."""
+    _, channels, height, width = request.latent_shape
+    elements = channels * height * width + request.text_tokens * request.sizes.cap_dim
+    return request.batch * elements * request.dtype_bytes
+
+
+def _padded_latent_bytes(request: Request) -> int:
+    """The host's copy of the latent, filled up to whole patches."""
+    _, channels, height, width = request.latent_shape
+    patch = request.sizes.patch
+    elements = channels * round_up(height, patch) * round_up(width, patch)
+    return request.batch * elements * request.dtype_bytes

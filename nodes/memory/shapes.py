@@ -1,0 +1,132 @@
+"""Z-Image's sizes, and the tokens and bytes that a request makes of them. Integers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PIXELS_PER_LATENT = 8
+
+
+@dataclass(frozen=True)
+class TransformerSizes:
+    """The sizes of one NextDiT transformer; the defaults are Z-Image's.
+
+    dim: width of the residual stream, in elements.
+    ffn_dim: width of the feed-forward's hidden tensors, in elements.
+    layers: main blocks; `refiner_layers` of the image and as many of the text come before them.
+    cap_dim: width of the text encoder's hidden states, in elements.
+    patch: latent rows and columns per image token.
+    pad_multiple: image and text tokens are each padded to a multiple of this.
+    rope_axes: channels of a head that encode text position, row and column.
+    """
+
+    dim: int = 3840
+    heads: int = 30
+    kv_heads: int = 30
+    head_dim: int = 128
+    ffn_dim: int = 10240
+    layers: int = 30
+    refiner_layers: int = 2
+    cap_dim: int = 2560
+    patch: int = 2
+    channels: int = 16
+    pad_multiple: int = 32
+    rope_axes: tuple[int, int, int] = (32, 48, 48)
+
+    def __post_init__(self) -> None:
+        if self.heads * self.head_dim != self.dim:
+            raise ValueError(
+                f"heads x head_dim must be dim, got {self.heads} x {self.head_dim} != {self.dim}"
+            )
+        if sum(self.rope_axes) != self.head_dim:
+            raise ValueError(
+                f"rope_axes must sum to head_dim, got {self.rope_axes} and {self.head_dim}"
+            )
+
+    @property
+    def qkv_dim(self) -> int:
+        """Width of the packed query, key and value projection, in elements."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def patch_dim(self) -> int:
+        """Latent elements of one image token."""
+        return self.patch * self.patch * self.channels
+
+
+Z_IMAGE = TransformerSizes()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of the denoiser: a picture size, a batch and a prompt length.
+
+    width_px, height_px: the picture; the latent has an eighth of them, rounded down.
+    batch: samples in the call, the unconditional ones of guidance included.
+    text_tokens: prompt length before padding.
+    dtype_bytes: bytes per activation element (2 in bfloat16).
+    """
+
+    width_px: int
+    height_px: int
+    batch: int = 1
+    text_tokens: int = 256
+    dtype_bytes: int = 2
+    sizes: TransformerSizes = Z_IMAGE
+
+    def __post_init__(self) -> None:
+        for name in ("width_px", "height_px"):
+            if getattr(self, name) < PIXELS_PER_LATENT:
+                raise ValueError(
+                    f"{name} must be >= {PIXELS_PER_LATENT}, got {getattr(self, name)}"
+                )
+        for name in ("batch", "text_tokens", "dtype_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the latent that the denoiser is called with, [B, C, H, W]."""
+        height, width = self.height_px // PIXELS_PER_LATENT, self.width_px // PIXELS_PER_LATENT
+        return self.batch, self.sizes.channels, height, width
+
+    @property
+    def image_tokens(self) -> int:
+        """Patches of one picture; the host fills up the last row and column of the latent."""
+        _, _, height, width = self.latent_shape
+        return -(-height // self.sizes.patch) * -(-width // self.sizes.patch)
+
+    @property
+    def padded_image_tokens(self) -> int:
+        """Image tokens with padding, per sample: the length in the image refiner."""
+        return round_up(self.image_tokens, self.sizes.pad_multiple)
+
+    @property
+    def padded_text_tokens(self) -> int:
+        """Text tokens with padding, per sample: the length in the text refiner."""
+        return round_up(self.text_tokens, self.sizes.pad_multiple)
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence in the main blocks, per sample."""
+        return self.padded_text_tokens + self.padded_image_tokens
+
+    @property
+    def stream_bytes(self) -> int:
+        """U: bytes of one residual stream of the whole batch."""
+        return self.batch * self.tokens * self.sizes.dim * self.dtype_bytes
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes of one hidden tensor of the feed-forward, of the whole batch."""
+        return self.batch * self.tokens * self.sizes.ffn_dim * self.dtype_bytes
+
+    @property
+    def rope_bytes(self) -> int:
+        """Bytes of the host's rope table: 2 x 2 float32 per pair of channels, for one sample."""
+        return self.tokens * (self.sizes.head_dim // 2) * 4 * 4
+
+
+def round_up(count: int, multiple: int) -> int:
+    """Returns the smallest multiple of `multiple` that is at least `count`."""
+    return -(-count // multiple) * multiple

@@ -1,0 +1,178 @@
+"""Rules on the project's files: each takes a file's text and gives the lines that break it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+REPO = Path(__file__).resolve().parent.parent
+# What a leaf room may import besides the standard library; the host's room may import anything.
+ROOMS: dict[str, set[str]] = {
+    "kernels": {"torch"},
+    "memory": set(),
+    "weights": {"torch", "safetensors", "transformers"},
+    "host": set(),
+}
+NETWORK_AND_PROCESSES = {
+    "aiohttp", "asyncore", "ftplib", "http", "httpx", "huggingface_hub", "imaplib", "poplib",
+    "multiprocessing", "pty", "requests", "smtplib", "socket", "socketserver", "ssl",
+    "subprocess", "telnetlib", "urllib", "urllib3", "webbrowser", "websockets", "xmlrpc",
+}  # fmt: skip
+
+
+def files(*suffixes: str) -> Iterator[PurePosixPath]:
+    """Every file of the project, below its root; not what tools leave in hidden folders."""
+    for folder, inside, names in os.walk(REPO):
+        shown = [n for n in inside if n[0] != "." or n in (".ci", ".github")]
+        inside[:] = sorted(set(shown) - {"__pycache__"})
+        for name in sorted(names):
+            if not suffixes or name.endswith(suffixes):
+                yield PurePosixPath(Path(folder, name).relative_to(REPO).as_posix())
+
+
+def is_shipped(path: PurePosixPath) -> bool:
+    """Whether .comfyignore leaves the file in the published pack."""
+    lines = (REPO / ".comfyignore").read_text().split()
+    return not any(
+        f"{path}".startswith(line) if line.endswith("/") else f"{path}" == line for line in lines
+    )
+
+
+def read(path: PurePosixPath) -> str:
+    return (REPO / path).read_text("utf-8")
+
+
+def imports(source: str, path: PurePosixPath) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of everything imported; the pack's own files begin with ``pack.``."""
+    package = ["pack", *path.parts[:-1]]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def wrong_arrows(source: str, path: PurePosixPath) -> list[str]:
+    """Imports against __init__ -> extension -> node files -> {kernels, memory, weights, host}."""
+    wrong = []
+    for line, name in imports(source, path):
+        top, *rest = name.split(".")
+        if top == "pack":
+            target = rest[1] if len(rest) > 1 and rest[0] == "nodes" else ""
+            fine = target in _reachable(path)
+        else:
+            fine = top in sys.stdlib_module_names or _third_party(name, path)
+        if not fine:
+            wrong.append(f"{path}:{line} imports {name}")
+    return wrong
+
+
+def _reachable(path: PurePosixPath) -> set[str]:
+    """The rooms and files of nodes/ that a file may import from."""
+    if path.parts[0] != "nodes":
+        return {"extension"}
+    if len(path.parts) > 2:
+        return {path.parts[1]}
+    if path.stem == "extension":
+        node_files = {p.stem for p in files(".py") if p.parts[0] == "nodes" and len(p.parts) == 2}
+        return {*ROOMS, *node_files} - {"extension", "__init__"}
+    return set(ROOMS)
+
+
+def _third_party(name: str, path: PurePosixPath) -> bool:
+    top = name.split(".")[0]
+    if len(path.parts) < 3:  # a node file, the extension or the root
+        return top == "torch" or name.startswith("comfy_api.latest.")
+    if path.parts[1] == "host":
+        return True
+    return top in ROOMS[path.parts[1]] or (
+        path.as_posix() == "nodes/memory/peak.py" and top == "torch"
+    )
+
+
+def module_level_imports(source: str, path: PurePosixPath) -> list[str]:
+    """Imports that run when the file is imported."""
+    body = ast.parse(source).body
+    inner = [n for n in body if not isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    nodes = [n for top in inner for n in ast.walk(top)]
+    return [f"{path}:{n.lineno}" for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+
+
+def network_and_processes(source: str, path: PurePosixPath) -> list[str]:
+    """Imports and calls that a registry's scanner flags."""
+    wrong = [
+        f"{path}:{line} imports {name}"
+        for line, name in imports(source, path)
+        if name.split(".")[0] in NETWORK_AND_PROCESSES
+    ]
+    for node in ast.walk(ast.parse(source)):
+        text = (
+            ast.unparse(node) if isinstance(node, ast.Call | ast.Attribute | ast.Subscript) else ""
+        )
+        if isinstance(node, ast.Call) and re.match(
+            r"(os\.(system|popen|exec\w+|spawn\w+|fork\w*|putenv|unsetenv|posix_spawn\w*)|eval|exec"
+            r"|__import__|os\.environ\.(update|setdefault|pop|clear))\(",
+            text,
+        ):
+            wrong.append(f"{path}:{node.lineno} calls {text}")
+        written = isinstance(getattr(node, "ctx", None), ast.Store | ast.Del)
+        if written and text.startswith("os.environ"):
+            wrong.append(f"{path}:{node.lineno} writes {text}")
+    return wrong
+
+
+def touches_the_host(source: str, path: PurePosixPath) -> list[str]:
+    """Assignments into imported modules, swapped classes, edits of the import path."""
+    tree = ast.parse(source)
+    modules = {"sys.path", "sys.modules"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules |= {alias.asname or alias.name for alias in node.names}
+    wrong = []
+    for node in ast.walk(tree):
+        text = (
+            ast.unparse(node) if isinstance(node, ast.Attribute | ast.Subscript | ast.Call) else ""
+        )
+        if isinstance(getattr(node, "ctx", None), ast.Store | ast.Del):
+            owner = (
+                text.rpartition(".")[0] if isinstance(node, ast.Attribute) else text.split("[")[0]
+            )
+            if owner in modules or text.endswith(".__class__"):
+                wrong.append(f"{path}:{node.lineno} assigns {text}")
+        elif isinstance(node, ast.Call):
+            edits_path = re.match(r"sys\.path\.(append|insert|extend|remove)\(", text)
+            if edits_path or (text[:8] == "setattr(" and ast.unparse(node.args[0]) in modules):
+                wrong.append(f"{path}:{node.lineno} calls {text}")
+    return wrong
+
+
+_PLACES = re.compile(
+    r"https?:/{2}(?!127\.0\.0\.1\b|localhost\b)"  # an address of a host that is not this machine
+    r"|\b[A-Za-z0-9-]+\.(?:com|org|net|io|ai|co|dev|cn)\b(?!\.?\w|\()"  # a host's bare name
+    r"|(?<![\w.~-])/(?:home|root|work|workspace|Users|mnt|opt|srv|tmp)/"  # a developer's folder
+    r"|\b[A-Z]:\\{1,2}\w"
+)
+
+
+def places(source: str, path: PurePosixPath) -> list[str]:
+    """Names of internet hosts, and paths of somebody's machine."""
+    if path.suffix == ".svg":
+        source = re.sub(r'xmlns(:\w+)?="[^"]*"', "", source)  # a name that only looks like a place
+    found = [
+        (n, m) for n, line in enumerate(source.splitlines(), 1) for m in _PLACES.finditer(line)
+    ]
+    return [f"{path}:{number} names {match.group()}" for number, match in found]
+
+
+def js_network(source: str, path: PurePosixPath) -> list[str]:
+    """Ways out of the page other than the host's own `api`."""
+    calls = (
+        r"(?<![\w.])(fetch|eval|importScripts)\s*\(|\bnew (WebSocket|XMLHttpRequest|EventSource)\b"
+    )
+    return [f"{path}: {match.group()}" for match in re.finditer(calls, source)]

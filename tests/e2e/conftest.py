@@ -1,0 +1,68 @@
+"""A real server with small random models, shared by the end-to-end tests.
+
+Without ZIMAGE_HOST_DIR every test that asks for the host is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pack.benchmarks.harness.folder_links import link_folder
+from pack.benchmarks.live_host import REPO, LiveHost
+
+SMALL_FOLDER = "Z-Image-Turbo"
+
+
+def tree_sums(folder: Path) -> dict[str, str]:
+    """The sha256 of every file below a folder, by its name."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    sums = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return sums
+
+
+@pytest.fixture(scope="session")
+def host_dir() -> Iterator[Path]:
+    """The host's folder; fails at the end when anything has written into it."""
+    folder = os.environ.get("ZIMAGE_HOST_DIR")
+    if not folder:
+        pytest.skip("needs a host: set ZIMAGE_HOST_DIR to an unpacked ComfyUI")
+    before = tree_sums(Path(folder))
+    yield Path(folder)
+    assert tree_sums(Path(folder)) == before, "the host's own folder was changed"
+
+
+@pytest.fixture(scope="session")
+def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with the same small weights as a diffusers folder and as single files."""
+    from pack.tests import tiny_models
+
+    models_dir = tmp_path_factory.mktemp("models")
+    folder = tiny_models.write_small_folder(models_dir / "diffusers" / SMALL_FOLDER)
+    tiny_models.write_single_files(folder, models_dir)
+    return models_dir
+
+
+@pytest.fixture(scope="session")
+def new_base(tmp_path_factory: pytest.TempPathFactory, small_models: Path):
+    """Makes a base directory whose server sees the small models and accepts their widths."""
+
+    def make(name: str) -> Path:
+        base_dir = tmp_path_factory.mktemp(name)
+        link_folder(small_models, base_dir / "models")
+        (base_dir / "custom_nodes").mkdir()
+        shutil.copy(REPO / "tests" / "widen_detection.py", base_dir / "custom_nodes")
+        return base_dir
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def server(host_dir: Path, new_base) -> Iterator[LiveHost]:
+    """The shared server, with the pack and the small models."""
+    with LiveHost(host_dir, new_base("shared")) as live:
+        yield live

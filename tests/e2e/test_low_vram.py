@@ -1,0 +1,87 @@
+"""The nodes of the low-VRAM workflow change no pixel: the same seed, over HTTP, PNG against PNG."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from pack.benchmarks.demo import Picture
+from pack.tests.e2e.test_server import FILES, TIMEOUT_S, cached_nodes, pixels, prompt_for
+
+# 288 tokens of the picture, so that a chunk of 256 is not all of it.
+PICTURE = Picture(288, 256, steps=4, seed=11, text="a lighthouse in fog")
+CHECKPOINT_NODE, SLICE_NODE, SAMPLER = "9", "10", "5"
+CHECKPOINT = {"blocks": "all", "chunk_tokens": 0, "head_groups": 0}
+SLICE = {"mode": "auto", "slices": 0}
+
+
+def with_low_vram(
+    prompt: dict[str, Any],
+    checkpoint: dict[str, Any] | None = CHECKPOINT,
+    slices: dict[str, Any] | None = SLICE,
+) -> dict[str, Any]:
+    """The example prompt with the nodes of example_workflows/z_image_turbo_low_vram.json.
+
+    Args:
+        checkpoint: inputs of Apply Gradient Checkpoint; None leaves the node out.
+        slices: inputs of Attention Slice; None leaves the node out.
+    """
+    prompt = copy.deepcopy(prompt)
+    chain = (
+        (CHECKPOINT_NODE, "ZImageGradientCheckpoint", checkpoint),
+        (SLICE_NODE, "ZImageAttentionSlice", slices),
+    )
+    model = prompt[SAMPLER]["inputs"]["model"]
+    for node_id, node_type, inputs in chain:
+        if inputs is not None:
+            prompt[node_id] = {"class_type": node_type, "inputs": {"model": model, **inputs}}
+            model = [node_id, 0]
+    prompt[SAMPLER]["inputs"]["model"] = model
+    return prompt
+
+
+def draw(server, prompt: dict[str, Any]) -> tuple[np.ndarray, str]:
+    """The picture, drawn and not taken from the cache, and what the server logged meanwhile."""
+    before = server.log_path.stat().st_size
+    entry = server.wait(server.queue(prompt), TIMEOUT_S)
+    assert SAMPLER not in cached_nodes(entry)
+    log = server.log_path.read_bytes()[before:].decode("utf-8", "replace")
+    return pixels(server, entry), log
+
+
+@pytest.fixture(scope="module")
+def plain(server) -> np.ndarray:
+    picture, log = draw(server, prompt_for(*FILES, PICTURE))
+    assert "Apply Gradient Checkpoint" not in log
+    assert "Attention Slice" not in log
+    assert picture.shape == (PICTURE.height, PICTURE.width, 3)
+    assert picture.std() > 1, "a picture of one colour shows nothing"
+    return picture
+
+
+# Neighbours differ in every node, else the host has the second one's node in its cache.
+@pytest.mark.parametrize(
+    ("checkpoint", "slices"),
+    [
+        (CHECKPOINT, SLICE),
+        ({**CHECKPOINT, "chunk_tokens": 256}, None),
+        (None, {"mode": "heads", "slices": 1}),
+        ({**CHECKPOINT, "chunk_tokens": 256, "head_groups": 3}, {"mode": "max", "slices": 0}),
+        ({**CHECKPOINT, "blocks": "every second", "chunk_tokens": 256}, SLICE),
+    ],
+    ids=["the workflow", "checkpoint alone", "slice alone", "smallest pieces", "every second"],
+)
+def test_every_pixel_is_the_same(server, plain, checkpoint, slices):
+    picture, log = draw(server, with_low_vram(prompt_for(*FILES, PICTURE), checkpoint, slices))
+    np.testing.assert_array_equal(picture, plain)
+    # Each node has told what it did, so it was not left out of the model.
+    assert ("Apply Gradient Checkpoint: " in log) == (checkpoint is not None)
+    assert ("Attention Slice: " in log) == (slices is not None)
+    assert "not the forward around them" not in log, "a plain request takes the whole forward"
+
+
+def test_another_seed_draws_another_picture(server, plain):
+    picture, _ = draw(server, with_low_vram(prompt_for(*FILES, PICTURE._replace(seed=12))))
+    assert (picture != plain).any()

@@ -1,0 +1,187 @@
+"""Small models and whole samplings for the tests of Apply Gradient Checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from . import attention_models
+from .loading import FOLDER, SAME, load, write_tiny_vae
+
+CHUNK = 256
+TEXT_WIDTH = 64
+OVERRIDE = "optimized_attention_override"
+# What the host's detection says of Z-Image, narrowed.
+Z_IMAGE = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 384,
+    "cap_feat_dim": TEXT_WIDTH,
+    "n_layers": 2,
+    "n_heads": 3,
+    "n_kv_heads": 3,
+    "qk_norm": True,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0,
+    "ffn_dim_multiplier": 8.0 / 3.0,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
+# Of Lumina 2: grouped heads, modulation through SiLU, no padding.
+LUMINA_2 = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 192,
+    "cap_feat_dim": TEXT_WIDTH,
+    "n_layers": 2,
+    "n_heads": 6,
+    "n_kv_heads": 2,
+    "qk_norm": True,
+    "axes_dims": [8, 12, 12],
+    "axes_lens": [300, 512, 512],
+    "rope_theta": 10000.0,
+    "ffn_dim_multiplier": 4.0,
+}
+
+
+class Run(NamedTuple):
+    """What came out, and the query lengths that the attention saw, without repeats."""
+
+    latent: torch.Tensor
+    queries: set[int]
+    heads: set[int]
+
+
+def from_loader(host: Any, small_folder: Path, **options: Any) -> Any:
+    """What our loader node gives, with a VAE that loads at once."""
+    assert f"{small_folder.name}/" == FOLDER
+    loaded = load(FOLDER, SAME, write_tiny_vae(host).name, **options)
+    generator = torch.Generator().manual_seed(0)  # the host's own layers start as any memory
+    with torch.inference_mode():
+        for parameter in loaded.vae.first_stage_model.parameters():
+            torch.nn.init.normal_(parameter, std=0.05, generator=generator)
+    return loaded
+
+
+def built(family: str, config: dict[str, Any], *, seed: int = 0) -> Any:
+    """A ModelPatcher of the host's own class with seeded weights; not from a file."""
+    import comfy.supported_models
+
+    config = dict(config)
+    model_config = getattr(comfy.supported_models, family)(config)
+    return attention_models._built(model_config, config, seed)
+
+
+def lean(model: Any, **options: Any) -> Any:
+    """The model behind our node, in chunks so small that the test's pictures have several."""
+    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
+
+    return ApplyGradientCheckpoint.execute(model, **{"chunk_tokens": CHUNK, **options}).args[0]
+
+
+def sliced(model: Any, mode: str = "max") -> Any:
+    from pack.nodes.attention_slice import AttentionSlice
+
+    return AttentionSlice.execute(model, mode, 0).args[0]
+
+
+def prompt(tokens: int = 7, *, seed: int = 0, batch: int = 1, **more: Any) -> list[Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return [[torch.randn(batch, tokens, TEXT_WIDTH, generator=generator), more]]
+
+
+def latent(side: int = 48, *, seed: int = 1, batch: int = 1) -> torch.Tensor:
+    """48 x 48: 576 image tokens and 32 of text, so two chunks of 256 and more."""
+    return torch.randn(batch, 16, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def sample(
+    model: Any,
+    *,
+    cfg: float = 1.0,
+    steps: int = 1,
+    noise: torch.Tensor | None = None,
+    positive: list[Any] | None = None,
+    negative: list[Any] | None = None,
+    **options: Any,
+) -> Run:
+    """Samples as KSampler does and records what the attention was asked."""
+    import comfy.sample
+
+    noise = latent() if noise is None else noise
+    queries, heads = set(), set()
+    watched = model.clone()
+    transformer_options = watched.model_options.setdefault("transformer_options", {})
+    previous = transformer_options.get(OVERRIDE)
+
+    def watch(function: Callable[..., Any], q: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            queries.add(q.shape[-2])
+            heads.add(q.shape[1])
+        if previous is not None:
+            return previous(function, q, *args, **kwargs)
+        return function(q, *args, **kwargs)
+
+    # Ours asks and tells Attention Slice by the override's own marks.
+    watch.__dict__.update(getattr(previous, "__dict__", {}))
+    transformer_options[OVERRIDE] = watch
+    with torch.inference_mode():
+        out = comfy.sample.sample(
+            watched,
+            noise,
+            steps,
+            cfg,
+            "euler",
+            "simple",
+            positive or prompt(),
+            negative or prompt(seed=5),
+            options.pop("latent_image", torch.zeros_like(noise)),
+            seed=1,
+            disable_pbar=True,
+            **options,
+        )
+    assert out.isfinite().all() and out.std() > 0
+    return Run(out, queries, heads)
+
+
+def assert_same(stock: Any, patched: Any, *, rounding: bool = False, **options: Any) -> Run:
+    """Samples both and compares; returns the patched run, which must have been cut."""
+    wanted, got = sample(stock, **options), sample(patched, **options)
+    if rounding:
+        error = (got.latent - wanted.latent).norm() / wanted.latent.norm()
+        assert error < 1e-5, error
+    else:
+        assert torch.equal(got.latent, wanted.latent)
+    assert min(got.queries | {10**9}) < max(wanted.queries), (got.queries, wanted.queries)
+    return got
+
+
+def lora_file(layers: Iterable[tuple[str, int, int]], *, seed: int = 3) -> dict[str, torch.Tensor]:
+    """A LoRA of rank 4 for modules of the host's transformer: (name, inputs, outputs)."""
+    generator = torch.Generator().manual_seed(seed)
+    file = {}
+    for name, inputs, outputs in layers:
+        file[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(4, inputs, generator=generator)
+        up = 0.05 * torch.randn(outputs, 4, generator=generator)
+        file[f"diffusion_model.{name}.lora_B.weight"] = up
+    return file
+
+
+def block_lora(model: Any) -> dict[str, torch.Tensor]:
+    """A LoRA on the linear layers of every block."""
+    denoiser = model.get_model_object("diffusion_model")
+    named = dict(denoiser.named_modules())
+    chosen = [
+        f"{stack}.{i}.{layer}"
+        for stack in ("noise_refiner", "context_refiner", "layers")
+        for i in range(len(getattr(denoiser, stack)))
+        for layer in ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2")
+    ]
+    return lora_file((n, named[n].in_features, named[n].out_features) for n in chosen)

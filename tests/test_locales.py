@@ -1,0 +1,84 @@
+"""The texts that ComfyUI reads from locales/. What they must cover: tests/host/test_locales.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pack.benchmarks.harness.folder_links import PACK_NAME
+from pack.benchmarks.live_host import REPO
+
+LOCALES = REPO / "locales"
+FILES = sorted(LOCALES.glob("*/*"))
+# What the host merges into its answer to /i18n; it ignores every other name.
+READ_BY_HOST = {"main.json", "nodeDefs.json", "commands.json", "settings.json"}
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    else:
+        assert isinstance(value, str)
+        yield value
+
+
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _display_name() -> str:
+    # tomllib needs Python 3.11, and one line needs no parser.
+    text = (REPO / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^DisplayName = "(.+)"$', text, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def test_both_languages_are_there():
+    assert {path.parent.name for path in FILES} == {"en", "zh"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_file_is_read_and_holds_plain_sentences(path):
+    assert path.name in READ_BY_HOST
+    texts = list(_texts(_load(path)))
+    assert texts
+    assert all(text.strip() == text and text for text in texts)
+    # The page's message format gives these a meaning of their own.
+    assert [text for text in texts if re.search(r"[{}@|]", text)] == []
+
+
+def test_english_node_texts_stand_in_the_schema_alone():
+    """The page falls back to the schema, so a second copy could only drift from it."""
+    assert not (LOCALES / "en" / "nodeDefs.json").exists()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_templates_go_by_the_packs_name(language):
+    categories = _load(LOCALES / language / "main.json")["templateWorkflows"]["category"]
+    assert categories == {PACK_NAME: _display_name()}
+
+
+def test_chinese_node_texts_are_chinese():
+    for node in _load(LOCALES / "zh" / "nodeDefs.json").values():
+        entries = [*node["inputs"].values(), *node["outputs"].values()]
+        long_texts = [node["description"], *(entry["tooltip"] for entry in entries)]
+        assert [text for text in long_texts if len(CHINESE.findall(text)) < 5] == []
+        assert CHINESE.search(node["display_name"])
+
+
+@pytest.mark.parametrize("node_id", sorted(_load(LOCALES / "zh" / "nodeDefs.json")))
+def test_both_help_pages_have_the_same_parts(node_id):
+    pages = [REPO / "js" / "docs" / f"{node_id}.md", REPO / "js" / "docs" / node_id / "zh.md"]
+    shapes = []
+    for page in pages:
+        lines = page.read_text(encoding="utf-8").splitlines()
+        shapes.append([line.split(" ")[0] for line in lines if re.match(r"#|- ", line)])
+    assert shapes[0] == shapes[1]
+    assert shapes[0].count("##") >= 3

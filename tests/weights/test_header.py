@@ -1,0 +1,228 @@
+"""What a safetensors header must say, and what the user is told when it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pack.nodes.weights.header import DTYPE_BITS, MAX_HEADER_BYTES, WeightsError, read_header
+from pack.tests.weights.fake_files import entry, file_bytes, write_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.safetensors"
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(WeightsError) as caught:
+        read_header(path)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 500
+    return message
+
+
+def malformed(why: str) -> str:
+    return f"x.safetensors has a malformed safetensors header: {why}: download it again"
+
+
+def test_reads_what_the_library_wrote(path):
+    tensors = {
+        "b": torch.zeros(3, 5, dtype=torch.bfloat16),
+        "a.weight": torch.zeros(2, 0, 7),
+        "scalar": torch.tensor(1.0, dtype=torch.float64),
+        "ünï.名": torch.zeros(4, dtype=torch.int8),
+    }
+    save_file(tensors, path, metadata={"format": "pt", "note": "x"})
+    header = read_header(path)
+    assert {n: (t.dtype, t.shape, t.nbytes) for n, t in header.tensors.items()} == {
+        "b": ("BF16", (3, 5), 30),
+        "a.weight": ("F32", (2, 0, 7), 0),
+        "scalar": ("F64", (), 8),
+        "ünï.名": ("I8", (4,), 4),
+    }
+    assert header.metadata == {"format": "pt", "note": "x"}
+    assert header.path == path
+    assert header.file_bytes == path.stat().st_size
+
+
+def test_reads_a_file_without_tensors_or_metadata(path):
+    path.write_bytes(file_bytes({"__metadata__": None}))
+    assert not read_header(path).tensors
+    assert read_header(path).metadata == {}
+
+
+@pytest.mark.parametrize("dtype", DTYPE_BITS)
+def test_knows_the_sizes_of_the_librarys_element_types(path, dtype):
+    path.write_bytes(file_bytes({"a": entry(dtype, [8, 3], 0)}, b"\0" * DTYPE_BITS[dtype] * 3))
+    assert read_header(path).tensors["a"].nbytes == DTYPE_BITS[dtype] * 3
+    with safe_open(path, framework="pt") as file:  # wrong sizes are errors there
+        assert file.get_slice("a").get_dtype() == dtype
+
+
+# A header's length is the file's first bytes: these look like a pickle's or a zip's.
+@pytest.mark.parametrize("header_bytes", [0x0280, 0x0380, 0x0480, 0x0580, 0x010280])
+def test_a_header_length_that_looks_like_a_pickle_is_no_pickle(path, header_bytes):
+    raw = json.dumps({"a": entry("U8", [1], 0)}).encode().ljust(header_bytes)
+    path.write_bytes(file_bytes(raw, b"x"))
+    assert list(read_header(path).tensors) == ["a"]
+
+
+@pytest.mark.parametrize("missing", [1, 100, 4096])
+def test_truncated_data(path, missing):
+    write_file(path, {"a": (32, 32), "b": (7,)})
+    whole = path.stat().st_size
+    os.truncate(path, whole - missing)
+    assert refusal(path) == (
+        f"x.safetensors is truncated: its header describes {whole} bytes, the file has "
+        f"{whole - missing} bytes: download it again"
+    )
+
+
+def test_truncated_header(path):
+    whole = file_bytes({"a": entry("U8", [1], 0)})
+    path.write_bytes(whole[:20])
+    assert refusal(path) == (
+        f"x.safetensors is truncated: its header describes {len(whole)} bytes, the file has "
+        "20 bytes: download it again"
+    )
+
+
+def test_every_beginning_of_a_file_is_refused(path):
+    whole = file_bytes({"a": entry("F32", [2, 3], 0)}, b"\x3f" * 24)
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        assert refusal(path).startswith("x.safetensors is truncated: ")
+    path.write_bytes(whole)
+    read_header(path)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_shorter_than_the_header_length(path, size):
+    path.write_bytes(b"\x10" * size)
+    assert refusal(path) == (
+        "x.safetensors is truncated: a safetensors file has at least 8 bytes, this one has "
+        f"{size}: download it again"
+    )
+
+
+def test_oversize_header(path):
+    path.write_bytes(struct.pack("<Q", MAX_HEADER_BYTES + 1) + b"{}")
+    assert refusal(path) == (
+        f"x.safetensors is no safetensors file: its first 8 bytes announce a header of "
+        f"{MAX_HEADER_BYTES + 1} bytes, more than {MAX_HEADER_BYTES}: download it again"
+    )
+
+
+def test_bytes_behind_the_data(path):
+    whole = write_file(path, {"a": (2,)}).stat().st_size
+    with path.open("ab") as file:
+        file.write(b"<html>")
+    assert refusal(path) == malformed(
+        f"it has {whole + 6} bytes where its header describes {whole} bytes"
+    )
+
+
+U8 = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+FIELDS = "must have the fields ('dtype', 'shape', 'data_offsets')"
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        (b"[]", "it does not begin with '{'"),
+        (b' {"a": 1}', "it does not begin with '{'"),
+        (b'{"a": 1}', f"the entry of 'a' {FIELDS}"),
+        ({"a": {**U8, "dtype": "F128"}}, "'a' has the unknown element type 'F128'"),
+        ({"a": {**U8, "dtype": 8}}, "'a' has the unknown element type 8"),
+        ({"a": {"shape": [1], "data_offsets": [0, 1]}}, f"the entry of 'a' {FIELDS}"),
+        ({"a": {**U8, "strides": [1]}}, f"the entry of 'a' {FIELDS}"),
+        ({"a": {**U8, "shape": 1}}, "'a' has the shape 1"),
+        ({"a": {**U8, "shape": [1.0]}}, "'a' has the shape [1.0]"),
+        ({"a": {**U8, "shape": [True]}}, "'a' has the shape [True]"),
+        ({"a": {**U8, "shape": [2**63]}}, "'a' has the shape [9223372036854775808]"),
+        ({"a": {**U8, "data_offsets": [0]}}, "'a' has the data offsets [0]"),
+        ({"a": {**U8, "data_offsets": [0, 1, 2]}}, "'a' has the data offsets [0, 1, 2]"),
+        ({"a": {**U8, "data_offsets": "01"}}, "'a' has the data offsets '01'"),
+        ({"a": {**U8, "shape": [2]}}, "'a' of shape [2] and type U8 cannot fill 1 bytes"),
+        (
+            {"a": {**U8, "shape": [2], "data_offsets": [1, 0]}},
+            "'a' of shape [2] and type U8 cannot fill -1 bytes",
+        ),
+        (
+            {"a": {**U8, "dtype": "F4", "shape": [3]}},
+            "'a' of shape [3] and type F4 cannot fill 1 bytes",
+        ),
+        (
+            {"a": {**U8, "shape": [2**62, 4, 0], "data_offsets": [0, 0]}},
+            "'a' of shape [4611686018427387904, 4, 0] and type U8 cannot fill 0 bytes",
+        ),
+        ({"a": U8, "b": entry("U8", [1], 2)}, "'b' begins at byte 2, not at 1"),
+        ({"b": entry("U8", [3], 0), "a": entry("U8", [3], 2)}, "'a' begins at byte 2, not at 3"),
+        ({"a": entry("U8", [3], 1)}, "'a' begins at byte 1, not at 0"),
+        ({"__metadata__": {"a": 1}}, "its metadata is not a table of text"),
+        ({"__metadata__": []}, "its metadata is not a table of text"),
+        ({"__metadata__": 0}, "its metadata is not a table of text"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_malformed(path, header, why):
+    path.write_bytes(file_bytes(header, b"\0" * 16))
+    assert refusal(path) == malformed(why)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{",
+        b'{"a": }',
+        b"{}\0",
+        b"{} {}",
+        b'{"\xff": 1}',
+        b'{"a": "' + b"\\",
+        b'{"\\ud800": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}',
+        b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [-0, 1]}}',
+        b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [-1, 0]}}',
+        b'{"a":' * 100_000,
+        b'{"a": {"dtype": "U8", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 1]}}',
+    ],
+    ids=lambda value: str(value)[2:40],
+)
+def test_malformed_json(path, header):
+    path.write_bytes(file_bytes(header, b"x"))
+    assert refusal(path).startswith(
+        malformed("")[: -len(": download it again")] + "not valid JSON ("
+    )
+    assert refusal(path).endswith("): download it again")
+
+
+def test_a_name_that_stands_in_the_header_twice(path):
+    text = json.dumps(U8).encode()
+    path.write_bytes(file_bytes(b'{"a": %s, "a": %s}' % (text, text), b"x"))
+    assert refusal(path) == malformed("not valid JSON (a name stands in it twice)")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"n" * 100_000: 1},
+        {"a": {**U8, "dtype": "F" * 100_000}},
+        {"a": {**U8, "shape": [1] * 100_000 + [2]}},
+        {"a": {**U8, "shape": [2**63 - 2] * 50_000}},
+        {"a": {**U8, "data_offsets": [[[[0] * 1000] * 10]] * 10}},
+    ],
+    ids=["name", "dtype", "shape", "product", "offsets"],
+)
+def test_a_header_of_absurd_length_is_refused_at_once_in_one_sentence(path, header):
+    path.write_bytes(file_bytes(header, b"x"))
+    start = time.thread_time()
+    refusal(path)  # checks the length of the sentence
+    assert time.thread_time() - start < 1
