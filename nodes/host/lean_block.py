@@ -151,6 +151,7 @@ def run_block(
                 heads=heads,
                 groups=groups,
                 chunk_tokens=chunk,
+                scratch=None if target is source else target[sample],
             )
     with ExitStack() as until:
         linear = functools.partial(fetch.fetch_linear, like=source, until=until)

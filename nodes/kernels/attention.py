@@ -53,12 +53,13 @@ def add_attention(
     heads: Heads,
     groups: int,
     chunk_tokens: int,
+    scratch: torch.Tensor | None = None,
 ) -> None:
     """target = source + gate * norm_out(out(attended)), attended from q, k, v of norm_in(source).
 
     For each group of heads: k and v of all tokens, then q chunk by chunk. What earlier groups
-    attended to waits in one buffer; the last group's goes straight through the output projection,
-    so a buffer for it is never made.
+    attended to waits in one buffer (`scratch`, if given); the last group's goes straight through
+    the output projection, so a buffer for it is never made.
 
     Source: the host's JointTransformerBlock and JointAttention (comfy/ldm/lumina/model.py).
 
@@ -77,13 +78,15 @@ def add_attention(
         heads: head counts.
         groups: into how many groups the heads are cut, >= 1; 1 holds k and v of all heads.
         chunk_tokens: rows at a time, >= 1; a multiple of 64 keeps the CPU's attention bit-exact.
+        scratch: [T, D] to overwrite; a target that is not the source serves, as rows of the result
+            are written after what waited in them was read. None: a buffer is made where needed.
 
     Raises:
         ValueError: groups or chunk_tokens < 1.
 
     Memory: with S the tokens and G the groups, where G divides the heads and query heads share no
         k and v: S * D * (1 + 1 / G) + chunk_tokens * D * max(2, 1 + 2 / G) elements, and what
-        `attend` holds beside its result.
+        `attend` holds beside its result; with `scratch` S * D * (1 - 1 / G) elements less.
     Exact: bit-exact on CPU.
     """
     tokens = source.shape[0]
@@ -102,7 +105,9 @@ def add_attention(
 
     # [T, query heads before the last group's]
     held_width = spans[-1][0] * repeats * heads.channels
-    held = source.new_empty(tokens, held_width) if held_width else None
+    held = None
+    if held_width:
+        held = source.new_empty(tokens, held_width) if scratch is None else scratch
     for first, last in spans:
         columns = (first * heads.channels, last * heads.channels)
         key = source.new_empty(tokens, last - first, heads.channels)
@@ -134,7 +139,7 @@ def add_attention(
                 continue
             if held is not None:
                 joined = source.new_empty(stop - start, width)
-                joined[:, :begin] = held[start:stop]
+                joined[:, :begin] = held[start:stop, :begin]
                 joined[:, begin:] = attended
                 attended = joined
                 del joined

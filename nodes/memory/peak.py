@@ -36,13 +36,15 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
 _BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
-# Which operations are taken apart, and by which kernel; filled as they come. The softmax of math
-# attention is no composite to autograd, but one to the devices: it allocates in three steps.
-_INNER_KEYS: dict[Any, Any] = {
-    torch.ops.aten._safe_softmax.default: _EXPLICIT,
-}
+# Which operations are taken apart on a device, and by which kernel; filled as they come.
+_INNER_KEYS: dict[tuple[Any, str], Any] = {}
+# The softmax of math attention is no composite to autograd, but one to the devices: it allocates in
+# three steps.
+_SAFE_SOFTMAX = torch.ops.aten._safe_softmax.default
 # `torch.tensor(data)` fills a storage outside the dispatcher and shows it here first.
 _LIFT_FRESH = torch.ops.aten.lift_fresh.default
+_SDPA = torch.ops.aten.scaled_dot_product_attention.default
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention.default
 _PLAIN = torch._C._disabled_torch_dispatch_impl
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 
@@ -168,7 +170,12 @@ class PeakTracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":  # asks a fake tensor for its device; makes nothing
             return func(*args, **kwargs)
-        key = _inner_key(func)
+        device_type = _device_type(args)
+        is_fake_cuda = device_type == "cuda" and isinstance(args[0], FakeTensor)
+        if func is _SDPA and is_fake_cuda and self._attention == "flash":
+            with self:  # torch would ask the device, which need not be here
+                return _FLASH(*args[:3], scale=kwargs.get("scale"))[0]
+        key = _inner_key(func, device_type)
         if key is None and func.namespace in self._opened and _has_kernel(func, _EXPLICIT):
             key = _EXPLICIT
         if key is not None:
@@ -220,13 +227,34 @@ class PeakTracker(TorchDispatchMode):
             self.peak_live = self.live()
 
 
-def _inner_key(func: Any) -> Any:
-    """Returns the dispatch key under which `func` runs as steps that can be seen, or None."""
+def _device_type(args: Any) -> str:
+    """Returns where an operation runs, by its first tensor; empty for one that makes a tensor."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            return arg.device.type
+    return ""
+
+
+def _inner_key(func: Any, device_type: str) -> Any:
+    """Returns the dispatch key under which `func` runs as steps that can be seen, or None.
+
+    An operation with a kernel of the device's own is one step there, composite or not.
+    """
     try:
-        return _INNER_KEYS[func]
+        return _INNER_KEYS[func, device_type]
     except KeyError:
-        key = _INNER_KEYS[func] = _COMPOSITE if _has_kernel(func, _COMPOSITE) else None
+        key = None
+        if func is _SAFE_SOFTMAX:
+            key = _EXPLICIT
+        elif _has_kernel(func, _COMPOSITE) and not _has_own_kernel(func, device_type):
+            key = _COMPOSITE
+        _INNER_KEYS[func, device_type] = key
         return key
+
+
+def _has_own_kernel(func: Any, device_type: str) -> bool:
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
 
 
 def _has_kernel(func: Any, key: Any) -> bool:

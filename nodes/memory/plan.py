@@ -63,10 +63,13 @@ def lean_peak_bytes(request: Request, plan: DenoiserPlan) -> int:
     before_last = (sizes.kv_heads - 1) // per_group * per_group
     repeats = sizes.heads // sizes.kv_heads
     held = before_last * repeats * sizes.head_dim
-    group = per_group * sizes.head_dim
-    # Rows of a chunk before and after the last norm, or normed beside k projected and rotated.
-    of_chunk = max(2 * sizes.dim, sizes.dim + 2 * group)
-    attention = tokens * (held + 2 * group * repeats) + chunk * of_chunk
+    group, last = (heads * sizes.head_dim for heads in (per_group, sizes.kv_heads - before_last))
+    # A chunk normed beside k projected and rotated; in the last group also before and after the
+    # last norm.
+    attention = max(
+        tokens * (held + 2 * group * repeats) + chunk * (sizes.dim + 2 * group),
+        tokens * (held + 2 * last * repeats) + chunk * 2 * sizes.dim,
+    )
     if repeats > 1:  # k and v as they are shared, and the copies for attention one after the other
         attention = max(attention, tokens * (held + (1 + 2 * repeats) * group))
     hidden = sizes.ffn_dim + -(-sizes.ffn_dim // HIDDEN_BLOCKS)

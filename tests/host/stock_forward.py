@@ -1,9 +1,10 @@
 """The host's own Z-Image transformer at full size on fake tensors: exact bytes, no weights.
 
 Everything is the host's: the class, its operations, its model options. Only the tensors are fake,
-so a forward at 4096x4096 takes a second and no memory. They are CPU tensors to torch; the bytes are
-those of any device. Fused operations of comfy-kitchen run their registered fake kernels and count
-their outputs, as the CUDA kernels do; the float32 copies of their eager form are not seen.
+so a forward at 4096x4096 takes a second and no memory. They are CUDA tensors to torch, which needs
+no card for them, so that code which differs by device runs as on a card. Fused operations of
+comfy-kitchen run their registered fake kernels and count their outputs, as the CUDA kernels do; the
+float32 copies of their eager form are not seen.
 
 Two ways to call it. `model`: the transformer as BaseModel.apply_model calls it. `apply`: through
 apply_model, which holds the float32 latent beside its cast. The latent and the text count as
@@ -88,27 +89,32 @@ class FakeDenoiser:
     Args:
         sizes: the transformer's sizes; fewer `layers` (2 are enough) give the same peak sooner.
         dtype: of weights and activations.
+        device: "cuda" measures what a card holds, "cpu" also the CPU's float32 copies; a torch
+            without CUDA has the latter alone.
     """
 
     def __init__(
-        self, sizes: TransformerSizes = Z_IMAGE, *, dtype: torch.dtype = torch.bfloat16
+        self,
+        sizes: TransformerSizes = Z_IMAGE,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "cuda" if torch.backends.cuda.is_built() else "cpu",
     ) -> None:
         import comfy.supported_models
 
         config = comfy.supported_models.ZImage(unet_config(sizes))
         config.set_inference_dtype(dtype, None)
-        self.sizes, self.dtype = sizes, dtype
+        self.sizes, self.dtype, self.device = sizes, dtype, torch.device(device)
         self.mode = FakeTensorMode()
         with self.mode:
-            self.model = config.get_model({}, device="cpu")
+            self.model = config.get_model({}, device=self.device)
 
     def patcher(self) -> Any:
         """A fresh ModelPatcher for nodes to clone and patch; SDPA attention is chosen on it."""
         from comfy.model_patcher import ModelPatcher
 
-        device = torch.device("cpu")
         with self.mode:
-            patcher = ModelPatcher(self.model, load_device=device, offload_device=device)
+            patcher = ModelPatcher(self.model, load_device=self.device, offload_device=self.device)
         patcher.model_options["transformer_options"].update(_sdpa_options())
         return patcher
 
@@ -138,6 +144,7 @@ class FakeDenoiser:
             torch.inference_mode(),  # as the host runs nodes
             _installed(self.patcher() if patcher is None else patcher) as options,
             self.mode,
+            self.device,  # where tensors are made without naming a device
         ):
             inputs = self._inputs(request, route)
             call, text_name = self.model.apply_model, "c_crossattn"

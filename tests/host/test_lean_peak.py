@@ -1,8 +1,4 @@
-"""What the lean denoiser holds, on the host's classes at full size, on fake tensors.
-
-The formulas of nodes/memory/plan.py are those of a card, whose norm is one operation. The CPU's
-holds three float32 copies of a piece of rows beside: `_piece_bytes`.
-"""
+"""What the lean denoiser holds, on the host's classes at full size, on fake tensors."""
 
 from __future__ import annotations
 
@@ -27,24 +23,23 @@ BOUNDS = {
     Request(1024, 1024): {ALONE: 122, AUTO: 91, MAX: 74},
     Request(512, 512, 4): {ALONE: 92, AUTO: 92, MAX: 68},
     Request(2048, 2048): {ALONE: 395, AUTO: 310, MAX: 262},
+    Request(1024, 1024, 4): {ALONE: 225, AUTO: 194, MAX: 177},
+    Request(4096, 4096): {ALONE: 1487, AUTO: 1186, MAX: 1018},
 }
-SLOW = pytest.mark.slow
 CASES = [
-    pytest.param(
-        request,
-        mode,
-        bound,
-        marks=SLOW if mode is MAX or request.width_px == 2048 else (),
-        id=f"{request.width_px} b{request.batch} {mode}",
-    )
+    pytest.param(request, mode, bound, id=f"{request.width_px} b{request.batch} {mode}")
     for request, bounds in BOUNDS.items()
     for mode, bound in bounds.items()
+]
+# One head at a time makes ten thousands of operations, minutes on fake tensors at large sizes.
+MEASURED = [
+    case for case in CASES if case.values[1] is not MAX or case.values[0] == Request(512, 512, 4)
 ]
 
 
 @pytest.fixture(scope="module")
 def denoiser(host: Any) -> FakeDenoiser:
-    return FakeDenoiser(dataclasses.replace(Z_IMAGE, layers=1))
+    return FakeDenoiser(dataclasses.replace(Z_IMAGE, layers=1, refiner_layers=1))
 
 
 def _patched(denoiser: FakeDenoiser, mode: str | None = None, **options: Any) -> Any:
@@ -52,18 +47,18 @@ def _patched(denoiser: FakeDenoiser, mode: str | None = None, **options: Any) ->
     return patcher if mode is None else lean_models.sliced(patcher, mode)
 
 
-def _piece_bytes() -> int:
-    from pack.nodes.host import fetch
-
-    return 3 * 4 * fetch._PIECE_ELEMENTS
-
-
 def _assert_near(request: Request, measured: int, predicted: int) -> None:
     assert predicted < 1.03 * measured, request
-    assert measured < 1.03 * predicted + _piece_bytes(), request
+    assert measured < 1.03 * predicted, request
 
 
 @pytest.mark.parametrize(("request_", "mode", "bound"), CASES)
+def test_predicted_peak_is_below_its_bound(request_: Request, mode: str | None, bound: int) -> None:
+    plan = denoiser_plan(request_, groups=GROUPS[mode])
+    assert round(lean_peak_bytes(request_, plan) / MIB) <= bound
+
+
+@pytest.mark.parametrize(("request_", "mode", "bound"), MEASURED)
 def test_peak_is_below_its_bound_and_as_predicted(
     denoiser: FakeDenoiser, request_: Request, mode: str | None, bound: int
 ) -> None:
@@ -163,11 +158,12 @@ def test_only_the_output_outlives_a_block(denoiser: FakeDenoiser, groups: int) -
     patcher = _patched(denoiser, head_groups=groups, chunk_tokens=64)
     block = patcher.object_patches["diffusion_model.layers.0"]
     assert type(block) is LeanBlock
-    with torch.inference_mode(), denoiser.mode:
+    options = patcher.model_options["transformer_options"]
+    with torch.inference_mode(), denoiser.mode, denoiser.device:
         x = torch.empty(2, 160, 3840, dtype=torch.bfloat16)
         adaln, table = torch.empty(2, 256, dtype=torch.bfloat16), torch.empty(1, 160, 1, 64, 2, 2)
         with PeakTracker(log=True) as tracker:
-            out = block(x, None, table, adaln, transformer_options={})
+            out = block(x, None, table, adaln, transformer_options=options)
     assert [a.nbytes for a in tracker.live()] == [out.numel() * 2]
     assert tracker.log[0].nbytes != 0 and len(tracker.log) > 50
 

@@ -118,10 +118,12 @@ class Half:
             gate=by_token("gate"),
         )
 
-    def check(self, *, in_place: bool = False, **options: Any) -> None:
+    def check(self, *, in_place: bool = False, has_scratch: bool = False, **options: Any) -> None:
         source = self.draw(self.tokens, self.dim, seed=9)
         before, wanted = source.clone(), self.oracle(source)
         target = source if in_place else torch.full_like(source, torch.nan)
+        if has_scratch:
+            options["scratch"] = target
         self.run(source, target, **options)
         assert ((target - wanted).norm() / wanted.norm()).item() < TOLERANCE[self.dtype]
         assert in_place or torch.equal(source, before)
@@ -136,6 +138,14 @@ SPANS = {"none": (), "one": ((0, 39),), "three": ((0, 5), (5, 6), (6, 39))}
 @pytest.mark.parametrize("in_place", [False, True])
 def test_equals_the_oracle(dtype: torch.dtype, spans: Any, groups: int, in_place: bool) -> None:
     Half(dtype, spans=spans).check(in_place=in_place, groups=groups, chunk_tokens=13)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("groups", [1, 2, 4, 6])
+def test_the_target_may_hold_what_earlier_groups_attended_to(
+    dtype: torch.dtype, groups: int
+) -> None:
+    Half(dtype, spans=SPANS["three"]).check(has_scratch=True, groups=groups, chunk_tokens=13)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
