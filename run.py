@@ -63,6 +63,14 @@ def prepare(steps: Steps) -> Path:
     return python
 
 
+def install_tools(steps: Steps) -> None:
+    """What tests and benchmarks need besides: one step."""
+    steps("Tools for the tests and benchmarks")
+    base = environment.base_requirements(environment.HOSTS_DIR / DEFAULT_HOST / "ComfyUI")
+    wanted = [*base, "-r", environment.TEST_REQUIREMENTS]
+    environment.install(environment.VENV, "tests", wanted, "installing the tools for the tests")
+
+
 def choose_host(version: str, folder: Path | None) -> tuple[Path, Path]:
     """The Python and the folder of one host: a version of ours, or a user's own, left untouched."""
     base_python = environment.python_of(environment.VENV)
@@ -140,11 +148,9 @@ def run_bench(options: argparse.Namespace, rest: list[str]) -> int:
         if options.name not in scripts:
             raise environment.SetupError(f"no benchmark {options.name}; there are: {scripts}")
         scripts = [options.name]
-    if not scripts:
-        print("There are no benchmarks yet.")
-        return 0
-    steps = Steps(3 + len(scripts))
+    steps = Steps(4 + len(scripts))
     prepare(steps)
+    install_tools(steps)
     python, host_dir = choose_host(DEFAULT_HOST, None)
     failed = 0
     for script in scripts:
@@ -159,10 +165,7 @@ def run_tests(options: argparse.Namespace, rest: list[str]) -> int:
     versions = list(dict.fromkeys(options.host or [DEFAULT_HOST, OLDEST_HOST]))
     steps = Steps(6 + len(versions))
     python = prepare(steps)
-    steps("Tools for the tests")
-    base = environment.base_requirements(environment.HOSTS_DIR / DEFAULT_HOST / "ComfyUI")
-    wanted = [*base, "-r", environment.TEST_REQUIREMENTS]
-    environment.install(environment.VENV, "tests", wanted, "installing the tools for the tests")
+    install_tools(steps)
     steps("Chromium for the browser tests")
     chromium = browser.find_chromium(python)
     steps("ruff check, ruff format, pyright: each counts as one test")

@@ -32,7 +32,7 @@ RESULTS = REPO / "benchmarks" / "results" / "block_time.jsonl"
 VARIANTS = {
     "1 group": 1,
     "2 groups (default)": 2,
-    "5 groups (Slice auto)": 5,
+    "3 groups (Slice auto)": 3,
     "30 groups (max)": 30,
 }
 

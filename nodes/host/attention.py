@@ -23,7 +23,7 @@ _IS_GROUPED = "is_grouped"
 _OVERRIDE = "optimized_attention_override"
 
 # Heads in one of the lean Z-Image block's groups with mode auto: the knee of memory against time.
-LEAN_HEADS = 6
+LEAN_HEADS = 10
 # Functions that hold no scores, and those that do.
 _WITHOUT_SCORES = ("attention_pytorch", "attention_flash", "attention_xformers")
 _WITH_SCORES = ("attention_basic", "attention_split", "attention_sub_quad")

@@ -16,6 +16,11 @@ RotateFn = Callable[[torch.Tensor, int], torch.Tensor]
 AttendFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+# From so many groups on, q of a group is held whole beside its k and v: the source is then normed
+# once per group instead of twice, and q takes no more than a sixteenth of the source.
+QUERY_GROUPS = 16
+
+
 class Heads(NamedTuple):
     """Head counts of an attention layer: query heads, key/value heads, channels per head."""
 
@@ -57,7 +62,8 @@ def add_attention(
 ) -> None:
     """target = source + gate * norm_out(out(attended)), attended from q, k, v of norm_in(source).
 
-    For each group of heads: k and v of all tokens, then q chunk by chunk. What earlier groups
+    For each group of heads: k and v of all tokens, then q chunk by chunk (from QUERY_GROUPS groups
+    on: q, k and v of all tokens, then the attention chunk by chunk). What earlier groups
     attended to waits in one buffer (`scratch`, if given); the last group's goes straight through
     the output projection, so a buffer for it is never made.
 
@@ -86,7 +92,8 @@ def add_attention(
 
     Memory: with S the tokens and G the groups, where G divides the heads and query heads share no
         k and v: S * D * (1 + 1 / G) + chunk_tokens * D * max(2, 1 + 2 / G) elements, and what
-        `attend` holds beside its result; with `scratch` S * D * (1 - 1 / G) elements less.
+        `attend` holds beside its result; with `scratch` S * D * (1 - 1 / G) elements less; from
+        QUERY_GROUPS groups on S * D / G more.
     Exact: bit-exact on CPU.
     """
     tokens = source.shape[0]
@@ -103,6 +110,7 @@ def add_attention(
     def by_head(rows: torch.Tensor) -> torch.Tensor:
         return rows.view(rows.shape[0], -1, heads.channels)
 
+    holds_query = len(spans) >= QUERY_GROUPS
     # [T, query heads before the last group's]
     held_width = spans[-1][0] * repeats * heads.channels
     held = None
@@ -112,23 +120,31 @@ def add_attention(
         columns = (first * heads.channels, last * heads.channels)
         key = source.new_empty(tokens, last - first, heads.channels)
         value = source.new_empty(tokens, last - first, heads.channels)
+        begin, end = columns[0] * repeats, columns[1] * repeats
+        queries = source.new_empty(tokens, end - begin) if holds_query else None
         for start, stop in chunks(tokens, chunk_tokens):
             rows = modulated(start, stop)
             part = by_head(qkv(rows, key_begin + columns[0], key_begin + columns[1]))
             key[start:stop] = rotate_key(part, start)
-            del part  # before v's rows are made
+            del part  # before the next rows are made
+            if queries is not None:
+                part = by_head(qkv(rows, begin, end))
+                by_head(queries[start:stop]).copy_(rotate_query(part, start))
+                del part
             part = qkv(rows, value_begin + columns[0], value_begin + columns[1])
             del rows
             value[start:stop] = by_head(part)
             del part
         key = _as_attended(key, repeats)  # k without repeats is gone before v's are made
         value = _as_attended(value, repeats)
-        begin, end = columns[0] * repeats, columns[1] * repeats
         for start, stop in chunks(tokens, chunk_tokens):
-            rows = modulated(start, stop)
-            query = by_head(qkv(rows, begin, end))
-            del rows  # before q is rotated
-            query = rotate_query(query, start)
+            if queries is not None:
+                query = by_head(queries[start:stop])
+            else:
+                rows = modulated(start, stop)
+                query = by_head(qkv(rows, begin, end))
+                del rows  # before q is rotated
+                query = rotate_query(query, start)
             # [T, H, C] -> [1, H, T, C]
             attended = attend(query.movedim(0, 1)[None], key, value)[0]
             del query
@@ -150,7 +166,7 @@ def add_attention(
                 gate.multiply_(change, start)
             add_rows_(target[start:stop], source[start:stop], change)
             del change
-        del key, value  # before the next group's are made
+        del key, value, queries  # before the next group's are made
 
 
 def _as_attended(rows: torch.Tensor, repeats: int) -> torch.Tensor:

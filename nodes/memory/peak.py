@@ -172,7 +172,8 @@ class PeakTracker(TorchDispatchMode):
             return func(*args, **kwargs)
         device_type = _device_type(args)
         is_fake_cuda = device_type == "cuda" and isinstance(args[0], FakeTensor)
-        if func is _SDPA and is_fake_cuda and self._attention == "flash":
+        has_mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None) is not None
+        if func is _SDPA and is_fake_cuda and not has_mask and self._attention == "flash":
             with self:  # torch would ask the device, which need not be here
                 return _FLASH(*args[:3], scale=kwargs.get("scale"))[0]
         key = _inner_key(func, device_type)

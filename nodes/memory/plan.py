@@ -12,11 +12,12 @@ CHUNK_TOKENS = (512, 1024, 2048, 4096)
 # With one head at a time the least memory is asked for, and products are narrow whatever the chunk.
 LEAST_CHUNK_TOKENS = (256, 512)
 # A larger chunk is taken where it raises the peak by no more than this factor.
-SLACK = 1.03
-# The same constants as in kernels/feed_forward.py and kernels/rows.py; a test compares them.
+SLACK, LEAST_SLACK = 1.03, 1.01
+# The same constants as in kernels/; a test compares them.
 HIDDEN_BLOCKS = 4
 SHORTEST_REST = 192
 LONG_CHUNK = 256
+QUERY_GROUPS = 16
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def denoiser_plan(request: Request, *, groups: int, chunk_tokens: int = 0) -> De
     is_least = groups >= request.sizes.kv_heads
     sizes = LEAST_CHUNK_TOKENS if is_least else CHUNK_TOKENS
     plans = [DenoiserPlan(groups, chunk) for chunk in sizes]
-    limit = SLACK * lean_peak_bytes(request, plans[0])
+    limit = (LEAST_SLACK if is_least else SLACK) * lean_peak_bytes(request, plans[0])
     return [p for p in plans if lean_peak_bytes(request, p) <= limit][-1]
 
 
@@ -64,14 +65,17 @@ def lean_peak_bytes(request: Request, plan: DenoiserPlan) -> int:
     repeats = sizes.heads // sizes.kv_heads
     held = before_last * repeats * sizes.head_dim
     group, last = (heads * sizes.head_dim for heads in (per_group, sizes.kv_heads - before_last))
+    is_query_held = -(-sizes.kv_heads // per_group) >= QUERY_GROUPS
+    held_parts = 3 if is_query_held else 2
     # A chunk normed beside k projected and rotated; in the last group also before and after the
     # last norm.
     attention = max(
-        tokens * (held + 2 * group * repeats) + chunk * (sizes.dim + 2 * group),
-        tokens * (held + 2 * last * repeats) + chunk * 2 * sizes.dim,
+        tokens * (held + held_parts * group * repeats) + chunk * (sizes.dim + 2 * group),
+        tokens * (held + held_parts * last * repeats) + chunk * 2 * sizes.dim,
     )
     if repeats > 1:  # k and v as they are shared, and the copies for attention one after the other
-        attention = max(attention, tokens * (held + (1 + 2 * repeats) * group))
+        copied = (1 + held_parts * repeats) * group
+        attention = max(attention, tokens * (held + copied))
     hidden = sizes.ffn_dim + -(-sizes.ffn_dim // HIDDEN_BLOCKS)
     feed_forward = chunk * (sizes.dim + hidden)
     elements = request.batch * tokens * sizes.dim + max(attention, feed_forward)

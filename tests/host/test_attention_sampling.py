@@ -147,7 +147,7 @@ def test_the_text_names_the_groups_of_the_lean_block(
 ) -> None:
     caplog.set_level("INFO")
     models.sliced(z_image, "auto")
-    assert "with Apply Gradient Checkpoint, q, k and v of 6 heads at a time" in caplog.text
+    assert "with Apply Gradient Checkpoint, q, k and v of 10 heads at a time" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["auto", "max"])

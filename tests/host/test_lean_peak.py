@@ -18,7 +18,7 @@ from . import lean_models
 MIB = 2**20
 # Peaks to stay below, in MiB: the node alone, with Attention Slice auto, with max.
 ALONE, AUTO, MAX = None, "auto", "max"
-GROUPS = {ALONE: 2, AUTO: 5, MAX: 30}
+GROUPS = {ALONE: 2, AUTO: 3, MAX: 30}
 BOUNDS = {
     Request(1024, 1024): {ALONE: 122, AUTO: 91, MAX: 74},
     Request(512, 512, 4): {ALONE: 92, AUTO: 92, MAX: 68},

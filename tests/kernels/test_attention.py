@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.kernels import reference
-from pack.nodes.kernels.attention import Heads, RotateFn, add_attention, head_groups
+from pack.nodes.kernels.attention import (
+    QUERY_GROUPS,
+    Heads,
+    RotateFn,
+    add_attention,
+    head_groups,
+)
 from pack.nodes.kernels.rows import Modulation, Projection, RowsFn
 from pack.nodes.memory.peak import PeakTracker
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -141,6 +147,15 @@ def test_equals_the_oracle(dtype: torch.dtype, spans: Any, groups: int, in_place
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [Heads(17, 17, 8), Heads(34, 17, 8)], ids=["own", "shared"])
+@pytest.mark.parametrize("groups", [QUERY_GROUPS - 1, 17])
+def test_queries_of_small_groups_are_held(dtype: torch.dtype, heads: Heads, groups: int) -> None:
+    half = Half(dtype, heads=heads, spans=SPANS["three"])
+    half.check(groups=groups, chunk_tokens=13)
+    half.check(groups=groups, chunk_tokens=13, has_scratch=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("groups", [1, 2, 4, 6])
 def test_the_target_may_hold_what_earlier_groups_attended_to(
     dtype: torch.dtype, groups: int
@@ -255,7 +270,8 @@ def test_peak_at_the_sizes_of_z_image(groups: int, chunk: int) -> None:
     with FakeTensorMode():
         half = Half(torch.bfloat16, tokens, heads, spans=((0, tokens),))
         peak = _peak(half, groups=groups, chunk=chunk)
-    held = tokens * 3840 * (groups + 1) // groups
+    parts = 2 if groups >= QUERY_GROUPS else 1  # of the last group, above what all groups hold
+    held = tokens * 3840 * (groups + parts) // groups
     assert peak == (held + chunk * 3840 * (3 if groups == 1 else 2)) * 2
     assert peak <= (2 * tokens + 3 * chunk) * 3840 * 2
 
