@@ -142,7 +142,7 @@ class FakeDenoiser:
         tracker = PeakTracker(**tracking)
         with (
             torch.inference_mode(),  # as the host runs nodes
-            _installed(self.patcher() if patcher is None else patcher) as options,
+            installed(self.patcher() if patcher is None else patcher) as options,
             self.mode,
             self.device,  # where tensors are made without naming a device
         ):
@@ -191,7 +191,7 @@ def _sdpa_options() -> dict[str, Any]:
 
 
 @contextmanager
-def _installed(patcher: Any) -> Iterator[dict[str, Any]]:
+def installed(patcher: Any) -> Iterator[dict[str, Any]]:
     """Puts a patcher's patches in place as sampling does; yields its transformer_options."""
     import comfy.model_patcher
     import comfy.sampler_helpers

@@ -1,0 +1,123 @@
+"""Bytes kept for the backward pass in training, by way of checkpointing, at Z-Image's true sizes.
+
+    python run.py bench training_memory
+
+One forward and backward of the host's transformer on fake CPU tensors in bfloat16, frozen weights
+(as for a LoRA), gradients to the latent, sub-quadratic attention replaced by SDPA. "Depth" is the
+host's Train LoRA setting: 1 checkpoints the model as a whole, 2 its blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+if __package__:
+    from .load_ram import REPO, register_pack
+else:
+    from load_ram import REPO, register_pack
+
+RESULTS = REPO / "benchmarks" / "results" / "training_memory.jsonl"
+GIB = 2**30
+SIDE_PX, TEXT_TOKENS = 1024, 256
+
+
+class Kept(NamedTuple):
+    """Live bytes after the forward, output aside, and the peak of forward and backward."""
+
+    kept_bytes: int
+    peak_bytes: int
+
+
+@contextmanager
+def host_checkpointing(denoiser: Any, depth: int) -> Iterator[None]:
+    """As the host's Train LoRA node switches it on; depth 0 leaves it off."""
+    from comfy_extras.nodes_train import find_modules_at_depth, patch, unpatch
+
+    modules = find_modules_at_depth(denoiser, depth=depth) if depth else []
+    for module in modules:
+        patch(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            unpatch(module)
+
+
+def measure(depth: int, is_ours: bool) -> Kept:
+    """One forward and backward on a fresh model."""
+    import comfy.model_management
+    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
+    from pack.nodes.memory.peak import PeakTracker
+    from pack.nodes.memory.shapes import Request
+    from pack.tests.host import stock_forward
+
+    fake = stock_forward.FakeDenoiser(device="cpu")
+    patcher = fake.patcher()
+    if is_ours:
+        patcher = ApplyGradientCheckpoint.execute(patcher).args[0]
+    denoiser = fake.model.diffusion_model.requires_grad_(False)
+    request = Request(SIDE_PX, SIDE_PX, text_tokens=TEXT_TOKENS)
+    comfy.model_management.in_training = True
+    try:
+        with (
+            stock_forward.installed(patcher) as options,
+            host_checkpointing(denoiser, depth),
+            fake.mode,
+        ):
+            latent = torch.empty(request.latent_shape, dtype=torch.bfloat16, requires_grad=True)
+            text = torch.empty(1, TEXT_TOKENS, 2560, dtype=torch.bfloat16)
+            with PeakTracker(attention="flash") as tracker:
+                out = denoiser(
+                    latent, torch.empty(1), text, TEXT_TOKENS, transformer_options=options
+                )
+                kept = tracker.current_bytes - out.untyped_storage().nbytes()
+                out.sum().backward()
+        return Kept(kept, tracker.peak_bytes)
+    finally:
+        comfy.model_management.in_training = False
+
+
+WAYS = {
+    "no checkpointing": (0, False),
+    "the host's, depth 1 (whole model)": (1, False),
+    "the host's, depth 2 (blocks)": (2, False),
+    "Apply Gradient Checkpoint": (0, True),
+}
+
+
+def main() -> None:
+    register_pack()
+    from pack.tests.host.stock_forward import settle_host
+
+    with tempfile.TemporaryDirectory() as base_dir:
+        settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
+        import comfyui_version
+
+        found = {name: measure(*way) for name, way in WAYS.items()}
+        host = comfyui_version.__version__
+    shown = {
+        "width_px": SIDE_PX, "height_px": SIDE_PX, "batch": 1, "text_tokens": TEXT_TOKENS,
+        "layers": 30, "dtype": "bfloat16", "device": "fake cpu", "host": host,
+        "torch": torch.__version__,
+    }  # fmt: skip
+    lines = [json.dumps({"way": name, **kept._asdict(), **shown}) for name, kept in found.items()]
+    RESULTS.write_text("\n".join(lines) + "\n")
+    print(
+        f"Forward and backward at {SIDE_PX}x{SIDE_PX}, batch 1, {TEXT_TOKENS} text tokens, 30 main "
+        f"layers, frozen weights, bfloat16, fake CPU tensors; ComfyUI {host}, torch "
+        f"{torch.__version__}.\n\n| way | kept for the backward pass | peak |\n|---|---|---|"
+    )
+    for name, kept in found.items():
+        print(f"| {name} | {kept.kept_bytes / GIB:.2f} GiB | {kept.peak_bytes / GIB:.2f} GiB |")
+
+
+if __name__ == "__main__":
+    main()
