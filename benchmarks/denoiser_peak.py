@@ -44,6 +44,7 @@ ROUTES = {
     "model": "The transformer, called as by the host's apply_model",
     "apply": "Through the host's apply_model",
 }
+BLOCK_LEVEL = "Apply Gradient Checkpoint, block level"
 
 
 class Case(NamedTuple):
@@ -98,7 +99,7 @@ VARIANTS: dict[str, Callable[[FakeDenoiser, Case], PeakTracker]] = {
     "stock": stock,
     "torch.utils.checkpoint around it": training_checkpoint,
     "Apply Gradient Checkpoint": lean,
-    "Apply Gradient Checkpoint, block level": functools.partial(lean, is_whole=False),
+    BLOCK_LEVEL: functools.partial(lean, is_whole=False),
     "+ Attention Slice auto": functools.partial(lean, slice_mode="auto"),
     "+ Attention Slice max": functools.partial(lean, slice_mode="max"),
 }
@@ -209,6 +210,40 @@ def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     )
 
 
+def told_table(rows: Sequence[dict[str, Any]], requests: Sequence[Request]) -> str:
+    """What the host is told to keep free, beside what was measured and its own estimate."""
+    from comfy.supported_models import ZImage
+    from pack.nodes.gradient_checkpoint import DEFAULT_GROUPS, TEXT_TOKENS, need_bytes
+    from pack.nodes.memory.shapes import PIXELS_PER_LATENT
+
+    lines = [
+        "| case | whole forward, measured | block level, measured | told to the host | its own "
+        "estimate |",
+        "|---|---|---|---|---|",
+    ]
+    for request in requests:
+        told = need_bytes(
+            dataclasses.replace(request, text_tokens=TEXT_TOKENS), request.latent_shape,
+            DEFAULT_GROUPS, 0,
+        )  # fmt: skip
+        area = request.batch * request.width_px * request.height_px // PIXELS_PER_LATENT**2
+        # memory_required in the host's comfy/model_base.py, with attention that holds no scores.
+        own = area * request.dtype_bytes * 0.01 * ZImage.memory_usage_factor * MIB
+        sizes = [
+            row["peak_bytes"]
+            for name in ("Apply Gradient Checkpoint", BLOCK_LEVEL)
+            for row in rows
+            if (row["variant"], row["width_px"], row["batch"])
+            == (name, request.width_px, request.batch)
+        ]
+        cells = [f"{size / MIB:.0f} MiB" for size in [*sizes, told, own]]
+        lines.append(
+            f"| {request.width_px}x{request.height_px}, batch {request.batch} | "
+            f"{' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, default=30, help="main layers (2: the same peak)")
@@ -256,6 +291,8 @@ def main() -> None:
     )
     for route, title in ROUTES.items():
         print(f"\n{title}:\n\n{table(rows, route)}")
+    if {"Apply Gradient Checkpoint", BLOCK_LEVEL} <= {row["variant"] for row in rows}:
+        print(f"\nWhat the host keeps free for the call:\n\n{told_table(rows, requests)}")
 
 
 if __name__ == "__main__":

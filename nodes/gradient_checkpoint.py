@@ -118,7 +118,7 @@ class ApplyGradientCheckpoint(io.ComfyNode):
             model,
             settings,
             blocks=blocks,
-            need=lambda shape: _need_bytes(request, shape, groups, chunk_tokens),
+            need=lambda shape: need_bytes(request, shape, groups, chunk_tokens),
             node_id=node_id,
         )
         text = _report(request, blocks, groups, chunk_tokens)
@@ -135,7 +135,7 @@ def _chunk_tokens(request: Request, tokens: int, groups: int, chunk_tokens: int)
     return denoiser_plan(shape, groups=groups, chunk_tokens=chunk_tokens).chunk_tokens
 
 
-def _need_bytes(
+def need_bytes(
     request: Request, latent_shape: Sequence[int], groups: int, chunk_tokens: int
 ) -> int:
     """What the host shall reckon with for a latent [B, C, H, W].

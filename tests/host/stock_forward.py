@@ -115,7 +115,7 @@ class FakeDenoiser:
 
         with self.mode:
             patcher = ModelPatcher(self.model, load_device=self.device, offload_device=self.device)
-        patcher.model_options["transformer_options"].update(_sdpa_options())
+        patcher.model_options["transformer_options"].update(_sdpa_options(self.device))
         return patcher
 
     def measure(
@@ -177,11 +177,14 @@ class FakeDenoiser:
         )
 
 
-def _sdpa_options() -> dict[str, Any]:
-    """Options that choose SDPA where the host, started with --cpu alone, has chosen another."""
+def _sdpa_options(device: torch.device) -> dict[str, Any]:
+    """Options that choose SDPA where the host, started with --cpu alone, has chosen another.
+
+    For fake CUDA tensors always, since there is no card to ask which kernel it would take.
+    """
     from comfy.ldm.modules import attention
 
-    if attention.optimized_attention is attention.attention_pytorch:
+    if device.type == "cpu" and attention.optimized_attention is attention.attention_pytorch:
         return {}
     return {
         "optimized_attention_override": lambda _, *args, **kwargs: attention.attention_pytorch(

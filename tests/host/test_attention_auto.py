@@ -62,7 +62,7 @@ def test_auto_keeps_score_buffers_within_the_budget(
 
 @pytest.fixture(scope="module")
 def denoiser(host: Any) -> FakeDenoiser:
-    return FakeDenoiser(dataclasses.replace(Z_IMAGE, layers=2))
+    return FakeDenoiser(dataclasses.replace(Z_IMAGE, layers=2), device="cpu")
 
 
 @pytest.mark.parametrize(
