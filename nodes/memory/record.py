@@ -47,7 +47,8 @@ class Device:
     name: such as the card's name, or ``cpu``.
     type: torch's: cpu, cuda, mps, ...
     total_bytes: of the card or of the RAM.
-    allocator: such as ``native``, ``native, expandable segments``, ``cudaMallocAsync``; None on cpu.
+    allocator: such as ``native``, ``native, expandable segments`` or ``cudaMallocAsync``; None on
+        a cpu.
     """
 
     name: str
@@ -142,6 +143,8 @@ class Record:
     summary: one line for each probe of the prompt so far, in order of execution.
     notes: what went otherwise than asked, such as a folder that cannot be written.
     files: names of files below the host's output folder that this probe wrote.
+    prompt_id: of the prompt in which it was measured. A probe that the host took from its cache
+        still carries the record, and the id, of the prompt before.
     """
 
     label: str
@@ -162,6 +165,7 @@ class Record:
     summary: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    prompt_id: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Returns the form in which the page and the history get it.
@@ -169,21 +173,34 @@ class Record:
         ``timeline`` rows are ``[t_s, weights, activations, other, step, block]``. ``peak_at`` and
         ``parts_at_peak`` are None where nothing was measured.
         """
-        whole: dict[str, Any] = {"version": VERSION, **asdict(self)}
-        whole["timeline"] = [
-            [
-                round(s.t_s, 4),
-                s.parts.weights,
-                s.parts.activations,
-                s.parts.other,
-                s.step,
-                s.block,
-            ]
-            for s in self.timeline
-        ]
-        for name in ("steps", "figures", "summary", "notes", "files"):
-            whole[name] = list(whole[name])
-        whole["largest"] = [
-            {**asdict(t), "shape": None if t.shape is None else list(t.shape)} for t in self.largest
-        ]
-        return whole
+        return {
+            "version": VERSION,
+            "label": self.label,
+            "state": self.state,
+            "mode": self.mode,
+            "detail": self.detail,
+            "device": asdict(self.device),
+            "measured_with": self.measured_with,
+            "peak_bytes": self.peak_bytes,
+            "peak_at": None if self.peak_at is None else asdict(self.peak_at),
+            "parts_at_peak": None if self.parts_at_peak is None else asdict(self.parts_at_peak),
+            "timeline": [
+                [round(s.t_s, 4), *_numbers(s.parts), s.step, s.block] for s in self.timeline
+            ],
+            "steps": [asdict(step) for step in self.steps],
+            "figures": [asdict(figure) for figure in self.figures],
+            "largest": [
+                {**asdict(t), "shape": None if t.shape is None else list(t.shape)}
+                for t in self.largest
+            ],
+            "report": self.report,
+            "issue_report": self.issue_report,
+            "summary": list(self.summary),
+            "notes": list(self.notes),
+            "files": list(self.files),
+            "prompt_id": self.prompt_id,
+        }
+
+
+def _numbers(parts: Parts) -> tuple[int, int, int]:
+    return parts.weights, parts.activations, parts.other
