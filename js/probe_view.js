@@ -1,0 +1,230 @@
+// What a probe's node shows: the peak, the chart, what a moment was made of, and the buttons.
+
+import { drawChart, momentText } from "./probe_chart.js";
+import { bytesText, percentText, secondsText } from "./probe_numbers.js";
+import { copyText, saveJson } from "./probe_export.js";
+import { style } from "./probe_style.js";
+import { text } from "./probe_texts.js";
+
+const RECORD_VERSION = 1;
+const PARTS = ["weights", "activations", "other"];
+const TOLD_MS = 1600;
+let made = 0;
+
+const LAYOUT = `
+  <div class="probe">
+    <div class="empty"></div>
+    <div class="head"><span class="peak"></span><span class="share"></span><span class="state"></span></div>
+    <div class="where"></div>
+    <div class="plot"><svg role="img"></svg><div class="pointer"></div></div>
+    <div class="legend"></div>
+    <div class="details" tabindex="0"></div>
+    <div class="buttons">
+      <span><button class="figures" type="button"></button>
+        <button class="close-up" type="button"></button></span>
+      <span><button class="copy" type="button"></button>
+        <button class="save" type="button"></button></span>
+    </div>
+  </div>`;
+
+function make(name, className, content = "") {
+  const element = document.createElement(name);
+  element.className = className;
+  element.textContent = content;
+  return element;
+}
+
+export class ProbeView {
+  element = document.createElement("div");
+  record = null;
+  #parts = {};
+  #chart = null;
+  #pointer = null; // horizontal position of the mouse over the chart
+  #closeUp = false;
+  #figures = false;
+  #isDrawing = false;
+
+  /** @param signal ends everything that the view listens to. */
+  constructor(signal) {
+    const root = this.element.attachShadow({ mode: "open" });
+    root.adoptedStyleSheets = [style];
+    root.innerHTML = LAYOUT;
+    for (const found of root.querySelectorAll("[class]")) this.#parts[found.className] ??= found;
+    const svg = root.querySelector("svg");
+    this.#parts.svg = svg;
+    made += 1;
+    this.ids = { title: `title-${made}`, desc: `desc-${made}` };
+    svg.setAttribute("aria-labelledby", this.ids.title);
+    svg.setAttribute("aria-describedby", this.ids.desc);
+
+    const on = (part, kind, act) => this.#parts[part].addEventListener(kind, act, { signal });
+    on("pointer", "pointermove", (event) => this.#point(event.offsetX));
+    on("pointer", "pointerleave", () => this.#point(null));
+    on("figures", "click", () => this.#toggle(() => (this.#figures = !this.#figures)));
+    on("close-up", "click", () => this.#toggle(() => (this.#closeUp = !this.#closeUp)));
+    on("copy", "click", async () => {
+      this.#tell("copy", (await copyText(this.record.report)) ? "copied" : "copyFailed");
+    });
+    on("save", "click", () => saveJson(this.record));
+
+    const resized = new ResizeObserver(() => this.draw());
+    resized.observe(this.#parts.plot);
+    resized.observe(this.element);
+    signal.addEventListener("abort", () => resized.disconnect(), { once: true });
+  }
+
+  show(record) {
+    this.record = record;
+    this.draw();
+  }
+
+  /** Draws with the next frame, however often it is asked before. */
+  draw() {
+    if (this.#isDrawing) return;
+    this.#isDrawing = true;
+    requestAnimationFrame(() => {
+      this.#isDrawing = false;
+      this.#drawNow();
+    });
+  }
+
+  /** Whether the mouse wheel should scroll what it is over. */
+  get canScroll() {
+    const { details } = this.#parts;
+    return !details.hidden && details.scrollHeight > details.clientHeight;
+  }
+
+  #toggle(change) {
+    change();
+    this.draw();
+  }
+
+  #point(position) {
+    this.#pointer = position;
+    this.draw();
+  }
+
+  #tell(part, name) {
+    this.#parts[part].textContent = text(name);
+    setTimeout(() => this.draw(), TOLD_MS);
+  }
+
+  #drawNow() {
+    const { record } = this;
+    const parts = this.#parts;
+    const isKnown = record?.version === RECORD_VERSION;
+    const hasChart = isKnown && record.timeline.length > 0;
+    const hasPeak = isKnown && record.peak_bytes !== null;
+    parts.empty.hidden = hasChart || this.#figures;
+    parts.empty.textContent = text(emptyText(record, isKnown));
+    for (const name of ["head", "where"]) parts[name].hidden = !hasPeak;
+    for (const name of ["plot", "legend"]) parts[name].hidden = !hasChart || this.#figures;
+    parts.details.hidden = !isKnown || !this.#figures;
+    this.element.dataset.captureWheel = String(!parts.details.hidden);
+    this.#drawButtons(isKnown, hasChart);
+    if (hasPeak) this.#drawHead(record);
+    if (this.#figures && isKnown) fillDetails(parts.details, record);
+    if (!hasChart || this.#figures) return;
+    const { clientWidth: width, clientHeight: height } = parts.plot;
+    if (width === 0 || height === 0) return; // not on the screen
+    this.#chart = drawChart(parts.svg, record, { width, height, closeUp: this.#closeUp, ids: this.ids });
+    const index = this.#pointer === null ? null : this.#chart.sampleAt(this.#pointer);
+    this.#chart.mark(index);
+    const row = index === null ? null : record.timeline[index];
+    fillLegend(parts.legend, row ? { weights: row[1], activations: row[2], other: row[3] } : record.parts_at_peak);
+    if (row) this.#tellMoment(row);
+  }
+
+  #drawButtons(isKnown, hasChart) {
+    const { figures, copy, save, buttons } = this.#parts;
+    const closeUp = this.#parts["close-up"];
+    buttons.hidden = !isKnown;
+    figures.textContent = text("figures");
+    figures.setAttribute("aria-pressed", this.#figures);
+    closeUp.textContent = text("closeUp");
+    closeUp.title = text("closeUpTip");
+    closeUp.setAttribute("aria-pressed", this.#closeUp);
+    closeUp.hidden = !hasChart || this.#figures;
+    copy.textContent = text("copy");
+    copy.disabled = !this.record?.report;
+    save.textContent = text("save");
+  }
+
+  #drawHead(record) {
+    const { peak, share, state, where } = this.#parts;
+    const total = record.device.total_bytes;
+    peak.textContent = bytesText(record.peak_bytes);
+    share.textContent = total ? text("share", percentText(record.peak_bytes, total), bytesText(total)) : "";
+    state.className = `state ${record.state}`;
+    state.hidden = record.state === "done";
+    state.textContent = text(record.state);
+    const moment = momentText(record.peak_at);
+    where.textContent = [moment && text("peakAt", moment), record.device.name].filter(Boolean).join(" — ");
+    where.title = where.textContent;
+    where.classList.remove("pointed");
+  }
+
+  /** In place of where the peak is: the moment that the mouse points at. */
+  #tellMoment([t_s, weights, activations, other, step, block]) {
+    const { where } = this.#parts;
+    const moment = momentText({ t_s, step, block, operation: null });
+    where.textContent = `${bytesText(weights + activations + other)} · ${moment}`;
+    where.classList.add("pointed");
+  }
+}
+
+function emptyText(record, isKnown) {
+  if (!record) return "empty";
+  if (!isKnown) return "otherVersion";
+  return record.state === "cached" ? "cachedLong" : record.state === "running" ? "waiting" : "nothing";
+}
+
+/** The three parts at the peak, or at the sample that the mouse points at. */
+function fillLegend(legend, values) {
+  const items = PARTS.map((name) => {
+    const item = make("span", "part", text(name));
+    item.style.setProperty("--part", `var(--${name})`);
+    if (values) item.append(make("b", "", bytesText(values[name])));
+    return item;
+  });
+  legend.replaceChildren(...items);
+}
+
+/** Everything else that the record tells, as a list. */
+function fillDetails(details, record) {
+  const scrolled = details.scrollTop;
+  const list = (rows) => {
+    const made = make("dl", "");
+    for (const [name, value, isAbsent] of rows) {
+      made.append(make("dt", "", name), make("dd", isAbsent ? "absent" : "", value));
+    }
+    return made;
+  };
+  const sections = [
+    ["", record.figures.map(figureRow)],
+    [text("steps"), record.steps.map((s) => [text("step", s.step), `${bytesText(s.peak_bytes)} · ${secondsText(s.seconds)}`])],
+    [text("largest"), record.largest.map((t) => [`${t.where || "?"}`, `${bytesText(t.bytes)} · ${tensorText(t)}`])],
+  ];
+  const content = sections
+    .filter(([, rows]) => rows.length)
+    .flatMap(([title, rows]) => [...(title ? [make("h4", "", title)] : []), list(rows)]);
+  const lines = (title, texts) =>
+    texts?.length ? [make("h4", "", title), ...texts.map((line) => make("p", "", line))] : [];
+  details.replaceChildren(
+    ...lines(text("notes"), record.notes),
+    make("p", "", text("measuredWith", record.measured_with)),
+    ...content,
+    ...lines(text("summary"), record.summary),
+    ...lines(text("files"), record.files),
+  );
+  details.setAttribute("aria-label", text("figures"));
+  details.scrollTop = scrolled;
+}
+
+function figureRow({ name, bytes, reason }) {
+  return bytes === null ? [name, text("notAvailable", reason), true] : [name, bytesText(bytes), false];
+}
+
+function tensorText({ shape, dtype }) {
+  return [shape && `[${shape.join(", ")}]`, dtype].filter(Boolean).join(" ");
+}
