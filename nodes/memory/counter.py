@@ -54,6 +54,13 @@ class PeakCounter:
         self._intervals.append(interval)
         return interval
 
+    def open_since_set_back(self) -> Interval:
+        """Begins an interval that reaches back to when the counter was last set back."""
+        interval = self.open(set_back=False)
+        interval._stale = -1
+        interval._note(self._read())
+        return interval
+
     def settle(self, *, set_back: bool) -> Count:
         """Reads the counter, gives every open interval its share, and returns what was read."""
         count = self._read()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .record import Record
+from .record import Figure, Record
 
 
-def row(record: Record, *, time: str, about: Mapping[str, Any]) -> dict[str, Any]:
+def row(
+    record: Record, *, time: str, figures: Sequence[Figure], about: Mapping[str, Any]
+) -> dict[str, Any]:
     """One run as a flat row.
 
     Args:
         record: what was measured.
         time: when, ISO 8601.
+        figures: what else the machine says at that moment.
         about: workflow hash, model, size, batch, dtype and versions, as far as they are known.
     """
     parts = record.parts_at_peak
@@ -38,7 +41,7 @@ def row(record: Record, *, time: str, about: Mapping[str, Any]) -> dict[str, Any
         "device_bytes": record.device.total_bytes,
         "allocator": record.device.allocator,
         **about,
-        "figures": {f.name: f.bytes for f in record.figures if f.bytes is not None},
+        "figures": {f.name: f.bytes for f in figures if f.bytes is not None},
     }
 
 

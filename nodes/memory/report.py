@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from .record import Figure, Parts, Record
+from .record import Device, Figure, Parts, Record
 
 GIB = 2**30
 MIB = 2**20
@@ -28,9 +29,7 @@ def size(count: int | None) -> str:
 
 def figure_line(figure: Figure) -> str:
     """A figure, or why there is none."""
-    if figure.bytes is None:
-        return f"{figure.name}: not available: {figure.reason}"
-    return f"{figure.name}: {size(figure.bytes)}"
+    return f"{figure.name}: {_amount(figure)}"
 
 
 def headline(record: Record) -> str:
@@ -101,16 +100,41 @@ def issue_report(record: Record, versions: Mapping[str, str]) -> str:
         ("settings", f"mode {record.mode}, detail {record.detail}"),
         ("steps", _steps(record)),
     ]
-    rows += [(f.name, f"not available: {f.reason}" if f.bytes is None else size(f.bytes))
-             for f in record.figures]  # fmt: skip
+    rows += [(figure.name, _amount(figure)) for figure in record.figures]
     rows += list(versions.items())
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
     return f"**VRAM report**\n\n| | |\n|---|---|\n{table}\n"
 
 
+def completed(
+    record: Record,
+    figures: Sequence[Figure],
+    others: Sequence[Record],
+    versions: Mapping[str, str],
+) -> Record:
+    """The record with figures, the summary of its prompt, and both reports.
+
+    Args:
+        figures: of this moment.
+        others: the prompt's other probes so far, in order.
+        versions: as for `issue_report`.
+    """
+    record = replace(record, figures=tuple(figures), summary=summary([*others, record]))
+    return replace(record, report=report(record), issue_report=issue_report(record, versions))
+
+
+def missed(label: str) -> Record:
+    """The record of a probe that the host took from its cache."""
+    return Record(label, "cached", "", "totals", Device("", "", None, None), "")
+
+
 def summary(records: Sequence[Record]) -> tuple[str, ...]:
     """One line for each probe of a prompt."""
     return tuple(f"{i}. {headline(record)}" for i, record in enumerate(records, 1))
+
+
+def _amount(figure: Figure) -> str:
+    return f"not available: {figure.reason}" if figure.bytes is None else size(figure.bytes)
 
 
 def _parts(parts: Parts) -> str:
