@@ -153,6 +153,7 @@ class VRAMProbe(io.ComfyNode):
             value = probe_sampling.with_probe(value, settings)
         peak_gib = float("nan") if seen.peak_bytes is None else seen.peak_bytes / GIB
         picture = probe_chart.draw(chart.drawing(seen))
+        probe_stretch.begin(value, settings)
         # The host keeps this very dict: what the probe sees later is written into it.
         ui = {"z_image_vram_probe": [settings.live]}
         return io.NodeOutput(value, seen.report, peak_gib, picture, ui=ui)

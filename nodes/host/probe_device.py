@@ -112,6 +112,9 @@ def figures(device: torch.device) -> Iterator[tuple[str, int | None, str | None]
     yield from _driver_figures(device)
     for patcher in _loaded(device):
         yield from _model_figures(patcher)
+    if not any(_is_dynamic(patcher) for patcher in _loaded(device)):
+        yield "pages of dynamic VRAM", None, "no model here is loaded with dynamic VRAM"
+    yield "weights streamed per step", None, "the host keeps no count of what it streams"
     yield "pinned RAM of the host", *_pinned()
     memory = psutil.virtual_memory()
     yield "RAM of this process", psutil.Process().memory_info().rss, None
@@ -124,8 +127,12 @@ def _loaded(device: torch.device) -> list[Any]:
     return [p for p in management.loaded_models() if p.load_device == device]
 
 
+def _is_dynamic(patcher: Any) -> bool:
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
+
+
 def _pages(patcher: Any) -> int:
-    if not (hasattr(patcher, "is_dynamic") and patcher.is_dynamic()):
+    if not _is_dynamic(patcher):
         return 0
     return max(0, patcher.loaded_size() - patcher.model.model_loaded_weight_memory)
 
@@ -189,12 +196,9 @@ def _model_figures(patcher: Any) -> Iterator[tuple[str, int | None, str | None]]
     loaded, whole = patcher.loaded_size(), patcher.model_size()
     yield f"{name}: weights on the device", loaded, None
     yield f"{name}: weights elsewhere", max(0, whole - loaded), None
-    if hasattr(patcher, "is_dynamic") and patcher.is_dynamic():
+    if _is_dynamic(patcher):
         yield f"{name}: pages resident", _pages(patcher), None
-        yield f"{name}: pages not resident", max(0, whole - _pages(patcher)), None
-    else:
-        reason = "this host loads the model without dynamic VRAM"
-        yield f"{name}: pages resident", None, reason
+        yield f"{name}: pages evicted or not yet loaded", max(0, whole - _pages(patcher)), None
 
 
 def _pinned() -> Amount:

@@ -87,7 +87,7 @@ class PromptWatch(ProgressHandler):
         return self._counters[device][1].measured_with
 
     def end_stretch(self, device: torch.device, settings: ProbeSettings) -> tuple[Any, Any]:
-        """Ends what ran since the last probe and begins the next stretch.
+        """Ends what ran since the last probe.
 
         Returns:
             The record, and the recorder that made it.
@@ -108,13 +108,11 @@ class PromptWatch(ProgressHandler):
                 recorder.note(_FIRST)
             elif not high.is_exact:
                 recorder.note(AT_LEAST)
-        record = recorder.blank if is_cached else recorder.record("done")
-        self._open(device, settings, is_first=False)
-        return record, recorder
+        return (recorder.blank if is_cached else recorder.record("done")), recorder
 
-    def set_back(self, device: torch.device, settings: ProbeSettings) -> None:
-        """Sets the peak back and begins a stretch, without a measurement."""
-        if settings.node_id is not None:
+    def begin_stretch(self, device: torch.device, settings: ProbeSettings) -> None:
+        """Begins what runs until the next probe; sets the peak back where the mode says so."""
+        if settings.node_id is not None and settings.node_id not in self.records:
             self._without_record.add(settings.node_id)
         self._open(device, settings, is_first=False)
 
@@ -156,15 +154,16 @@ class PromptWatch(ProgressHandler):
         for device, stretch in self._stretches.items():
             high = stretch.part.take(set_back=False)
             weights = probe_device.weights_bytes(device)
+            # What was there before and is gone by now hides no activations.
+            stretch.before = min(stretch.before, max(0, stretch.part.current - weights))
             parts = self._tools.parts_of(high.bytes, weights, stretch.before)
             stretch.recorder.point(parts, block=self._class_of(self._running))
 
-    def _class_of(self, node_id: str | None) -> str | None:
-        """The class of a node that runs; a probe's own reading belongs to none."""
+    def _class_of(self, node_id: str | None) -> str:
+        """The class of the node that runs, as a reader knows it."""
         if node_id is None or not self.registry.dynprompt.has_node(node_id):
-            return None
-        name = self.registry.dynprompt.get_node(node_id)["class_type"]
-        return None if name == NODE_ID else name
+            return "between nodes"
+        return self.registry.dynprompt.get_node(node_id)["class_type"]
 
     def _came_from_cache(self, node_id: str | None) -> bool:
         """True where the node on the probe's input did not run in this prompt."""

@@ -60,32 +60,31 @@ class SamplingRun:
             )
         if self._is_tracked:
             recorder.blank = replace(recorder.blank, measured_with=_TRACKED)
+            self._publish("running")
         else:
             self.point("before the sampling")
-        self._publish("running", is_forced=True)
 
     @contextmanager
     def steps(self) -> Iterator[None]:
         """Around the sampler: what comes before it was loading."""
-        if not self._is_tracked:
-            self.point("loading")
         with ExitStack() as until:
             if self._is_tracked or self._settings.detail == "allocations":
                 self._tracker = self._settings.tools.tracker(
                     trace=self._settings.detail == "allocations", device=self._device.type
                 )
-                until.callback(self._forget_tracker)
+                until.callback(self._end_tracking)
                 until.enter_context(self._tracker)
             if self._settings.detail == "allocations":
                 until.enter_context(probe_files.memory_history(self._device, self._recorder))
+            self.point("loading")
             self._recorder.begin_step()
             yield
-            self.point("after the last step")
             self._recorder.drop_step()
+            self.point("after the last step")
 
     def step_ended(self) -> None:
         """The sampler has ended a step."""
-        self.point("after the blocks" if self._settings.sees_blocks else None)
+        self.point("sampler" if self._settings.sees_blocks else None)
         self._recorder.end_step()
         self._recorder.begin_step()
 
@@ -104,6 +103,8 @@ class SamplingRun:
             sets_back = self._settings.sees_steps and recorder.step is not None
             high = self._interval.take(set_back=sets_back)
             operation = None
+            # What was there before and is gone by now hides no activations.
+            self._before = min(self._before, max(0, self._interval.current - weights))
             parts = tools.parts_of(high.bytes, weights, self._before)
         is_peak = recorder.point(parts, block=block, operation=operation)
         if self._tracker is not None:
@@ -132,10 +133,9 @@ class SamplingRun:
         self._show(record)
         logger.info("VRAM Probe: %s", record.report.splitlines()[0])
 
-    def _publish(self, state: str, *, is_forced: bool = False) -> None:
-        if not self._pace.is_due() and not is_forced:
-            return
-        self._show(self._shown(self._recorder.record(state)))
+    def _publish(self, state: str) -> None:
+        if self._pace.is_due():
+            self._show(self._shown(self._recorder.record(state)))
 
     def _show(self, record: Any) -> None:
         whole = record.as_json()
@@ -146,9 +146,9 @@ class SamplingRun:
         """Steps have peaks of their own only where the counter was set back between them."""
         return record if self._settings.sees_steps else replace(record, steps=())
 
-    def _forget_tracker(self) -> None:
+    def _end_tracking(self) -> None:
         if self._is_tracked:
-            self.point("after the last step")
+            self.point(None)  # what a fault has cut off
         self._tracker = None
 
 

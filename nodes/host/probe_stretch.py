@@ -13,7 +13,7 @@ _CANNOT_RESET = "nothing was measured, and the peak of this device cannot be set
 
 
 def measure(value: Any, settings: ProbeSettings) -> Any:
-    """Ends the stretch before a probe and returns its record; or only sets the peak back.
+    """Ends the stretch before a probe and returns its record; mode reset only measures nothing.
 
     Args:
         value: what travels on the wire; its model's device is the one that is read.
@@ -22,7 +22,6 @@ def measure(value: Any, settings: ProbeSettings) -> Any:
     watch = probe_prompt.current(settings.tools)
     device = probe_device.device_of(value)
     if settings.mode == RESET_ONLY:
-        watch.set_back(device, settings)
         can = probe_device.gauge_of(device).set_back is not None
         record = probe_prompt.blank_record(watch, device, settings)
         record = replace(record, state="done", notes=(_RESET if can else _CANNOT_RESET,))
@@ -36,3 +35,9 @@ def measure(value: Any, settings: ProbeSettings) -> Any:
     watch.put(settings.node_id, record)
     probe_events.send(probe_events.place_of(settings.node_id), record.as_json())
     return record
+
+
+def begin(value: Any, settings: ProbeSettings) -> None:
+    """Begins the stretch behind a probe, when the probe itself has done its work."""
+    watch = probe_prompt.current(settings.tools)
+    watch.begin_stretch(probe_device.device_of(value), settings)

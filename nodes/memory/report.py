@@ -51,10 +51,10 @@ def report(record: Record) -> str:
     where = _where(record)
     if where:
         lines.append(where)
-    total = "" if device.total_bytes is None else f", {size(device.total_bytes)}"
+    total = "" if device.total_bytes is None else f" with {size(device.total_bytes)}"
     allocator = "" if device.allocator is None else f", allocator {device.allocator}"
     lines += [
-        f"device: {device.name} ({device.type}{total}{allocator})",
+        f"device: {device.name}{total}{allocator}",
         f"measured with: {record.measured_with}; mode {record.mode}, detail {record.detail}",
     ]
     if record.steps:
@@ -94,7 +94,7 @@ def issue_report(record: Record, versions: Mapping[str, str]) -> str:
     if where:
         rows.append(("peak at", where.removeprefix("peak at ")))
     rows += [
-        ("device", f"{device.name} ({device.type}), {size(device.total_bytes)}"),
+        ("device", f"{device.name}, {size(device.total_bytes)}"),
         ("allocator", device.allocator or "none"),
         ("measured with", record.measured_with),
         ("settings", f"mode {record.mode}, detail {record.detail}"),
