@@ -9,7 +9,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 _TEXT_PX = 13
-_BACKGROUND = "#16181c"
 
 
 def draw(drawing: Any) -> torch.Tensor:
@@ -18,7 +17,7 @@ def draw(drawing: Any) -> torch.Tensor:
     Returns:
         [1, H, W, 3], float32 from 0 to 1.
     """
-    image = Image.new("RGB", (drawing.width, drawing.height), _BACKGROUND)
+    image = Image.new("RGB", (drawing.width, drawing.height), drawing.background)
     pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=_TEXT_PX)
     for shape in drawing.shapes:

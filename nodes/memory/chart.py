@@ -51,6 +51,7 @@ class Drawing:
 
     width: int
     height: int
+    background: str
     shapes: tuple[Area | Line | Text, ...]
 
 
@@ -65,7 +66,7 @@ def drawing(record: Record, *, width: int = 960, height: int = 420) -> Drawing:
         left += 30 + 8 * len(name)
     samples = record.timeline
     if not samples or record.peak_bytes is None:
-        return Drawing(width, height, tuple(shapes))
+        return Drawing(width, height, BACKGROUND, tuple(shapes))
     peak = max(record.peak_bytes, 1)
     ceiling = record.device.total_bytes
     # A ceiling far above the peak would press the picture flat; it is then only named.
@@ -95,7 +96,7 @@ def drawing(record: Record, *, width: int = 960, height: int = 420) -> Drawing:
         shapes.append(Text((plot_right, 37), text, CEILING, is_right=True))
     shapes.append(Text((_LEFT, height - 14), "0 s", TEXT))
     shapes.append(Text((plot_right, height - 14), f"{end:.2f} s", TEXT, is_right=True))
-    return Drawing(width, height, tuple(shapes))
+    return Drawing(width, height, BACKGROUND, tuple(shapes))
 
 
 def _areas(samples: tuple[Sample, ...], x, y) -> list[Area]:
