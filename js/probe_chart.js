@@ -1,6 +1,15 @@
 // The chart of a record as SVG: what the bytes were made of over time, the steps, the peak.
 
-import { bytesText, nearest, secondsText, thin, tickDigits, ticks, unitOf, verticalRange } from "./probe_numbers.js";
+import {
+  bytesText,
+  nearest,
+  secondsText,
+  thin,
+  tickDigits,
+  ticks,
+  unitOf,
+  verticalRange,
+} from "./probe_numbers.js";
 import { text } from "./probe_texts.js";
 
 // A row of the timeline: [t_s, weights, activations, other, step, block].
@@ -49,11 +58,13 @@ export function drawChart(svg, record, { width, height, closeUp, ids }) {
   const end = Math.max(times.at(-1), record.peak_at?.t_s ?? 0, start + 1e-3);
   const x = (time) => box.left + ((time - start) / (end - start)) * (box.right - box.left);
   const y = (bytes) => {
-    const share = (Math.min(Math.max(bytes, range.low), range.high) - range.low) / (range.high - range.low);
+    const inside = Math.min(Math.max(bytes, range.low), range.high);
+    const share = (inside - range.low) / (range.high - range.low);
     return box.bottom - share * (box.bottom - box.top);
   };
 
-  const cursor = element("line", { class: "cursor", y1: box.top, y2: box.bottom, visibility: "hidden" });
+  const cursor = element("line", { class: "cursor", y1: box.top, y2: box.bottom });
+  cursor.setAttribute("visibility", "hidden");
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren(
     element("title", { id: ids.title }, text("title")),
@@ -103,9 +114,10 @@ function verticalAxis(range, box, y) {
   const digits = tickDigits(values);
   const marks = values.flatMap((value) => {
     const at = y(value * unit.bytes);
+    const label = { x: box.left - 5, y: at + 3.5, "text-anchor": "end" };
     return [
       element("line", { class: "grid", x1: box.left, x2: box.right, y1: at, y2: at }),
-      element("text", { x: box.left - 5, y: at + 3.5, "text-anchor": "end" }, value.toFixed(digits)),
+      element("text", label, value.toFixed(digits)),
     ];
   });
   const name = element("text", { x: 0, y: box.top - 6 }, unit.name);
@@ -127,7 +139,9 @@ function areas(rows, x, y) {
 
 /** Where each step begins, and a strip with their numbers below the chart. */
 function stepMarks(record, end, box, x) {
-  const steps = record.steps.map(({ step, start_s, seconds }) => ({ step, from: start_s, to: start_s + seconds }));
+  const steps = record.steps.map(({ step, start_s: from, seconds }) => {
+    return { step, from, to: from + seconds };
+  });
   if (!steps.length) return [];
   const current = record.timeline.at(-1);
   const last = steps.at(-1);
@@ -139,13 +153,15 @@ function stepMarks(record, end, box, x) {
   return steps.flatMap(({ step, from, to }) => {
     const left = x(Math.min(from, end));
     const right = x(Math.min(to, end));
-    const cell = { class: step % 2 ? "cell odd" : "cell", x: left, y: box.bottom + 1, width: right - left, height: STEP_STRIP - 2 };
-    const middle = { x: (left + right) / 2, y: box.bottom + STEP_STRIP - 2.5, "text-anchor": "middle" };
+    const mark = { class: "step", x1: left, x2: left, y1: box.top, y2: box.bottom };
+    const size = { width: right - left, height: STEP_STRIP - 2 };
+    const cell = { class: `cell${step % 2 ? " odd" : ""}`, x: left, y: box.bottom + 1, ...size };
+    const middle = { x: (left + right) / 2, y: box.bottom + STEP_STRIP - 2.5 };
     const isNamed = step % every === 0 || (step === 1 && every < 5);
     return [
-      ...(widest > 5 ? [element("line", { class: "step", x1: left, x2: left, y1: box.top, y2: box.bottom })] : []),
+      ...(widest > 5 ? [element("line", mark)] : []),
       element("rect", cell),
-      ...(isNamed ? [element("text", middle, step)] : []),
+      ...(isNamed ? [element("text", { ...middle, "text-anchor": "middle" }, step)] : []),
     ];
   });
 }
@@ -157,7 +173,8 @@ function timeAxis(start, end, box, strip, x) {
     const at = x(value);
     const anchor = i === 0 ? "start" : box.right - at < 14 ? "end" : "middle";
     const shown = i === 0 ? value.toFixed(value ? digits : 0) : value.toFixed(digits);
-    return element("text", { x: at, y: box.bottom + strip + 11, "text-anchor": anchor }, `${shown} s`);
+    const place = { x: at, y: box.bottom + strip + 11, "text-anchor": anchor };
+    return element("text", place, `${shown} s`);
   });
 }
 

@@ -32,7 +32,7 @@ export function percentText(part, whole) {
   return percent < 0.1 ? "< 0.1" : percent.toFixed(percent < 10 ? 1 : 0);
 }
 
-/** Round values from low to high, about as many as wanted: multiples of 1, 2 or 5 times a power of 10. */
+/** Values from low to high, at most about as many as wanted: 1, 2 or 5 times a power of 10. */
 export function ticks(low, high, wanted) {
   const span = high - low;
   if (!(span > 0)) return [low];
@@ -40,7 +40,7 @@ export function ticks(low, high, wanted) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
   const values = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) {
+  for (let i = Math.ceil(low / step - 1e-9) || 0; i * step <= high + step * 1e-9; i++) {
     values.push(i * step);
   }
   return values;
@@ -89,5 +89,5 @@ export function thin(rows, wanted) {
     const index = Math.min(wanted - 1, Math.floor((row[0] - first) / stretch));
     if (!kept.has(index) || total(row) > total(kept.get(index))) kept.set(index, row);
   }
-  return [rows[0], ...[...kept.values()].filter((row) => row !== rows[0] && row !== rows.at(-1)), rows.at(-1)];
+  return [...new Set([rows[0], ...kept.values(), rows.at(-1)])];
 }

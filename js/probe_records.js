@@ -31,15 +31,10 @@ export class Records {
     return [...this.#entries.values()].filter((entry) => entry.workflow === workflow);
   }
 
-  /** Keeps the record; false when what is there tells more. */
-  put(entry, { isReplay = false } = {}) {
-    const known = this.get(entry.workflow, entry.node);
-    const isOlder = known?.prompt === entry.prompt && isFinal(known) && !isFinal(entry);
-    // The host shows a cached node's output again: that of a probe which had not ended yet.
-    if (isOlder || (isReplay && known && !isFinal(entry))) return false;
+  /** Keeps the record in place of the node's last one. */
+  put(entry) {
     this.#set(entry);
     if (isFinal(entry)) this.save();
-    return true;
   }
 
   #set(entry) {
@@ -68,4 +63,15 @@ export class Records {
 
 export function isFinal(entry) {
   return entry.record.state !== "running";
+}
+
+/** Whether the history's record of a prompt tells more than the one that is known.
+ *
+ * @param prompts the history's prompts, the oldest first.
+ */
+export function isNewer(prompt, known, prompts) {
+  if (!known) return true;
+  if (known.prompt === prompt) return !isFinal(known);
+  const place = prompts.indexOf(known.prompt); // -1: it still runs, or the host was restarted
+  return place !== -1 && place < prompts.indexOf(prompt);
 }

@@ -6,13 +6,18 @@ style.replaceSync(`
   * { box-sizing: border-box; }
   .probe {
     --weights: #4c86e0; --activations: #f0a030; --other: #8d93a1; --alarm: #e5484d;
-    --muted: color-mix(in srgb, var(--input-text, #ddd) 68%, transparent);
-    --line: color-mix(in srgb, var(--input-text, #ddd) 16%, transparent);
+    --ground: var(--comfy-input-bg, #222); --ink: var(--input-text, #ddd);
+    --muted: color-mix(in srgb, var(--ink) 68%, transparent);
+    --line: color-mix(in srgb, var(--ink) 16%, transparent);
     display: flex; flex-direction: column; gap: 4px; height: 100%; padding: 8px; overflow: hidden;
     border: 1px solid var(--line); border-radius: 8px;
-    background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
+    background: var(--ground); color: var(--ink);
     font-family: inherit; font-size: 11px; line-height: 1.35;
-     font-variant-numeric: tabular-nums; cursor: default;
+    font-variant-numeric: tabular-nums; cursor: default;
+  }
+  .probe.nodes-2 {
+    --ground: var(--component-node-widget-background, var(--comfy-input-bg, #222));
+    --ink: var(--component-node-foreground, var(--input-text, #ddd));
   }
   [hidden] { display: none !important; }
   .empty { margin: auto; max-width: 32em; text-align: center; color: var(--muted); }
@@ -38,16 +43,16 @@ style.replaceSync(`
   svg .part { fill-opacity: 0.85; stroke-width: 1; }
   svg .weights { fill: var(--weights); } svg .activations { fill: var(--activations); }
   svg .other { fill: var(--other); }
-  svg .step { stroke: var(--comfy-input-bg, #222); stroke-width: 1; opacity: 0.55; }
+  svg .step { stroke: var(--ground); stroke-width: 1; opacity: 0.55; }
   svg .cell { fill: var(--line); } svg .cell.odd { fill: var(--line); opacity: 0.45; }
   svg .ceiling { stroke: var(--alarm); stroke-width: 1.5; }
-  svg .peak-line { stroke: var(--input-text, #ddd); stroke-width: 1; stroke-dasharray: 4 3; }
-  svg .peak-dot { fill: var(--input-text, #ddd); stroke: var(--comfy-input-bg, #222); }
+  svg .peak-line { stroke: var(--ink); stroke-width: 1; stroke-dasharray: 4 3; }
+  svg .peak-dot { fill: var(--ink); stroke: var(--ground); }
   svg .label {
-    fill: var(--input-text, #ddd); font-weight: 600; paint-order: stroke;
-    stroke: var(--comfy-input-bg, #222); stroke-width: 3px; stroke-linejoin: round;
+    fill: var(--ink); font-weight: 600; paint-order: stroke;
+    stroke: var(--ground); stroke-width: 3px; stroke-linejoin: round;
   }
-  svg .cursor { stroke: var(--input-text, #ddd); stroke-width: 1; }
+  svg .cursor { stroke: var(--ink); stroke-width: 1; }
   .legend { display: flex; flex-wrap: wrap; gap: 0 10px; }
   .legend .part { white-space: nowrap; }
   .legend .part::before {
@@ -58,7 +63,9 @@ style.replaceSync(`
   .details { flex: 1 1 0; min-height: 72px; overflow: auto; overscroll-behavior: contain; }
   .details h4 { margin: 6px 0 2px; font-size: 11px; color: var(--muted); font-weight: 600; }
   .details h4:first-child { margin-top: 0; }
-  .details dl { display: grid; grid-template-columns: auto 1fr; gap: 1px 12px; margin: 0; }
+  .details dl {
+    display: grid; grid-template-columns: fit-content(52%) 1fr; gap: 1px 12px; margin: 0;
+  }
   .details dd { margin: 0; text-align: right; user-select: text; }
   .details dd.absent { color: var(--muted); font-style: italic; }
   .details p { margin: 0 0 2px; user-select: text; }

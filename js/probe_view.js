@@ -1,20 +1,23 @@
 // What a probe's node shows: the peak, the chart, what a moment was made of, and the buttons.
 
 import { drawChart, momentText } from "./probe_chart.js";
-import { bytesText, percentText, secondsText } from "./probe_numbers.js";
+import { fillDetails, make } from "./probe_details.js";
 import { copyText, saveJson } from "./probe_export.js";
+import { bytesText, percentText } from "./probe_numbers.js";
 import { style } from "./probe_style.js";
 import { text } from "./probe_texts.js";
 
 const RECORD_VERSION = 1;
 const PARTS = ["weights", "activations", "other"];
 const TOLD_MS = 1600;
-let made = 0;
+let viewsMade = 0;
 
 const LAYOUT = `
   <div class="probe">
     <div class="empty"></div>
-    <div class="head"><span class="peak"></span><span class="share"></span><span class="state"></span></div>
+    <div class="head">
+      <span class="peak"></span><span class="share"></span><span class="state"></span>
+    </div>
     <div class="where"></div>
     <div class="plot"><svg role="img"></svg><div class="pointer"></div></div>
     <div class="legend"></div>
@@ -27,17 +30,11 @@ const LAYOUT = `
     </div>
   </div>`;
 
-function make(name, className, content = "") {
-  const element = document.createElement(name);
-  element.className = className;
-  element.textContent = content;
-  return element;
-}
-
 export class ProbeView {
   element = document.createElement("div");
   record = null;
   #parts = {};
+  #ids;
   #chart = null;
   #pointer = null; // horizontal position of the mouse over the chart
   #closeUp = false;
@@ -52,10 +49,10 @@ export class ProbeView {
     for (const found of root.querySelectorAll("[class]")) this.#parts[found.className] ??= found;
     const svg = root.querySelector("svg");
     this.#parts.svg = svg;
-    made += 1;
-    this.ids = { title: `title-${made}`, desc: `desc-${made}` };
-    svg.setAttribute("aria-labelledby", this.ids.title);
-    svg.setAttribute("aria-describedby", this.ids.desc);
+    viewsMade += 1;
+    this.#ids = { title: `title-${viewsMade}`, desc: `desc-${viewsMade}` };
+    svg.setAttribute("aria-labelledby", this.#ids.title);
+    svg.setAttribute("aria-describedby", this.#ids.desc);
 
     const on = (part, kind, act) => this.#parts[part].addEventListener(kind, act, { signal });
     on("pointer", "pointermove", (event) => this.#point(event.offsetX));
@@ -115,6 +112,7 @@ export class ProbeView {
     const isKnown = record?.version === RECORD_VERSION;
     const hasChart = isKnown && record.timeline.length > 0;
     const hasPeak = isKnown && record.peak_bytes !== null;
+    parts.probe.classList.toggle("nodes-2", this.element.closest(".lg-node") !== null);
     parts.empty.hidden = hasChart || this.#figures;
     parts.empty.textContent = text(emptyText(record, isKnown));
     for (const name of ["head", "where"]) parts[name].hidden = !hasPeak;
@@ -127,11 +125,13 @@ export class ProbeView {
     if (!hasChart || this.#figures) return;
     const { clientWidth: width, clientHeight: height } = parts.plot;
     if (width === 0 || height === 0) return; // not on the screen
-    this.#chart = drawChart(parts.svg, record, { width, height, closeUp: this.#closeUp, ids: this.ids });
+    const options = { width, height, closeUp: this.#closeUp, ids: this.#ids };
+    this.#chart = drawChart(parts.svg, record, options);
     const index = this.#pointer === null ? null : this.#chart.sampleAt(this.#pointer);
     this.#chart.mark(index);
     const row = index === null ? null : record.timeline[index];
-    fillLegend(parts.legend, row ? { weights: row[1], activations: row[2], other: row[3] } : record.parts_at_peak);
+    const pointed = row && { weights: row[1], activations: row[2], other: row[3] };
+    fillLegend(parts.legend, pointed ?? record.parts_at_peak);
     if (row) this.#tellMoment(row);
   }
 
@@ -139,7 +139,9 @@ export class ProbeView {
     const { figures, copy, save, buttons } = this.#parts;
     const closeUp = this.#parts["close-up"];
     buttons.hidden = !isKnown;
-    figures.textContent = text("figures");
+    const notes = (isKnown && this.record.notes) || [];
+    figures.textContent = text("figures") + (notes.length ? " ⓘ" : "");
+    figures.title = notes.join("\n");
     figures.setAttribute("aria-pressed", this.#figures);
     closeUp.textContent = text("closeUp");
     closeUp.title = text("closeUpTip");
@@ -154,12 +156,14 @@ export class ProbeView {
     const { peak, share, state, where } = this.#parts;
     const total = record.device.total_bytes;
     peak.textContent = bytesText(record.peak_bytes);
-    share.textContent = total ? text("share", percentText(record.peak_bytes, total), bytesText(total)) : "";
+    const percent = total && percentText(record.peak_bytes, total);
+    share.textContent = total ? text("share", percent, bytesText(total)) : "";
     state.className = `state ${record.state}`;
     state.hidden = record.state === "done";
     state.textContent = text(record.state);
     const moment = momentText(record.peak_at);
-    where.textContent = [moment && text("peakAt", moment), record.device.name].filter(Boolean).join(" — ");
+    const told = [moment && text("peakAt", moment), record.device.name];
+    where.textContent = told.filter(Boolean).join(" — ");
     where.title = where.textContent;
     where.classList.remove("pointed");
   }
@@ -176,7 +180,7 @@ export class ProbeView {
 function emptyText(record, isKnown) {
   if (!record) return "empty";
   if (!isKnown) return "otherVersion";
-  return record.state === "cached" ? "cachedLong" : record.state === "running" ? "waiting" : "nothing";
+  return { cached: "cachedLong", running: "waiting" }[record.state] ?? "nothing";
 }
 
 /** The three parts at the peak, or at the sample that the mouse points at. */
@@ -188,43 +192,4 @@ function fillLegend(legend, values) {
     return item;
   });
   legend.replaceChildren(...items);
-}
-
-/** Everything else that the record tells, as a list. */
-function fillDetails(details, record) {
-  const scrolled = details.scrollTop;
-  const list = (rows) => {
-    const made = make("dl", "");
-    for (const [name, value, isAbsent] of rows) {
-      made.append(make("dt", "", name), make("dd", isAbsent ? "absent" : "", value));
-    }
-    return made;
-  };
-  const sections = [
-    ["", record.figures.map(figureRow)],
-    [text("steps"), record.steps.map((s) => [text("step", s.step), `${bytesText(s.peak_bytes)} · ${secondsText(s.seconds)}`])],
-    [text("largest"), record.largest.map((t) => [`${t.where || "?"}`, `${bytesText(t.bytes)} · ${tensorText(t)}`])],
-  ];
-  const content = sections
-    .filter(([, rows]) => rows.length)
-    .flatMap(([title, rows]) => [...(title ? [make("h4", "", title)] : []), list(rows)]);
-  const lines = (title, texts) =>
-    texts?.length ? [make("h4", "", title), ...texts.map((line) => make("p", "", line))] : [];
-  details.replaceChildren(
-    ...lines(text("notes"), record.notes),
-    make("p", "", text("measuredWith", record.measured_with)),
-    ...content,
-    ...lines(text("summary"), record.summary),
-    ...lines(text("files"), record.files),
-  );
-  details.setAttribute("aria-label", text("figures"));
-  details.scrollTop = scrolled;
-}
-
-function figureRow({ name, bytes, reason }) {
-  return bytes === null ? [name, text("notAvailable", reason), true] : [name, bytesText(bytes), false];
-}
-
-function tensorText({ shape, dtype }) {
-  return [shape && `[${shape.join(", ")}]`, dtype].filter(Boolean).join(" ");
 }

@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { copyText } from "./probe_export.js";
-import { Records, isFinal } from "./probe_records.js";
+import { Records, isFinal, isNewer } from "./probe_records.js";
 import { loadTexts, text } from "./probe_texts.js";
 import { ProbeView } from "./probe_view.js";
 
@@ -17,6 +17,8 @@ const HISTORY_ITEMS = 10;
 const records = new Records(window.sessionStorage);
 const views = new WeakMap(); // by the view's element
 const workflowOfPrompt = new Map(); // promises of a workflow's id, or of null
+let isGraphLoaded = false;
+let isHeard = false; // whether the running prompt is this tab's own
 
 const viewOf = (node) => {
   const widget = node?.widgets?.find((candidate) => candidate.name === WIDGET);
@@ -56,29 +58,36 @@ function workflowOf(prompt) {
   return workflowOfPrompt.get(prompt);
 }
 
-/** Keeps a record and shows it where its workflow is open. */
-async function receive(prompt, node, record, options) {
-  const workflow = (await workflowOf(prompt)) ?? app.rootGraph.id;
-  if (!records.put({ workflow, node, prompt, record }, options)) return;
-  if (workflow === app.rootGraph.id) viewOf(nodeAt(node))?.show(record);
+function keep(entry) {
+  records.put(entry);
+  if (entry.workflow === app.rootGraph.id) viewOf(nodeAt(entry.node))?.show(entry.record);
 }
 
-/** Shows what is known of the open workflow's probes, and asks the history for the others. */
+/** Keeps a record that has come over the socket, and shows it where its workflow is open. */
+async function receive(prompt, node, record) {
+  isHeard = true;
+  keep({ workflow: (await workflowOf(prompt)) ?? app.rootGraph.id, node, prompt, record });
+}
+
+/** Shows what is known of the open workflow's probes, and what the history has since. */
 async function restore() {
   const workflow = app.rootGraph.id;
-  const missing = new Set();
+  const ids = new Set();
   for (const [id, node] of probes()) {
+    ids.add(id);
     const entry = records.get(workflow, id);
     if (entry) viewOf(node)?.show(entry.record);
-    if (!entry || !isFinal(entry)) missing.add(id);
   }
-  if (missing.size === 0) return;
+  if (ids.size === 0) return;
   const history = await getJson(`/history?max_items=${HISTORY_ITEMS}`);
+  const prompts = Object.keys(history);
   for (const [prompt, { prompt: queued, outputs }] of Object.entries(history)) {
     if (queued?.[3]?.extra_pnginfo?.workflow?.id !== workflow) continue;
-    for (const [id, output] of Object.entries(outputs ?? {})) {
+    for (const [node, output] of Object.entries(outputs ?? {})) {
       const record = output[OUTPUT]?.[0];
-      if (record && missing.has(id)) await receive(prompt, id, record, { isReplay: true });
+      if (!record || !ids.has(node)) continue;
+      if (!isNewer(prompt, records.get(workflow, node), prompts)) continue;
+      keep({ workflow, node, prompt, record });
     }
   }
   await endLostRuns(workflow);
@@ -89,9 +98,10 @@ async function endLostRuns(workflow) {
   const open = records.of(workflow).filter((entry) => !isFinal(entry));
   if (open.length === 0) return;
   const { queue_running: running = [] } = await getJson("/queue");
-  for (const { prompt, node, record } of open) {
-    if (!running.some(([, id]) => id === prompt)) {
-      await receive(prompt, node, { ...record, state: "lost" });
+  for (const entry of open) {
+    const isStale = records.get(workflow, entry.node) === entry;
+    if (isStale && !running.some(([, id]) => id === entry.prompt)) {
+      keep({ ...entry, record: { ...entry.record, state: "lost" } });
     }
   }
 }
@@ -116,11 +126,12 @@ function passToCanvas(node, view, signal) {
       app.canvas.adjustMouseEvent(event);
       app.canvas.processContextMenu(node, event);
     });
-  element.addEventListener("wheel", wheel, { signal, passive: false });
-  element.addEventListener("pointerdown", middle((e) => app.canvas.processMouseDown(e)), { signal });
-  element.addEventListener("pointermove", middle((e) => app.canvas.processMouseMove(e)), { signal });
-  element.addEventListener("pointerup", middle((e) => app.canvas.processMouseUp(e)), { signal });
-  element.addEventListener("contextmenu", menu, { signal });
+  const on = (kind, act) => element.addEventListener(kind, act, { signal, passive: false });
+  on("wheel", wheel);
+  on("pointerdown", middle((event) => app.canvas.processMouseDown(event)));
+  on("pointermove", middle((event) => app.canvas.processMouseMove(event)));
+  on("pointerup", middle((event) => app.canvas.processMouseUp(event)));
+  on("contextmenu", menu);
 }
 
 function addView(node) {
@@ -163,11 +174,13 @@ app.registerExtension({
     api.addEventListener("executed", ({ detail }) => {
       const record = detail.output?.[OUTPUT]?.[0];
       const node = String(detail.display_node ?? detail.node);
-      if (record) return receive(detail.prompt_id, node, record, { isReplay: true });
+      if (record) return receive(detail.prompt_id, node, record);
     });
-    // A run that another tab has queued sends this tab its end only.
+    // Of a prompt that another tab has queued, this tab hears the end only.
     api.addEventListener("status", ({ detail }) => {
-      if (detail?.exec_info?.queue_remaining === 0) return restore();
+      if (detail?.exec_info?.queue_remaining !== 0 || !isGraphLoaded) return;
+      if (!isHeard) return restore();
+      isHeard = false;
     });
     window.addEventListener("pagehide", () => records.save());
   },
@@ -177,6 +190,7 @@ app.registerExtension({
   },
 
   afterConfigureGraph() {
+    isGraphLoaded = true;
     return restore();
   },
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import json
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pack.benchmarks.live_host import REPO, LiveHost
+from pack.benchmarks.live_host import REPO
 from PIL import Image, ImageStat
 
 pytest.importorskip("playwright", reason="needs Playwright")
-
-from pack.tests.e2e.page import ComfyPage, find_chromium, launch
-from playwright.sync_api import Browser, sync_playwright
 
 pytestmark = pytest.mark.browser
 
@@ -34,39 +29,6 @@ OURS = {
 SIDE_PX, STEPS = 256, 3
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae")
 RENDERERS = pytest.mark.parametrize("nodes_2", [False, True], ids=["classic canvas", "nodes 2.0"])
-
-OpenPage = Callable[..., ComfyPage]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("needs Chromium: install one, or set ZIMAGE_CHROMIUM to its path")
-    with sync_playwright() as playwright:
-        browser = launch(playwright, chromium)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser: Browser, server: LiveHost) -> Iterator[OpenPage]:
-    """Opens pages and closes them when the test ends."""
-    opened: list[ComfyPage] = []
-
-    def open_one(**options: Any) -> ComfyPage:
-        opened.append(ComfyPage(browser, server, **options))
-        return opened[-1]
-
-    yield open_one
-    for page in opened:
-        page.close()
-
-
-@pytest.fixture
-def artifacts(tmp_path: Path) -> Path:
-    return Path(os.environ.get("ZIMAGE_ARTIFACTS") or tmp_path)
-
 
 def _example(name: str) -> dict[str, Any]:
     return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
