@@ -33,7 +33,8 @@ def with_probe(model: ModelPatcher, settings: ProbeSettings) -> ModelPatcher:
     """
     clone = model.clone()
     watcher = _Watcher(settings)
-    key = f"{OPTIONS_KEY}.probe.{settings.node_id}"
+    # Every probe has wrappers of its own, also where several stand on one wire.
+    key = f"{OPTIONS_KEY}.probe.{settings.node_id or id(watcher)}"
     wrappers: dict[str, Callable[..., Any]] = {
         WrappersMP.OUTER_SAMPLE: watcher.outer_sample,
         WrappersMP.SAMPLER_SAMPLE: watcher.sampler_sample,
