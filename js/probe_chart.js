@@ -2,13 +2,15 @@
 
 import {
   bytesText,
+  heightOf,
+  isFlat,
   nearest,
   secondsText,
   thin,
   tickDigits,
   ticks,
   unitOf,
-  verticalRange,
+  verticalAxis,
 } from "./probe_numbers.js";
 import { text } from "./probe_texts.js";
 
@@ -36,7 +38,10 @@ function element(name, attributes, ...children) {
   return made;
 }
 
-/** Draws the record into the SVG element; returns how to find a sample and to mark it. */
+/** Draws the record into the SVG element; returns how to find a sample and to mark it.
+ *
+ * @param closeUp whether the axis is cut; null decides by what was measured.
+ */
 export function drawChart(svg, record, { width, height, closeUp, ids }) {
   const rows = record.timeline;
   const times = rows.map((row) => row[T]);
@@ -45,7 +50,8 @@ export function drawChart(svg, record, { width, height, closeUp, ids }) {
   const ceiling = record.device.total_bytes;
   const sampling = totals.filter((_, i) => rows[i][STEP] !== null); // not the loading before it
   const lowest = Math.min(...(sampling.length ? sampling : totals));
-  const range = verticalRange({ peak, lowest, ceiling, closeUp });
+  closeUp ??= isFlat(peak, lowest);
+  const axis = verticalAxis({ peak, lowest, ceiling, closeUp });
   const strip = record.steps.length ? STEP_STRIP : 0;
 
   const box = {
@@ -57,11 +63,7 @@ export function drawChart(svg, record, { width, height, closeUp, ids }) {
   const start = times[0];
   const end = Math.max(times.at(-1), record.peak_at?.t_s ?? 0, start + 1e-3);
   const x = (time) => box.left + ((time - start) / (end - start)) * (box.right - box.left);
-  const y = (bytes) => {
-    const inside = Math.min(Math.max(bytes, range.low), range.high);
-    const share = (inside - range.low) / (range.high - range.low);
-    return box.bottom - share * (box.bottom - box.top);
-  };
+  const y = (bytes) => box.bottom - heightOf(bytes, axis) * (box.bottom - box.top);
 
   const cursor = element("line", { class: "cursor", y1: box.top, y2: box.bottom });
   cursor.setAttribute("visibility", "hidden");
@@ -69,15 +71,17 @@ export function drawChart(svg, record, { width, height, closeUp, ids }) {
   svg.replaceChildren(
     element("title", { id: ids.title }, text("title")),
     element("desc", { id: ids.desc }, describe(record)),
-    ...verticalAxis(range, box, y),
+    ...scale(axis, box, y),
     ...areas(thin(rows, Math.floor((box.right - box.left) / SAMPLE_PX)), x, y),
     ...stepMarks(record, end, box, x),
+    ...(closeUp ? [cut(box, y(axis.low))] : []),
     ...timeAxis(start, end, box, strip, x),
-    ...ceilingMark(record, range, box, y),
+    ...ceilingMark(record, axis, box, y),
     ...peakMark(record, peak, box, x, y),
     cursor,
   );
   return {
+    closeUp,
     /** The index of the sample below a horizontal position. */
     sampleAt: (position) =>
       nearest(times, start + ((position - box.left) / (box.right - box.left)) * (end - start)),
@@ -107,10 +111,10 @@ export function momentText(moment) {
   return told.filter(Boolean).join(" · ");
 }
 
-function verticalAxis(range, box, y) {
-  const unit = unitOf(range.high);
-  const wanted = Math.max(1, Math.floor((box.bottom - box.top) / 32));
-  const values = ticks(range.low / unit.bytes, range.high / unit.bytes, wanted);
+function scale({ below, low, high }, box, y) {
+  const unit = unitOf(high);
+  const wanted = Math.max(2, Math.floor(((1 - below) * (box.bottom - box.top)) / 30));
+  const values = ticks(low / unit.bytes, high / unit.bytes, wanted);
   const digits = tickDigits(values);
   const marks = values.flatMap((value) => {
     const at = y(value * unit.bytes);
@@ -121,7 +125,17 @@ function verticalAxis(range, box, y) {
     ];
   });
   const name = element("text", { x: 0, y: box.top - 6 }, unit.name);
-  return [...marks, name];
+  const zero = { x: box.left - 5, y: box.bottom + 3.5, "text-anchor": "end" };
+  return [...marks, name, ...(low > 0 ? [element("text", zero, "0")] : [])];
+}
+
+/** The zigzag where the axis is cut. */
+function cut(box, at) {
+  const points = [];
+  for (let x = box.left - 4; x <= box.right; x += 4) {
+    points.push(`${x},${at + 2 * (-1) ** points.length}`);
+  }
+  return element("polyline", { class: "cut", points: points.join(" ") });
 }
 
 function areas(rows, x, y) {
@@ -179,11 +193,11 @@ function timeAxis(start, end, box, strip, x) {
 }
 
 /** The device's size as a line, or as a note where a line to scale would press the chart flat. */
-function ceilingMark(record, range, box, y) {
+function ceilingMark(record, axis, box, y) {
   const size = record.device.total_bytes;
   if (size === null) return [];
   const name = text(record.device.type === "cpu" ? "ram" : "card", bytesText(size));
-  if (!range.hasCeiling) {
+  if (!axis.hasCeiling) {
     return [element("text", { x: box.left, y: box.top - 6, dx: 4 }, `↑ ${name}`)];
   }
   const at = y(size);

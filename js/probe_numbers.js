@@ -48,7 +48,7 @@ export function ticks(low, high, wanted) {
 
 /** Digits after the point that tell neighbouring ticks apart. */
 export function tickDigits(values) {
-  if (values.length < 2) return 1;
+  if (values.length < 2) return values[0] === 0 ? 0 : 1;
   return Math.max(0, -Math.floor(Math.log10(values[1] - values[0]) + 1e-9));
 }
 
@@ -64,18 +64,33 @@ export function nearest(times, time) {
   return time - times[low] <= times[high] - time ? low : high;
 }
 
-/** The vertical range of the chart in bytes, and whether the device's size fits into it.
+/** Whether the memory changes so little that a chart to scale would be one flat block. */
+export function isFlat(peak, lowest) {
+  return lowest > 0 && peak - lowest < 0.15 * peak;
+}
+
+/** The vertical axis of the chart, in bytes.
  *
  * The device's size is drawn to scale where the measured bytes still fill more than half of the
- * chart; otherwise it would press them flat.
+ * chart; otherwise it would press them flat. A close-up cuts the axis: what lies below `low` is
+ * pressed into the share `below` of the height, so that the changes above it are seen.
  */
-export function verticalRange({ peak, lowest, ceiling, closeUp }) {
+export function verticalAxis({ peak, lowest, ceiling, closeUp }) {
   if (closeUp) {
     const room = Math.max((peak - lowest) * 0.12, peak * 0.0005, 1);
-    return { low: Math.max(0, lowest - room), high: peak + room, hasCeiling: false };
+    const hasCeiling = ceiling !== null && ceiling - peak < 1.5 * (peak - lowest);
+    const high = Math.max(peak, hasCeiling ? ceiling : 0) + room;
+    return { below: 0.3, low: Math.max(0, lowest - room), high, hasCeiling };
   }
   const hasCeiling = ceiling !== null && ceiling < 1.9 * peak;
-  return { low: 0, high: Math.max(peak, hasCeiling ? ceiling : 0, 1) * 1.06, hasCeiling };
+  const high = Math.max(peak, hasCeiling ? ceiling : 0, 1) * 1.06;
+  return { below: 0, low: 0, high, hasCeiling };
+}
+
+/** How high on the axis that many bytes are, 0 to 1. */
+export function heightOf(bytes, { below, low, high }) {
+  if (bytes < low) return (below * Math.max(0, bytes)) / low;
+  return below + ((1 - below) * (Math.min(bytes, high) - low)) / (high - low);
 }
 
 /** At most `wanted` rows of a timeline: of each stretch the highest, so that no peak is lost. */

@@ -45,6 +45,7 @@ style.replaceSync(`
   svg .other { fill: var(--other); }
   svg .step { stroke: var(--ground); stroke-width: 1; opacity: 0.55; }
   svg .cell { fill: var(--line); } svg .cell.odd { fill: var(--line); opacity: 0.45; }
+  svg .cut { fill: none; stroke: var(--ground); stroke-width: 2.5; }
   svg .ceiling { stroke: var(--alarm); stroke-width: 1.5; }
   svg .peak-line { stroke: var(--ink); stroke-width: 1; stroke-dasharray: 4 3; }
   svg .peak-dot { fill: var(--ink); stroke: var(--ground); }

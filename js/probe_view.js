@@ -37,8 +37,9 @@ export class ProbeView {
   #ids;
   #chart = null;
   #pointer = null; // horizontal position of the mouse over the chart
-  #closeUp = false;
+  #closeUp = null; // the user's choice; null leaves it to the chart
   #figures = false;
+  #copied = "copy"; // what its button says
   #isDrawing = false;
 
   /** @param signal ends everything that the view listens to. */
@@ -58,9 +59,9 @@ export class ProbeView {
     on("pointer", "pointermove", (event) => this.#point(event.offsetX));
     on("pointer", "pointerleave", () => this.#point(null));
     on("figures", "click", () => this.#toggle(() => (this.#figures = !this.#figures)));
-    on("close-up", "click", () => this.#toggle(() => (this.#closeUp = !this.#closeUp)));
+    on("close-up", "click", () => this.#toggle(() => (this.#closeUp = !this.#chart?.closeUp)));
     on("copy", "click", async () => {
-      this.#tell("copy", (await copyText(this.record.report)) ? "copied" : "copyFailed");
+      this.#tellCopied((await copyText(this.record.report)) ? "copied" : "copyFailed");
     });
     on("save", "click", () => saveJson(this.record));
 
@@ -101,9 +102,11 @@ export class ProbeView {
     this.draw();
   }
 
-  #tell(part, name) {
-    this.#parts[part].textContent = text(name);
-    setTimeout(() => this.draw(), TOLD_MS);
+  /** Writes on the copy button how it went, for a moment. */
+  #tellCopied(name) {
+    this.#copied = name;
+    this.draw();
+    setTimeout(() => this.#toggle(() => (this.#copied = "copy")), TOLD_MS);
   }
 
   #drawNow() {
@@ -119,10 +122,14 @@ export class ProbeView {
     for (const name of ["plot", "legend"]) parts[name].hidden = !hasChart || this.#figures;
     parts.details.hidden = !isKnown || !this.#figures;
     this.element.dataset.captureWheel = String(!parts.details.hidden);
-    this.#drawButtons(isKnown, hasChart);
     if (hasPeak) this.#drawHead(record);
     if (this.#figures && isKnown) fillDetails(parts.details, record);
-    if (!hasChart || this.#figures) return;
+    if (hasChart && !this.#figures) this.#drawChart(record);
+    this.#drawButtons(isKnown, hasChart);
+  }
+
+  #drawChart(record) {
+    const parts = this.#parts;
     const { clientWidth: width, clientHeight: height } = parts.plot;
     if (width === 0 || height === 0) return; // not on the screen
     const options = { width, height, closeUp: this.#closeUp, ids: this.#ids };
@@ -145,9 +152,9 @@ export class ProbeView {
     figures.setAttribute("aria-pressed", this.#figures);
     closeUp.textContent = text("closeUp");
     closeUp.title = text("closeUpTip");
-    closeUp.setAttribute("aria-pressed", this.#closeUp);
+    closeUp.setAttribute("aria-pressed", this.#chart?.closeUp ?? false);
     closeUp.hidden = !hasChart || this.#figures;
-    copy.textContent = text("copy");
+    copy.textContent = text(this.#copied);
     copy.disabled = !this.record?.report;
     save.textContent = text("save");
   }

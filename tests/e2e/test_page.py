@@ -17,7 +17,7 @@ pytest.importorskip("playwright", reason="needs Playwright")
 pytestmark = pytest.mark.browser
 
 EXAMPLES = REPO / "example_workflows"
-PLAIN, LOW_VRAM = "z_image_turbo", "z_image_turbo_low_vram"
+PLAIN, LOW_VRAM, PROBES = "z_image_turbo", "z_image_turbo_low_vram", "z_image_turbo_probes"
 NODE_TYPE = "ZImageTurboLoader"
 # Ids of the workflows' nodes; the last two are in LOW_VRAM only.
 LOADER, SAMPLER, SIZE, SAVE, CHECKPOINT, SLICE = 1, 5, 4, 7, 9, 10
@@ -64,8 +64,8 @@ def _smaller(workflow: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "nodes_2"),
-    [(PLAIN, False), (PLAIN, True), (LOW_VRAM, True)],
-    ids=["classic canvas", "nodes 2.0", "low vram"],
+    [(PLAIN, False), (PLAIN, True), (LOW_VRAM, True), (PROBES, True)],
+    ids=["classic canvas", "nodes 2.0", "low vram", "probes"],
 )
 def test_example_runs_to_a_picture(open_page, server, artifacts, name, nodes_2):
     # Else the second renderer finds every node's result in the cache and shows nothing new.
@@ -195,7 +195,7 @@ def test_absent_files_are_listed_with_their_folders(open_page, workflow, artifac
 
 def test_templates_offer_the_examples(open_page, server, artifacts):
     names = server.get_json("/workflow_templates")["z-image-low-vram"]
-    assert sorted(names) == [PLAIN, LOW_VRAM]
+    assert sorted(names) == [PLAIN, LOW_VRAM, PROBES]
     page = open_page(nodes_2=False)
     page.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.page.get_by_text("Z-Image Low VRAM").first.click()

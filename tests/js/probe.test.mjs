@@ -57,15 +57,34 @@ test("thinning keeps the ends and the highest of each stretch", () => {
 });
 
 test("the device's size is to scale only where it does not press the chart flat", () => {
-  const near = numbers.verticalRange({ peak: 12, lowest: 11, ceiling: 16, closeUp: false });
+  const near = numbers.verticalAxis({ peak: 12, lowest: 11, ceiling: 16, closeUp: false });
   assert.ok(near.hasCeiling && near.low === 0 && near.high > 16);
-  const far = numbers.verticalRange({ peak: 12, lowest: 11, ceiling: 80, closeUp: false });
+  const far = numbers.verticalAxis({ peak: 12, lowest: 11, ceiling: 80, closeUp: false });
   assert.ok(!far.hasCeiling && far.high < 14);
-  const unknown = numbers.verticalRange({ peak: 12, lowest: 11, ceiling: null, closeUp: false });
+  const unknown = numbers.verticalAxis({ peak: 12, lowest: 11, ceiling: null, closeUp: false });
   assert.deepEqual(unknown, far);
   const measured = { peak: 12 * GIB, lowest: 11 * GIB, ceiling: 16 * GIB };
-  const close = numbers.verticalRange({ ...measured, closeUp: true });
+  const close = numbers.verticalAxis({ ...measured, closeUp: true });
+  const full = numbers.verticalAxis({ ...measured, ceiling: 12.5 * GIB, closeUp: true });
+  assert.ok(!close.hasCeiling && full.hasCeiling && full.high > 12.5 * GIB);
   assert.ok(close.low > 10 * GIB && close.low < 11 * GIB && close.high > 12 * GIB);
+});
+
+test("a cut axis still rises from the bottom to the top", () => {
+  assert.ok(numbers.isFlat(12 * GIB, 11 * GIB));
+  assert.ok(!numbers.isFlat(12 * GIB, 10 * GIB));
+  assert.ok(!numbers.isFlat(12 * GIB, 0), "from nothing to all is no flat block");
+  for (const closeUp of [false, true]) {
+    const [lowest, peak] = [11 * GIB, 12 * GIB];
+    const axis = numbers.verticalAxis({ peak, lowest, ceiling: null, closeUp });
+    const heights = [0, axis.low / 2, axis.low, lowest, peak, axis.high].map((bytes) =>
+      numbers.heightOf(bytes, axis),
+    );
+    assert.equal(heights[0], 0);
+    assert.equal(heights.at(-1), 1);
+    assert.deepEqual(heights, heights.toSorted((a, b) => a - b));
+    assert.equal(heights[4] - heights[3] > 0.4, closeUp, "the changes fill a close-up");
+  }
 });
 
 class Storage {
