@@ -46,9 +46,9 @@ class VRAMProbe(io.ComfyNode):
             category="utilities",
             description=(
                 "Shows how much memory was needed at most, when, and of what: weights, activations "
-                "or the rest. It measures what ran since the probe before it; on a MODEL wire also "
-                "each sampling of that model, live, by step and by block. Without a GPU it "
-                "measures RAM."
+                "or the rest. It measures what ran since the probe or the watched sampling before "
+                "it; on a MODEL wire also each sampling of that model, live, by step and by block. "
+                "Without a GPU it measures RAM."
             ),
             search_aliases=["vram", "memory", "peak", "monitor", "profiler"],
             is_output_node=True,

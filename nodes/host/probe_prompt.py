@@ -111,7 +111,10 @@ class PromptWatch(ProgressHandler):
         return (recorder.blank if is_cached else recorder.record("done")), recorder
 
     def begin_stretch(self, device: torch.device, settings: ProbeSettings) -> None:
-        """Begins what runs until the next probe; sets the peak back where the mode says so."""
+        """Begins what runs until the next probe; sets the peak back where the mode says so.
+
+        Called when a probe, or a watched sampling, has ended.
+        """
         if settings.node_id is not None and settings.node_id not in self.records:
             self._without_record.add(settings.node_id)
         self._open(device, settings, is_first=False)

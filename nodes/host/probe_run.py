@@ -131,6 +131,8 @@ class SamplingRun:
         )
         self._watch.put(settings.node_id, record)
         self._show(record)
+        # What comes next, such as the decode, is not the sampling's.
+        self._watch.begin_stretch(self._device, settings)
         logger.info("VRAM Probe: %s", record.report.splitlines()[0])
 
     def _publish(self, state: str) -> None:

@@ -237,11 +237,13 @@ def test_at_most_ten_events_in_any_second(prompts, loaded):
     assert records[-1] == record
 
 
-def test_the_value_may_be_a_model_of_another_sampler_node(prompts, loaded):
-    """A probe behind the sampler lists the sampling of the probe in front of it."""
+def test_a_later_probe_lists_the_sampling(prompts, loaded):
+    """The sampling is the record of the probe on the model's wire, and no part of the later one."""
     prompt = sampling(loaded)
     prompt["after"] = probe_prompts.probe(["sampler", 0], label="latent")
     del prompt["shown"]
     outputs = prompts.run(prompt)
-    summary = outputs["after"]["z_image_vram_probe"][0]["summary"]
+    after = outputs["after"]["z_image_vram_probe"][0]
+    assert [row[5] for row in after["timeline"]].count("KSampler") <= 2
+    summary = after["summary"]
     assert [line.split(":")[0] for line in summary] == ["1. sample", "2. latent"]
