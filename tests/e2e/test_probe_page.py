@@ -177,7 +177,8 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
     assert probe.copied(lambda: _choose_in_menu(probe)) == record["issue_report"]
     probe.part("figures").click()
     absent = [figure for figure in record["figures"] if figure["bytes"] is None]
-    assert f"not available: {absent[0]['reason']}" in probe.text("details")
+    told = f"not available: {absent[0]['reason']}"
+    probe.part("details").get_by_text(told).first.wait_for()
     page.keep_screenshot(artifacts, f"{name}_figures")
     assert page.faults == []
 
@@ -273,7 +274,7 @@ def test_subgraphs_and_states_in_chinese_and_a_light_theme(open_page, server, pr
         assert outer.text("peak") == "12.18 GiB"
         assert outer.text("state") == "测量中"
         assert "占 24.00 GiB 的 51%" in outer.text("share")
-        # Weights hardly change, so the axis is cut; to scale, a card up to twice as large is a line.
+        # Hardly anything changes, so the axis is cut; to scale, a card of twice the peak is out.
         assert outer.part("cut").count() == 1
         outer.part("close-up").click()
         outer.part("cut").wait_for(state="detached")
