@@ -77,6 +77,7 @@ style.replaceSync(`
     color: inherit; font: inherit; white-space: nowrap; cursor: pointer;
   }
   button:hover, button[aria-pressed="true"] { background: var(--line); }
+  button[aria-pressed="true"] { border-color: var(--muted); }
   button:focus-visible, .details:focus-visible { outline: 2px solid var(--weights); }
   button:disabled { opacity: 0.4; cursor: default; background: transparent; }
 `);

@@ -287,9 +287,9 @@ def test_subgraphs_and_states_in_chinese_and_a_light_theme(open_page, server, pr
         page.keep_screenshot(artifacts, "probe_chinese_light")
 
         _send(page, inner, _card_record(state="done", label="inside"))
-        page.page.evaluate(
-            f"app.canvas.openSubgraph(app.rootGraph.getNodeById('{inner.split(':')[0]}').subgraph)"
-        )
+        open_it = "id => { const node = app.rootGraph.getNodeById(id);"
+        open_it += " app.canvas.openSubgraph(node.subgraph, node) }"
+        page.page.evaluate(open_it, inner.split(":")[0])
         inside.wait_for_chart()
         page.keep_screenshot(artifacts, "probe_subgraph")
         assert inside.part("state").is_hidden()
