@@ -139,6 +139,17 @@ def _into_subgraph(page: ComfyPage, node_id: int) -> str:
     )
 
 
+def _open_graph_of(page: ComfyPage, node_id: int | str) -> None:
+    """Shows the subgraph that holds the node; nothing for a node of the workflow itself."""
+    outer, *inner = str(node_id).split(":")
+    if inner:
+        page.page.evaluate(
+            """id => { const node = app.rootGraph.getNodeById(id);
+                app.canvas.openSubgraph(node.subgraph, node) }""",
+            outer,
+        )
+
+
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["classic canvas", "nodes 2.0"])
 def test_a_run_is_drawn_live_and_again_after_a_reload(
     open_page, server, probed, artifacts, nodes_2
@@ -147,6 +158,10 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
     name = f"probe_{'nodes_2' if nodes_2 else 'classic'}"
     page = open_page(nodes_2=nodes_2)
     page.load(probed)
+    on_image = str(ON_IMAGE)
+    if nodes_2:  # an id like "22:21"
+        on_image = _into_subgraph(page, ON_IMAGE)
+        probed = page.page.evaluate("app.rootGraph.serialize()")
     _listen(page)
     probe = Probe(page, ON_MODEL)
     assert "appears here while the prompt runs" in probe.text("empty")
@@ -190,7 +205,8 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
     else:  # another tab has nothing but the host's history
         page = open_page(nodes_2=nodes_2)
     page.load(probed)
-    for node_id in (ON_MODEL, ON_IMAGE):
+    for node_id in (ON_MODEL, on_image):
+        _open_graph_of(page, node_id)
         again = Probe(page, node_id)
         again.wait_for_chart()
         assert _shown(_record(server, prompt_id, node_id)["peak_bytes"]) in again.text("peak")
@@ -287,9 +303,7 @@ def test_subgraphs_and_states_in_chinese_and_a_light_theme(open_page, server, pr
         page.keep_screenshot(artifacts, "probe_chinese_light")
 
         _send(page, inner, _card_record(state="done", label="inside"))
-        open_it = "id => { const node = app.rootGraph.getNodeById(id);"
-        open_it += " app.canvas.openSubgraph(node.subgraph, node) }"
-        page.page.evaluate(open_it, inner.split(":")[0])
+        _open_graph_of(page, inner)
         inside.wait_for_chart()
         page.keep_screenshot(artifacts, "probe_subgraph")
         assert inside.part("state").is_hidden()
