@@ -97,15 +97,14 @@ class SamplingRun:
         if self._is_tracked:
             if self._tracker is None:
                 return
-            operation = self._tracker.peak_op or None
             parts = tools.parts_of(weights + self._tracker.peak_bytes, weights, 0)
         else:
             sets_back = self._settings.sees_steps and recorder.step is not None
             high = self._interval.take(set_back=sets_back)
-            operation = None
             # What was there before and is gone by now hides no activations.
             self._before = min(self._before, max(0, self._interval.current - weights))
             parts = tools.parts_of(high.bytes, weights, self._before)
+        operation = None if self._tracker is None else self._tracker.peak_op or None
         is_peak = recorder.point(parts, block=block, operation=operation)
         if self._tracker is not None:
             if is_peak and self._settings.detail == "allocations":

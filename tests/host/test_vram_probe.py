@@ -212,6 +212,37 @@ def test_a_probe_in_a_subgraph_goes_by_the_id_that_the_page_knows(prompts, loade
     assert {data["node_id"] for data, _ in prompts.sent()} == {"7:2"}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows a machine without CUDA")
+def test_a_cuda_device_that_is_not_there_has_reasons_and_no_zeros_for_the_driver():
+    from pack.nodes.host import probe_device
+
+    card = torch.device("cuda", 0)
+    gauge = probe_device.gauge_of(card)
+    assert gauge.measured_with == "torch's cuda allocator"
+    assert gauge.read() == (0, 0), "the allocator has given out nothing"
+    figures = {name: (count, reason) for name, count, reason in probe_device.figures(card)}
+    count, reason = figures["driver used on the device"]
+    assert count is None
+    assert "the driver does not answer" in reason
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mib", [3, 40, 700])
+def test_the_counter_is_torchs_own_on_cuda(mib):
+    from pack.nodes.host import probe_device
+    from pack.nodes.memory.counter import Count, PeakCounter
+
+    card = torch.device("cuda", torch.cuda.current_device())
+    gauge = probe_device.gauge_of(card)
+    interval = PeakCounter(lambda: Count(*gauge.read()), gauge.set_back).open(set_back=True)
+    x = torch.ones(mib * MIB, dtype=torch.uint8, device=card)
+    y = x + x
+    del x, y
+    expected = torch.cuda.max_memory_allocated(card)
+    assert interval.take(set_back=True) == (expected, True)
+
+
 def test_no_thread_is_started(prompts, loaded):
     before = set(threading.enumerate())
     prompts.run(sampling(loaded, detail="allocations"))
