@@ -6,9 +6,9 @@ The model has Z-Image's widths, one main layer and its four refiners, with rando
 The host samples it at 128x128 in one thread, whose own time is taken, so that neighbours on the
 machine count little. Two figures for each detail:
 
-- own time: what passes inside of the probe while a step runs, its readings and its events to the page
-  apart. It is what one compares with the time of a step of one's own; there are at most 8 events in
-  a second, however many blocks there are.
+- own time: what passes inside of the probe while a step runs, its readings and its events to the
+  page apart. It is what one compares with the time of a step of one's own; there are at most 8
+  events in a second, however many blocks there are.
 - ratio: a sampling with the probe against one without, in pairs, median of the steps. It includes
   what the probe slows down outside of itself, and the noise of the machine.
 
