@@ -65,6 +65,12 @@ export function isFinal(entry) {
   return entry.record.state !== "running";
 }
 
+/** Whether the node was taken from the host's cache: its record is that of a prompt before. */
+export function isEarlier(entry) {
+  const { prompt_id: measured } = entry.record;
+  return Boolean(measured) && measured !== entry.prompt;
+}
+
 /** Whether the history's record of a prompt tells more than the one that is known.
  *
  * @param prompts the history's prompts, the oldest first.

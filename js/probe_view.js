@@ -40,6 +40,7 @@ export class ProbeView {
   #closeUp = null; // the user's choice; null leaves it to the chart
   #figures = false;
   #copied = "copy"; // what its button says
+  #isEarlier = false;
   #isDrawing = false;
 
   /** @param signal ends everything that the view listens to. */
@@ -71,8 +72,10 @@ export class ProbeView {
     signal.addEventListener("abort", () => resized.disconnect(), { once: true });
   }
 
-  show(record) {
+  /** @param isEarlier whether the record is of a run before the node's last one. */
+  show(record, { isEarlier }) {
     this.record = record;
+    this.#isEarlier = isEarlier;
     this.draw();
   }
 
@@ -165,9 +168,10 @@ export class ProbeView {
     peak.textContent = bytesText(record.peak_bytes);
     const percent = total && percentText(record.peak_bytes, total);
     share.textContent = total ? text("share", percent, bytesText(total)) : "";
-    state.className = `state ${record.state}`;
-    state.hidden = record.state === "done";
-    state.textContent = text(record.state);
+    state.className = `state ${this.#isEarlier ? "earlier" : record.state}`;
+    state.hidden = record.state === "done" && !this.#isEarlier;
+    state.textContent = text(this.#isEarlier ? "earlier" : record.state);
+    state.title = this.#isEarlier ? text("earlierTip") : "";
     const moment = momentText(record.peak_at);
     const told = [moment && text("peakAt", moment), record.device.name];
     where.textContent = told.filter(Boolean).join(" — ");

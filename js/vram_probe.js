@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { copyText } from "./probe_export.js";
-import { Records, isFinal, isNewer } from "./probe_records.js";
+import { Records, isEarlier, isFinal, isNewer } from "./probe_records.js";
 import { loadTexts, text } from "./probe_texts.js";
 import { ProbeView } from "./probe_view.js";
 
@@ -58,9 +58,13 @@ function workflowOf(prompt) {
   return workflowOfPrompt.get(prompt);
 }
 
+function show(node, entry) {
+  viewOf(node)?.show(entry.record, { isEarlier: isEarlier(entry) });
+}
+
 function keep(entry) {
   records.put(entry);
-  if (entry.workflow === app.rootGraph.id) viewOf(nodeAt(entry.node))?.show(entry.record);
+  if (entry.workflow === app.rootGraph.id) show(nodeAt(entry.node), entry);
 }
 
 /** Keeps a record that has come over the socket, and shows it where its workflow is open. */
@@ -70,22 +74,29 @@ async function receive(prompt, node, record) {
 }
 
 /** Shows what is known of the open workflow's probes, and what the history has since. */
-async function restore() {
+function restore() {
+  askHistory().catch((error) => console.warn("VRAM Probe: no history:", error));
+}
+
+async function askHistory() {
   const workflow = app.rootGraph.id;
   const ids = new Set();
   for (const [id, node] of probes()) {
     ids.add(id);
     const entry = records.get(workflow, id);
-    if (entry) viewOf(node)?.show(entry.record);
+    if (entry) show(node, entry);
   }
   if (ids.size === 0) return;
   const history = await getJson(`/history?max_items=${HISTORY_ITEMS}`);
   const prompts = Object.keys(history);
-  for (const [prompt, { prompt: queued, outputs }] of Object.entries(history)) {
+  for (const [id, { prompt: queued, outputs }] of Object.entries(history)) {
     if (queued?.[3]?.extra_pnginfo?.workflow?.id !== workflow) continue;
     for (const [node, output] of Object.entries(outputs ?? {})) {
       const record = output[OUTPUT]?.[0];
       if (!record || !ids.has(node)) continue;
+      // A later run of the cached node has written into the same output.
+      const isLater = prompts.indexOf(record.prompt_id) > prompts.indexOf(id);
+      const prompt = isLater ? record.prompt_id : id;
       if (!isNewer(prompt, records.get(workflow, node), prompts)) continue;
       keep({ workflow, node, prompt, record });
     }
@@ -167,7 +178,6 @@ app.registerExtension({
   name: "z-image-low-vram.vram_probe",
 
   async setup() {
-    await loadTexts();
     api.addEventListener(EVENT, ({ detail }) =>
       receive(detail.prompt_id, String(detail.node_id), detail.record),
     );
@@ -179,10 +189,11 @@ app.registerExtension({
     // Of a prompt that another tab has queued, this tab hears the end only.
     api.addEventListener("status", ({ detail }) => {
       if (detail?.exec_info?.queue_remaining !== 0 || !isGraphLoaded) return;
-      if (!isHeard) return restore();
+      if (!isHeard) restore();
       isHeard = false;
     });
     window.addEventListener("pagehide", () => records.save());
+    await loadTexts();
   },
 
   nodeCreated(node) {
@@ -191,7 +202,7 @@ app.registerExtension({
 
   afterConfigureGraph() {
     isGraphLoaded = true;
-    return restore();
+    restore();
   },
 
   getNodeMenuItems(node) {

@@ -197,6 +197,11 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
     page.keep_screenshot(artifacts, f"{name}_figures")
     assert page.faults == []
 
+    page.run()  # nothing has changed, so everything comes from the cache
+    probe.part("state.earlier").wait_for()
+    assert probe.text("state") == "from an earlier run"
+    assert _shown(record["peak_bytes"]) in probe.text("peak")
+
     page.load({**probed, "id": str(uuid.uuid4())})
     assert "appears here" in Probe(page, ON_MODEL).text("empty"), "another workflow's figures"
     if nodes_2:

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import * as numbers from "../../js/probe_numbers.js";
-import { Records, isNewer } from "../../js/probe_records.js";
+import { Records, isEarlier, isNewer } from "../../js/probe_records.js";
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
@@ -130,6 +130,13 @@ test("neither a full storage nor what somebody else has written breaks the page"
   storage.value = "{not ours";
   assert.equal(new Records(storage).get("w", "1"), undefined);
   assert.equal(new Records(undefined).get("w", "1"), undefined);
+});
+
+test("a record of a prompt before is told apart", () => {
+  const taken = (prompt, measured) => ({ prompt, record: { prompt_id: measured } });
+  assert.ok(isEarlier(taken("b", "a")));
+  assert.ok(!isEarlier(taken("b", "b")));
+  assert.ok(!isEarlier(taken("b", "")), "a record that names no prompt");
 });
 
 test("the history's record counts where it is newer than the known one", () => {
