@@ -25,7 +25,7 @@ const STACK = [
 ];
 const STEP_STRIP = 12;
 const SAMPLE_PX = 3;
-const MARGIN = { left: 30, right: 6, top: 16, bottom: 15 };
+const MARGIN = { left: 30, digit: 6, right: 6, top: 16, bottom: 15 };
 
 const template = document.createElement("template");
 template.innerHTML = "<svg></svg>";
@@ -54,12 +54,12 @@ export function drawChart(svg, record, { width, height, closeUp, ids }) {
   const axis = verticalAxis({ peak, lowest, ceiling, closeUp });
   const strip = record.steps.length ? STEP_STRIP : 0;
 
-  const box = {
-    left: MARGIN.left,
-    right: Math.max(MARGIN.left + 20, width - MARGIN.right),
-    top: MARGIN.top,
-    bottom: Math.max(MARGIN.top + 20, height - MARGIN.bottom - strip),
-  };
+  const top = MARGIN.top;
+  const bottom = Math.max(top + 20, height - MARGIN.bottom - strip);
+  const marks = scaleMarks(axis, bottom - top);
+  const longest = Math.max(...marks.map((mark) => mark.label.length));
+  const left = Math.max(MARGIN.left, 9 + MARGIN.digit * longest);
+  const box = { left, right: Math.max(left + 20, width - MARGIN.right), top, bottom };
   const start = times[0];
   const end = Math.max(times.at(-1), record.peak_at?.t_s ?? 0, start + 1e-3);
   const x = (time) => box.left + ((time - start) / (end - start)) * (box.right - box.left);
@@ -71,7 +71,7 @@ export function drawChart(svg, record, { width, height, closeUp, ids }) {
   svg.replaceChildren(
     element("title", { id: ids.title }, text("title")),
     element("desc", { id: ids.desc }, describe(record)),
-    ...scale(axis, box, y),
+    ...scale(axis, marks, box, y),
     ...areas(thin(rows, Math.floor((box.right - box.left) / SAMPLE_PX)), x, y),
     ...stepMarks(record, end, box, x),
     ...(closeUp ? [cut(box, y(axis.low))] : []),
@@ -111,22 +111,26 @@ export function momentText(moment) {
   return told.filter(Boolean).join(" · ");
 }
 
-function scale({ below, low, high }, box, y) {
+/** Where the axis has numbers, in bytes, and the numbers. */
+function scaleMarks({ below, low, high }, height) {
   const unit = unitOf(high);
-  const wanted = Math.max(2, Math.floor(((1 - below) * (box.bottom - box.top)) / 30));
+  const wanted = Math.max(2, Math.floor(((1 - below) * height) / 30));
   const values = ticks(low / unit.bytes, high / unit.bytes, wanted);
   const digits = tickDigits(values);
-  const marks = values.flatMap((value) => {
-    const at = y(value * unit.bytes);
-    const label = { x: box.left - 5, y: at + 3.5, "text-anchor": "end" };
-    return [
-      element("line", { class: "grid", x1: box.left, x2: box.right, y1: at, y2: at }),
-      element("text", label, value.toFixed(digits)),
-    ];
+  return values.map((value) => ({ bytes: value * unit.bytes, label: value.toFixed(digits) }));
+}
+
+function scale({ low, high }, marks, box, y) {
+  const labelled = (bytes, label) => {
+    const place = { x: box.left - 5, y: y(bytes) + 3.5, "text-anchor": "end" };
+    return element("text", place, label);
+  };
+  const lines = marks.flatMap(({ bytes, label }) => {
+    const line = { class: "grid", x1: box.left, x2: box.right, y1: y(bytes), y2: y(bytes) };
+    return [element("line", line), labelled(bytes, label)];
   });
-  const name = element("text", { x: 0, y: box.top - 6 }, unit.name);
-  const zero = { x: box.left - 5, y: box.bottom + 3.5, "text-anchor": "end" };
-  return [...marks, name, ...(low > 0 ? [element("text", zero, "0")] : [])];
+  const unit = element("text", { x: 0, y: box.top - 6 }, unitOf(high).name);
+  return [...lines, unit, ...(low > 0 ? [labelled(0, "0")] : [])];
 }
 
 /** The zigzag where the axis is cut. */
@@ -163,7 +167,7 @@ function stepMarks(record, end, box, x) {
     steps.push({ step: current[STEP], from: last.to, to: end });
   }
   const widest = (box.right - box.left) / steps.length;
-  const every = [1, 2, 5, 10, 20, 50, 100].find((n) => n * widest >= 16) ?? 1000;
+  const every = [1, 2, 5, 10, 20, 50, 100].find((n) => n * widest >= 20) ?? 1000;
   return steps.flatMap(({ step, from, to }) => {
     const left = x(Math.min(from, end));
     const right = x(Math.min(to, end));
@@ -198,7 +202,7 @@ function ceilingMark(record, axis, box, y) {
   if (size === null) return [];
   const name = text(record.device.type === "cpu" ? "ram" : "card", bytesText(size));
   if (!axis.hasCeiling) {
-    return [element("text", { x: box.left, y: box.top - 6, dx: 4 }, `↑ ${name}`)];
+    return [element("text", { x: MARGIN.left + 4, y: box.top - 6 }, `↑ ${name}`)];
   }
   const at = y(size);
   return [
