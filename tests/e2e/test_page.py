@@ -30,6 +30,7 @@ SIDE_PX, STEPS = 256, 3
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae")
 RENDERERS = pytest.mark.parametrize("nodes_2", [False, True], ids=["classic canvas", "nodes 2.0"])
 
+
 def _example(name: str) -> dict[str, Any]:
     return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
 
