@@ -75,7 +75,7 @@ def clocked(*, counter_only: bool) -> Iterator[dict[str, float]]:
     from pack.nodes.host import probe_sampling
     from pack.nodes.host.probe_run import SamplingRun
 
-    spent: dict[str, float] = {}
+    spent = {"points": 0.0, "events": 0.0, "count": 0.0}
 
     class Clocked(SamplingRun):
         def __init__(self, *args: Any) -> None:
@@ -92,8 +92,8 @@ def clocked(*, counter_only: bool) -> Iterator[dict[str, float]]:
         def _show(self, record: Any) -> None:
             start = time.thread_time()
             super()._show(record)
-            spent["events"] = spent.get("events", 0) + time.thread_time() - start
-            spent["count"] = spent.get("count", 0) + 1
+            spent["events"] += time.thread_time() - start
+            spent["count"] += 1
 
         def end(self, state: str) -> None:
             before = dict(spent)
