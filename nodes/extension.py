@@ -5,10 +5,11 @@ from comfy_api.latest import ComfyExtension, io
 from .attention_slice import AttentionSlice
 from .gradient_checkpoint import ApplyGradientCheckpoint
 from .load_model import LoadZImageTurbo
+from .vram_probe import VRAMProbe
 
 
 class ZImageLowVRAM(ComfyExtension):
     """Z-Image Low VRAM."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadZImageTurbo, ApplyGradientCheckpoint, AttentionSlice]
+        return [LoadZImageTurbo, ApplyGradientCheckpoint, AttentionSlice, VRAMProbe]

@@ -18,6 +18,7 @@ from comfy.ldm.flux.math import rope
 from torch import nn
 
 from . import fetch
+from .block_watch import block_ended
 from .lean_block import BlockSettings, RopeFn, is_untouched, run_block
 
 
@@ -137,16 +138,19 @@ def _run_blocks(
         )
 
     tokens = stream.shape[1]
-    for block in model.context_refiner:
+    for index, block in enumerate(model.context_refiner):
         run(block, 0, text_tokens, None)
-    for block in model.noise_refiner:
+        block_ended(transformer_options, f"context_refiner.{index}")
+    for index, block in enumerate(model.noise_refiner):
         run(block, text_tokens, tokens, t)
+        block_ended(transformer_options, f"noise_refiner.{index}")
     # What the host's forward tells the patches of other nodes.
     transformer_options["total_blocks"] = len(model.layers)
     transformer_options["block_type"] = "double"
     for index, block in enumerate(model.layers):
         transformer_options["block_index"] = index
         run(block, 0, tokens, t)
+        block_ended(transformer_options, f"layers.{index}")
 
 
 def _padded(tokens: int, model: nn.Module) -> int:

@@ -58,6 +58,7 @@ class Allocation:
     born: tick at which it was allocated.
     died: tick at which it was freed; None if it was alive when the tracker was left.
     where: innermost caller outside torch, as ``file.py:line function``; empty without `trace`.
+    shape, dtype: of the tensor that came with it; others may look at the same storage.
     """
 
     op: str
@@ -65,6 +66,8 @@ class Allocation:
     born: int
     died: int | None = None
     where: str = ""
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
 
 
 class Lifetime(NamedTuple):
@@ -94,6 +97,7 @@ class PeakTracker(TorchDispatchMode):
             counting as their outputs: "comfy_kitchen" shows the float32 copies of its eager form.
         log: keeps every allocation for `log` and `sequence()`.
         trace: notes the calling line with each allocation (slower).
+        device: counts only storages on devices of that type, such as "cuda"; None counts all.
 
     Memory: tracked storages are held weakly; without `log` only the live ones have an entry.
     Exact: to the byte, within the limitations named at the top of this file.
@@ -106,6 +110,7 @@ class PeakTracker(TorchDispatchMode):
         opened: Collection[str] = (),
         log: bool = False,
         trace: bool = False,
+        device: str | None = None,
     ) -> None:
         if attention is not None and attention not in _BACKENDS:
             raise ValueError(f"attention must be flash, math or None, got {attention!r}")
@@ -120,6 +125,7 @@ class PeakTracker(TorchDispatchMode):
         self._opened = frozenset(opened)
         self._keeps_log = log
         self._traces = trace
+        self._device = device
         self._depth = 0
         self._tick = 0
         # StorageImpl address -> (weak reference whose callback removes the entry, its allocation).
@@ -127,10 +133,16 @@ class PeakTracker(TorchDispatchMode):
 
     def watch(self, *tensors: torch.Tensor) -> None:
         """Counts the storages of tensors that were made outside, from now to their end."""
-        for storage in _storages(tensors):
-            if storage._cdata not in self._live:
-                self._add(storage, "watch")
+        for tensor in _tensors(tensors):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._live and self._is_counted(storage):
+                self._add(storage, "watch", tensor)
         self._note_peak("watch")
+
+    def restart_peak(self) -> None:
+        """Begins a new peak at what is alive now; what was the peak before is forgotten here."""
+        self.peak_bytes, self.peak_op = self.current_bytes, ""
+        self.peak_live = self.live()
 
     def live(self) -> tuple[Allocation, ...]:
         """Returns what is alive now, oldest first."""
@@ -188,24 +200,31 @@ class PeakTracker(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         given: set[int] | None = None
-        for storage in _storages(out):
+        for tensor in _tensors(out):
+            storage = tensor.untyped_storage()
             entry = self._live.get(storage._cdata)
             if entry is not None:
                 if entry[1].nbytes != storage.nbytes():  # resize_, or an out= that was too small
                     self._remove(storage._cdata)
-                    self._add(storage, str(func))
+                    self._add(storage, str(func), tensor)
+                continue
+            if not self._is_counted(storage):
                 continue
             if given is None:
                 given = set()
                 if func is not _LIFT_FRESH:
-                    given.update(s._cdata for s in _storages((args, kwargs)))
+                    given.update(t.untyped_storage()._cdata for t in _tensors((args, kwargs)))
             if storage._cdata not in given:  # else a view of a tensor that was there before
-                self._add(storage, str(func))
+                self._add(storage, str(func), tensor)
         if self.current_bytes > self.peak_bytes:
             self._note_peak(str(func))
 
-    def _add(self, storage: torch.UntypedStorage, op: str) -> None:
+    def _is_counted(self, storage: torch.UntypedStorage) -> bool:
+        return self._device is None or storage.device.type == self._device
+
+    def _add(self, storage: torch.UntypedStorage, op: str, tensor: torch.Tensor) -> None:
         allocation = Allocation(op, storage.nbytes(), self._tick)
+        allocation.shape, allocation.dtype = tuple(tensor.shape), tensor.dtype
         if self._traces:
             allocation.where = _caller()
         key = storage._cdata
@@ -262,20 +281,20 @@ def _has_kernel(func: Any, key: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key.name)
 
 
-def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    """Yields the storage of every tensor in nested tuples, lists and dicts."""
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    """Yields every tensor with a storage in nested tuples, lists and dicts."""
     if isinstance(tree, torch.Tensor):
         if is_traceable_wrapper_subclass(tree):
             for name in tree.__tensor_flatten__()[0]:
-                yield from _storages(getattr(tree, name))
+                yield from _tensors(getattr(tree, name))
         elif tree.layout is torch.strided:
-            yield tree.untyped_storage()
+            yield tree
     elif isinstance(tree, (tuple, list)):
         for item in tree:
-            yield from _storages(item)
+            yield from _tensors(item)
     elif isinstance(tree, dict):
         for item in tree.values():
-            yield from _storages(item)
+            yield from _tensors(item)
 
 
 def _caller() -> str:

@@ -8,12 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pack.benchmarks.harness.folder_links import link_folder
 from pack.benchmarks.live_host import REPO, LiveHost
+
+if TYPE_CHECKING:
+    from pack.tests.e2e.page import ComfyPage
+    from playwright.sync_api import Browser
 
 SMALL_FOLDER = "Z-Image-Turbo"
 
@@ -66,3 +71,40 @@ def server(host_dir: Path, new_base) -> Iterator[LiveHost]:
     """The shared server, with the pack and the small models."""
     with LiveHost(host_dir, new_base("shared")) as live:
         yield live
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium without a window; only the files that ask for it need Playwright."""
+    from pack.tests.e2e.page import find_chromium, launch
+    from playwright.sync_api import sync_playwright
+
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("needs Chromium: install one, or set ZIMAGE_CHROMIUM to its path")
+    with sync_playwright() as playwright:
+        browser = launch(playwright, chromium)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, server: LiveHost) -> Iterator[Callable[..., ComfyPage]]:
+    """Opens pages and closes them when the test ends."""
+    from pack.tests.e2e.page import ComfyPage
+
+    opened: list[ComfyPage] = []
+
+    def open_one(**options: Any) -> ComfyPage:
+        opened.append(ComfyPage(browser, server, **options))
+        return opened[-1]
+
+    yield open_one
+    for page in opened:
+        page.close()
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    """Where screenshots are kept."""
+    return Path(os.environ.get("ZIMAGE_ARTIFACTS") or tmp_path)

@@ -5,24 +5,19 @@ from __future__ import annotations
 import copy
 import io
 import json
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pack.benchmarks.live_host import REPO, LiveHost
+from pack.benchmarks.live_host import REPO
 from PIL import Image, ImageStat
 
 pytest.importorskip("playwright", reason="needs Playwright")
 
-from pack.tests.e2e.page import ComfyPage, find_chromium, launch
-from playwright.sync_api import Browser, sync_playwright
-
 pytestmark = pytest.mark.browser
 
 EXAMPLES = REPO / "example_workflows"
-PLAIN, LOW_VRAM = "z_image_turbo", "z_image_turbo_low_vram"
+PLAIN, LOW_VRAM, PROBES = "z_image_turbo", "z_image_turbo_low_vram", "z_image_turbo_probes"
 NODE_TYPE = "ZImageTurboLoader"
 # Ids of the workflows' nodes; the last two are in LOW_VRAM only.
 LOADER, SAMPLER, SIZE, SAVE, CHECKPOINT, SLICE = 1, 5, 4, 7, 9, 10
@@ -34,38 +29,6 @@ OURS = {
 SIDE_PX, STEPS = 256, 3
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae")
 RENDERERS = pytest.mark.parametrize("nodes_2", [False, True], ids=["classic canvas", "nodes 2.0"])
-
-OpenPage = Callable[..., ComfyPage]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("needs Chromium: install one, or set ZIMAGE_CHROMIUM to its path")
-    with sync_playwright() as playwright:
-        browser = launch(playwright, chromium)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser: Browser, server: LiveHost) -> Iterator[OpenPage]:
-    """Opens pages and closes them when the test ends."""
-    opened: list[ComfyPage] = []
-
-    def open_one(**options: Any) -> ComfyPage:
-        opened.append(ComfyPage(browser, server, **options))
-        return opened[-1]
-
-    yield open_one
-    for page in opened:
-        page.close()
-
-
-@pytest.fixture
-def artifacts(tmp_path: Path) -> Path:
-    return Path(os.environ.get("ZIMAGE_ARTIFACTS") or tmp_path)
 
 
 def _example(name: str) -> dict[str, Any]:
@@ -102,8 +65,8 @@ def _smaller(workflow: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "nodes_2"),
-    [(PLAIN, False), (PLAIN, True), (LOW_VRAM, True)],
-    ids=["classic canvas", "nodes 2.0", "low vram"],
+    [(PLAIN, False), (PLAIN, True), (LOW_VRAM, True), (PROBES, True)],
+    ids=["classic canvas", "nodes 2.0", "low vram", "probes"],
 )
 def test_example_runs_to_a_picture(open_page, server, artifacts, name, nodes_2):
     # Else the second renderer finds every node's result in the cache and shows nothing new.
@@ -233,7 +196,7 @@ def test_absent_files_are_listed_with_their_folders(open_page, workflow, artifac
 
 def test_templates_offer_the_examples(open_page, server, artifacts):
     names = server.get_json("/workflow_templates")["z-image-low-vram"]
-    assert sorted(names) == [PLAIN, LOW_VRAM]
+    assert sorted(names) == [PLAIN, LOW_VRAM, PROBES]
     page = open_page(nodes_2=False)
     page.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.page.get_by_text("Z-Image Low VRAM").first.click()

@@ -1,0 +1,83 @@
+// How a probe looks. Colours of text and ground are the theme's own.
+
+export const style = new CSSStyleSheet();
+style.replaceSync(`
+  :host { display: block; height: 100%; min-height: 0; box-sizing: border-box; }
+  * { box-sizing: border-box; }
+  .probe {
+    --weights: #4c86e0; --activations: #f0a030; --other: #8d93a1; --alarm: #e5484d;
+    --ground: var(--comfy-input-bg, #222); --ink: var(--input-text, #ddd);
+    --muted: color-mix(in srgb, var(--ink) 68%, transparent);
+    --line: color-mix(in srgb, var(--ink) 16%, transparent);
+    display: flex; flex-direction: column; gap: 4px; height: 100%; padding: 8px; overflow: hidden;
+    border: 1px solid var(--line); border-radius: 8px;
+    background: var(--ground); color: var(--ink);
+    font-family: inherit; font-size: 11px; line-height: 1.35;
+    font-variant-numeric: tabular-nums; cursor: default;
+  }
+  .probe.nodes-2 {
+    --ground: var(--component-node-widget-background, var(--comfy-input-bg, #222));
+    --ink: var(--component-node-foreground, var(--input-text, #ddd));
+  }
+  [hidden] { display: none !important; }
+  .empty { margin: auto; max-width: 32em; text-align: center; color: var(--muted); }
+  .head { display: flex; align-items: baseline; gap: 2px 8px; white-space: nowrap; }
+  .peak { font-size: 16px; font-weight: 650; line-height: 1.2; }
+  .share { color: var(--muted); overflow: hidden; text-overflow: ellipsis; }
+  .state { margin-left: auto; padding: 1px 7px; border-radius: 9px; background: var(--line); }
+  .state.running::before {
+    content: ""; display: inline-block; width: 7px; height: 7px; margin-right: 5px;
+    border-radius: 50%; background: var(--activations); animation: beat 1.2s infinite;
+  }
+  .state.interrupted, .state.failed { background: var(--alarm); color: #fff; }
+  @keyframes beat { 50% { opacity: 0.25; } }
+  @media (prefers-reduced-motion: reduce) { .state.running::before { animation: none; } }
+  .where { color: var(--muted); overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+  .where.pointed { color: inherit; }
+  .plot { position: relative; flex: 1 1 0; min-height: 72px; }
+  .plot svg, .plot .pointer { position: absolute; inset: 0; width: 100%; height: 100%; }
+  .plot .pointer { touch-action: none; }
+  svg { overflow: visible; }
+  svg text { font-size: 10px; fill: var(--muted); }
+  svg .grid { stroke: var(--line); stroke-width: 1; }
+  svg .part { fill-opacity: 0.85; stroke-width: 1; }
+  svg .weights { fill: var(--weights); } svg .activations { fill: var(--activations); }
+  svg .other { fill: var(--other); }
+  svg .step { stroke: var(--ground); stroke-width: 1; opacity: 0.55; }
+  svg .cell { fill: var(--line); } svg .cell.odd { fill: var(--line); opacity: 0.45; }
+  svg .cut { fill: none; stroke: var(--ground); stroke-width: 2.5; }
+  svg .ceiling { stroke: var(--alarm); stroke-width: 1.5; }
+  svg .peak-line { stroke: var(--ink); stroke-width: 1; stroke-dasharray: 4 3; }
+  svg .peak-dot { fill: var(--ink); stroke: var(--ground); }
+  svg .label {
+    fill: var(--ink); font-weight: 600; paint-order: stroke;
+    stroke: var(--ground); stroke-width: 3px; stroke-linejoin: round;
+  }
+  svg .cursor { stroke: var(--ink); stroke-width: 1; }
+  .legend { display: flex; flex-wrap: wrap; gap: 0 10px; }
+  .legend .part { white-space: nowrap; }
+  .legend .part::before {
+    content: ""; display: inline-block; width: 9px; height: 9px; margin-right: 5px;
+    border-radius: 2px; background: var(--part);
+  }
+  .legend b { font-weight: 600; margin-left: 4px; }
+  .details { flex: 1 1 0; min-height: 72px; overflow: auto; overscroll-behavior: contain; }
+  .details h4 { margin: 6px 0 2px; font-size: 11px; color: var(--muted); font-weight: 600; }
+  .details h4:first-child { margin-top: 0; }
+  .details dl {
+    display: grid; grid-template-columns: fit-content(52%) 1fr; gap: 1px 12px; margin: 0;
+  }
+  .details dd { margin: 0; text-align: right; user-select: text; }
+  .details dd.absent { color: var(--muted); font-style: italic; }
+  .details p { margin: 0 0 2px; user-select: text; }
+  .buttons { display: flex; flex-wrap: wrap; gap: 4px; justify-content: space-between; }
+  .buttons span { display: flex; gap: 4px; }
+  button {
+    padding: 3px 8px; border: 1px solid var(--line); border-radius: 5px; background: transparent;
+    color: inherit; font: inherit; white-space: nowrap; cursor: pointer;
+  }
+  button:hover, button[aria-pressed="true"] { background: var(--line); }
+  button[aria-pressed="true"] { border-color: var(--muted); }
+  button:focus-visible, .details:focus-visible { outline: 2px solid var(--weights); }
+  button:disabled { opacity: 0.4; cursor: default; background: transparent; }
+`);

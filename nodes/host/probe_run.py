@@ -1,0 +1,160 @@
+"""One sampling as a probe sees it: readings by step and by block, and the record at the end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from . import probe_device, probe_events, probe_files, probe_prompt
+from .probe_tools import ProbeSettings
+
+logger = logging.getLogger(__name__)
+
+_LARGEST = 5
+_TRACKED = "exact tensor bytes (every operation is watched), and the weights on the device"
+
+
+class SamplingRun:
+    """Reads memory at the moments that the wrappers name.
+
+    Args:
+        settings: what the user asked.
+        watch: the prompt's.
+        device: where the model computes.
+        recorder: gets the readings.
+        about: model, size, batch and dtype, for the history.
+    """
+
+    def __init__(
+        self,
+        settings: ProbeSettings,
+        watch: probe_prompt.PromptWatch,
+        device: torch.device,
+        recorder: Any,
+        about: dict[str, Any],
+    ) -> None:
+        self._settings = settings
+        self._watch = watch
+        self._device = device
+        self._recorder = recorder
+        self._about = about
+        self._place = probe_events.place_of(settings.node_id)
+        self._pace = settings.tools.pace(probe_events.EVENTS_PER_SECOND)
+        self._interval = watch.counter(device).open(set_back=settings.sets_back)
+        self._whole = watch.counter(device).open(set_back=False)
+        self._before = max(0, self._interval.current - probe_device.weights_bytes(device))
+        self._tracker: Any = None
+        # On a CPU there is no allocator to ask, so the operations themselves are counted.
+        self._is_tracked = settings.sees_blocks and device.type == "cpu"
+        self._thread = threading.get_ident()
+        recorder.samplings += 1
+        if recorder.samplings > 1:
+            recorder.note(
+                f"sampled {recorder.samplings} times in this prompt: steps are counted on"
+            )
+        if self._is_tracked:
+            recorder.blank = replace(recorder.blank, measured_with=_TRACKED)
+            self._publish("running")
+        else:
+            self.point("before the sampling")
+
+    @contextmanager
+    def steps(self) -> Iterator[None]:
+        """Around the sampler: what comes before it was loading."""
+        with ExitStack() as until:
+            if self._is_tracked or self._settings.detail == "allocations":
+                self._tracker = self._settings.tools.tracker(
+                    trace=self._settings.detail == "allocations", device=self._device.type
+                )
+                until.callback(self._end_tracking)
+                until.enter_context(self._tracker)
+            if self._settings.detail == "allocations":
+                until.enter_context(probe_files.memory_history(self._device, self._recorder))
+            self.point("loading")
+            self._recorder.begin_step()
+            yield
+            self._recorder.drop_step()
+            self.point("after the last step")
+
+    def step_ended(self) -> None:
+        """The sampler has ended a step."""
+        self.point("sampler" if self._settings.sees_blocks else None)
+        self._recorder.end_step()
+        self._recorder.begin_step()
+
+    def point(self, block: str | None) -> None:
+        """Reads the highest since the last point; calls from other GPUs' threads are left out."""
+        if threading.get_ident() != self._thread:
+            return
+        recorder, tools = self._recorder, self._settings.tools
+        weights = probe_device.weights_bytes(self._device)
+        if self._is_tracked:
+            if self._tracker is None:
+                return
+            parts = tools.parts_of(weights + self._tracker.peak_bytes, weights, 0)
+        else:
+            sets_back = self._settings.sees_steps and recorder.step is not None
+            high = self._interval.take(set_back=sets_back)
+            # What was there before and is gone by now hides no activations.
+            self._before = min(self._before, max(0, self._interval.current - weights))
+            parts = tools.parts_of(high.bytes, weights, self._before)
+        operation = None if self._tracker is None else self._tracker.peak_op or None
+        is_peak = recorder.point(parts, block=block, operation=operation)
+        if self._tracker is not None:
+            if is_peak and self._settings.detail == "allocations":
+                recorder.largest = _largest(self._tracker.peak_live, tools)
+            self._tracker.restart_peak()
+        self._publish("running")
+
+    def end(self, state: str) -> None:
+        """Ends the run: the last record goes to the page, the output and the history."""
+        recorder, settings = self._recorder, self._settings
+        if state != "done" and not self._is_tracked:
+            self.point(None)
+        recorder.drop_step()
+        high = self._whole.take(set_back=False)
+        if not self._is_tracked and not high.is_exact and not settings.sees_steps:
+            recorder.note(probe_prompt.AT_LEAST)
+        self._interval.close()
+        self._whole.close()
+        if settings.is_kept:
+            probe_files.keep(recorder, recorder.record(state), settings, self._about, self._device)
+        record = probe_prompt.completed(
+            self._watch, self._device, settings, self._shown(recorder.record(state))
+        )
+        self._watch.put(settings.node_id, record)
+        self._show(record)
+        # What comes next, such as the decode, is not the sampling's.
+        self._watch.begin_stretch(self._device, settings)
+        logger.info("VRAM Probe: %s", record.report.splitlines()[0])
+
+    def _publish(self, state: str) -> None:
+        if self._pace.is_due():
+            self._show(self._shown(self._recorder.record(state)))
+
+    def _show(self, record: Any) -> None:
+        whole = record.as_json()
+        self._settings.live.update(whole)
+        probe_events.send(self._place, whole)
+
+    def _shown(self, record: Any) -> Any:
+        """Steps have peaks of their own only where the counter was set back between them."""
+        return record if self._settings.sees_steps else replace(record, steps=())
+
+    def _end_tracking(self) -> None:
+        if self._is_tracked:
+            self.point(None)  # what a fault has cut off
+        self._tracker = None
+
+
+def _largest(live: Any, tools: Any) -> tuple[Any, ...]:
+    first = sorted(live, key=lambda a: a.nbytes, reverse=True)[:_LARGEST]
+    return tuple(
+        tools.tensor(a.nbytes, a.shape, str(a.dtype).removeprefix("torch."), a.where) for a in first
+    )

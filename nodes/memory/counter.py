@@ -1,0 +1,110 @@
+"""One peak counter that can be set back, shared by readers who must not disturb one another.
+
+An allocator counts its highest value since it was last set back, and so does the kernel for a
+process. Whoever sets it back takes the peak away from everybody else. Here every reader has an
+interval of its own, and setting back hands each of them its share first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Count(NamedTuple):
+    """Bytes now, and the highest since the counter was set back."""
+
+    current: int
+    peak: int
+
+
+class High(NamedTuple):
+    """The highest of an interval.
+
+    is_exact: False where the counter stood higher from before and was not set back: then `bytes`
+        is the highest of the readings, and what lay between them is not known.
+    """
+
+    bytes: int
+    is_exact: bool
+
+
+class PeakCounter:
+    """Shares a counter among intervals.
+
+    Args:
+        read: reads the counter.
+        set_back: sets the peak to the current value; None where that cannot be done.
+    """
+
+    def __init__(self, read: Callable[[], Count], set_back: Callable[[], None] | None) -> None:
+        self._read = read
+        self._set_back = set_back
+        self._intervals: list[Interval] = []
+
+    def open(self, *, set_back: bool) -> Interval:
+        """Begins an interval now.
+
+        Args:
+            set_back: whether the counter may be set back, which others outside of here may notice.
+        """
+        count = self.settle(set_back=set_back)
+        was_set = set_back and self._set_back is not None
+        interval = Interval(self, count.current, -1 if was_set else count.peak)
+        self._intervals.append(interval)
+        return interval
+
+    def open_since_set_back(self) -> Interval:
+        """Begins an interval that reaches back to when the counter was last set back."""
+        interval = self.open(set_back=False)
+        interval._stale = -1
+        interval._note(self._read())
+        return interval
+
+    def settle(self, *, set_back: bool) -> Count:
+        """Reads the counter, gives every open interval its share, and returns what was read."""
+        count = self._read()
+        for interval in self._intervals:
+            interval._note(count)
+        if set_back and self._set_back is not None:
+            self._set_back()
+            for interval in self._intervals:
+                interval._stale = -1
+        return count
+
+    def close(self, interval: Interval) -> None:
+        """Ends an interval; closing twice is harmless."""
+        if interval in self._intervals:
+            self._intervals.remove(interval)
+
+
+class Interval:
+    """What a reader has seen since it began, or since its last `take`."""
+
+    def __init__(self, counter: PeakCounter, current: int, stale: int) -> None:
+        self.current = current
+        self._counter = counter
+        # A peak up to this value is from before the interval.
+        self._stale = stale
+        self._high = current
+        self._is_exact = True
+
+    def take(self, *, set_back: bool) -> High:
+        """Returns the highest since the last call, and begins anew."""
+        self._counter.settle(set_back=set_back)
+        high = High(self._high, self._is_exact)
+        self._high, self._is_exact = self.current, True
+        return high
+
+    def close(self) -> None:
+        self._counter.close(self)
+
+    def _note(self, count: Count) -> None:
+        self.current = count.current
+        if count.peak > self._stale:
+            self._high = max(self._high, count.peak)
+        else:
+            self._high = max(self._high, count.current)
+            self._is_exact = self._is_exact and self._high >= self._stale
+        # The same peak is not a second interval's.
+        self._stale = max(self._stale, count.peak)

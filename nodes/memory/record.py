@@ -1,0 +1,206 @@
+"""What a VRAM Probe has seen, as plain data: the event to the page, the output, the report.
+
+A record is frozen; a probe that is still measuring makes a new one for each event. `as_json` gives
+plain dicts, lists, numbers, strings and None, and nothing that names a folder or a prompt.
+
+| unit | of |
+|---|---|
+| bytes | `*_bytes`, `weights`, `activations`, `other`; never rounded |
+| seconds | `*_s`, `seconds`, since the probe began to measure |
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+VERSION = 1
+
+State = Literal["running", "done", "interrupted", "failed", "cached"]
+Detail = Literal["totals", "steps", "blocks", "allocations"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A named number of bytes, or the reason why this machine cannot give it.
+
+    name: such as ``torch allocated`` or ``driver used on the device``.
+    bytes: None where it is not available.
+    reason: None where it is.
+    """
+
+    name: str
+    bytes: int | None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.bytes is None) == (self.reason is None):
+            raise ValueError(
+                f"{self.name} must have bytes or a reason, got {self.bytes}, {self.reason!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where it was measured.
+
+    name: such as the card's name, or ``cpu``.
+    type: torch's: cpu, cuda, mps, ...
+    total_bytes: of the card or of the RAM.
+    allocator: such as ``native``, ``native, expandable segments`` or ``cudaMallocAsync``; None on
+        a cpu.
+    """
+
+    name: str
+    type: str
+    total_bytes: int | None
+    allocator: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When the peak stood; what is not known is None.
+
+    t_s: seconds since the probe began.
+    step: sampling step, the first is 1.
+    block: such as ``layers.12``, or ``before the blocks``.
+    operation: such as ``aten.mm.default``; the tracker knows it, an allocator's counter does not.
+    """
+
+    t_s: float
+    step: int | None = None
+    block: str | None = None
+    operation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a number of bytes is made of; the three add up to it.
+
+    weights: weights of models on the device.
+    activations: what the measured stretch has added.
+    other: the rest: what was there before, and on a CPU the process itself.
+    """
+
+    weights: int
+    activations: int
+    other: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations + self.other
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One point of the timeline: the highest moment since the point before."""
+
+    t_s: float
+    parts: Parts
+    step: int | None = None
+    block: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One sampling step.
+
+    step: the first is 1.
+    peak_bytes: highest total in this step.
+    """
+
+    step: int
+    start_s: float
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTensor:
+    """A tensor that was alive at the peak.
+
+    where: code line that made it, ``file.py:line function``; empty if not known.
+    """
+
+    bytes: int
+    shape: tuple[int, ...] | None
+    dtype: str | None
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything that a probe tells.
+
+    state: ``cached`` = what stands before the probe came from the host's cache, nothing measured.
+    mode, detail: the node's settings.
+    measured_with: what gave the bytes, for a reader: ``torch allocator``, ``process RSS``, ...
+    peak_bytes: None where nothing was measured.
+    timeline: at most 400 points, the peak among them.
+    figures: what else this machine tells, or why it cannot.
+    largest: the largest live tensors at the peak, in detail ``allocations``.
+    report: the table for people; issue_report: Markdown without paths or prompts.
+    summary: one line for each probe of the prompt so far, in order of execution.
+    notes: what went otherwise than asked, such as a folder that cannot be written.
+    files: names of files below the host's output folder that this probe wrote.
+    prompt_id: of the prompt in which it was measured. A probe that the host took from its cache
+        still carries the record, and the id, of the prompt before.
+    """
+
+    label: str
+    state: State
+    mode: str
+    detail: Detail
+    device: Device
+    measured_with: str
+    peak_bytes: int | None = None
+    peak_at: Moment | None = None
+    parts_at_peak: Parts | None = None
+    timeline: tuple[Sample, ...] = ()
+    steps: tuple[Step, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    largest: tuple[LiveTensor, ...] = ()
+    report: str = ""
+    issue_report: str = ""
+    summary: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    prompt_id: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the form in which the page and the history get it.
+
+        ``timeline`` rows are ``[t_s, weights, activations, other, step, block]``. ``peak_at`` and
+        ``parts_at_peak`` are None where nothing was measured.
+        """
+        return {
+            "version": VERSION,
+            "label": self.label,
+            "state": self.state,
+            "mode": self.mode,
+            "detail": self.detail,
+            "device": asdict(self.device),
+            "measured_with": self.measured_with,
+            "peak_bytes": self.peak_bytes,
+            "peak_at": None if self.peak_at is None else asdict(self.peak_at),
+            "parts_at_peak": None if self.parts_at_peak is None else asdict(self.parts_at_peak),
+            "timeline": [
+                [round(s.t_s, 4), *_numbers(s.parts), s.step, s.block] for s in self.timeline
+            ],
+            "steps": [asdict(step) for step in self.steps],
+            "figures": [asdict(figure) for figure in self.figures],
+            "largest": [
+                {**asdict(t), "shape": None if t.shape is None else list(t.shape)}
+                for t in self.largest
+            ],
+            "report": self.report,
+            "issue_report": self.issue_report,
+            "summary": list(self.summary),
+            "notes": list(self.notes),
+            "files": list(self.files),
+            "prompt_id": self.prompt_id,
+        }
+
+
+def _numbers(parts: Parts) -> tuple[int, int, int]:
+    return parts.weights, parts.activations, parts.other

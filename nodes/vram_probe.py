@@ -1,0 +1,159 @@
+"""VRAM Probe: the memory peak of what ran before it, or of a sampling, and what it was made of."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from comfy_api.latest import io
+
+from .host import probe_chart, probe_sampling, probe_stretch
+from .host.probe_tools import DETAILS, MODES, NODE_ID, RESET_ONLY, ProbeSettings
+from .memory import chart, record, recorder, report
+from .memory import history as rows
+from .memory.counter import Count, PeakCounter
+from .memory.peak import PeakTracker
+
+TOOLS = SimpleNamespace(
+    record=record.Record,
+    device=record.Device,
+    figure=record.Figure,
+    tensor=record.LiveTensor,
+    recorder=recorder.Recorder,
+    pace=recorder.Pace,
+    parts_of=recorder.parts_of,
+    counter=PeakCounter,
+    count=Count,
+    tracker=PeakTracker,
+    completed=report.completed,
+    missed=report.missed,
+    row=rows.row,
+    append=rows.append,
+    workflow_hash=rows.workflow_hash,
+)
+GIB = 2**30
+HISTORY = ["off", "append a row"]
+
+
+class VRAMProbe(io.ComfyNode):
+    """The node's schema is its documentation."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        anything = io.MatchType.Template("value")
+        return io.Schema(
+            node_id=NODE_ID,
+            display_name="VRAM Probe",
+            category="utilities",
+            description=(
+                "Shows how much memory was needed at most, when, and of what: weights, activations "
+                "or the rest. It measures what ran since the probe or the watched sampling before "
+                "it; on a MODEL wire also each sampling of that model, live, by step and by block. "
+                "Without a GPU it measures RAM."
+            ),
+            search_aliases=["vram", "memory", "peak", "monitor", "profiler"],
+            is_output_node=True,
+            inputs=[
+                io.MatchType.Input(
+                    "value",
+                    template=anything,
+                    optional=True,
+                    tooltip=(
+                        "Any wire; it comes out unchanged. A MODEL comes out as a copy that is "
+                        "watched while the host samples it. Costs no memory."
+                    ),
+                ),
+                io.String.Input(
+                    "label",
+                    default="",
+                    tooltip=(
+                        "A name for the chart, the summary and the history, such as VAE decode. "
+                        "No effect on memory."
+                    ),
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=MODES,
+                    default=MODES[0],
+                    tooltip=(
+                        "measure and reset peak: also sets the peak counter back, so that the "
+                        "next stretch has a peak of its own. measure: leaves it to other readers; "
+                        "a lower peak after a higher one is then only known from readings. reset "
+                        "only: measures nothing. None of them changes how much memory is used."
+                    ),
+                ),
+                io.Combo.Input(
+                    "detail",
+                    options=DETAILS,
+                    default="steps",
+                    tooltip=(
+                        "How closely a sampling is watched, on a MODEL wire: one peak, one for "
+                        "each step, one for each block, or also the largest tensors with their "
+                        "code lines (slow). From steps on, the counter is set back between them. "
+                        "Without a GPU, blocks and allocations count exact tensor bytes (slow)."
+                    ),
+                ),
+                io.Combo.Input(
+                    "history",
+                    options=HISTORY,
+                    default=HISTORY[0],
+                    tooltip=(
+                        "append a row: adds this run to z_image_low_vram/vram_history.jsonl in the "
+                        "output folder: peaks in bytes, seconds per step, model, size, versions; "
+                        "no prompt texts. No effect on memory."
+                    ),
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.MatchType.Output(
+                    template=anything,
+                    id="value",
+                    display_name="value",
+                    tooltip="What came in, unchanged; a MODEL as a watched copy.",
+                ),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip=(
+                        "The figures as a text table, with a summary of all probes of this prompt "
+                        "so far. On a MODEL wire: of what ran before the sampling."
+                    ),
+                ),
+                io.Float.Output(
+                    "peak_gib",
+                    display_name="peak_gib",
+                    tooltip=(
+                        "The peak before this probe in GiB (1024^3 bytes); not a number (NaN) "
+                        "where nothing was measured."
+                    ),
+                ),
+                io.Image.Output(
+                    "chart",
+                    display_name="chart",
+                    tooltip="The timeline before this probe as a picture, for Save Image.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        value=None,
+        label: str = "",
+        mode: str = MODES[0],
+        detail: str = "steps",
+        history: str = HISTORY[0],
+    ) -> io.NodeOutput:
+        node_id = cls.hidden.unique_id if cls.hidden else None
+        settings = ProbeSettings(TOOLS, label, mode, detail, history != HISTORY[0], node_id)
+        seen = probe_stretch.measure(value, settings)
+        settings.live.update(seen.as_json())
+        if mode != RESET_ONLY and probe_sampling.is_model(value):
+            value = probe_sampling.with_probe(value, settings)
+        peak_gib = float("nan") if seen.peak_bytes is None else seen.peak_bytes / GIB
+        picture = probe_chart.draw(chart.drawing(seen))
+        probe_stretch.begin(value, settings)
+        # The host keeps this very dict: what the probe sees later is written into it.
+        ui = {"z_image_vram_probe": [settings.live]}
+        return io.NodeOutput(value, seen.report, peak_gib, picture, ui=ui)

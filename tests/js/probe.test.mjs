@@ -1,0 +1,151 @@
+// The arithmetic of the probe's chart and the store of its records; run by tests/test_js.py.
+
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import * as numbers from "../../js/probe_numbers.js";
+import { Records, isEarlier, isNewer } from "../../js/probe_records.js";
+
+const MIB = 2 ** 20;
+const GIB = 2 ** 30;
+
+test("bytes have the unit of which there is at least one, and three to four digits", () => {
+  const told = {
+    "0 B": 0,
+    "1023 B": 1023,
+    "1.00 KiB": 1024,
+    "37.5 MiB": 37.5 * MIB,
+    "486 MiB": 486 * MIB,
+    "1.00 GiB": GIB,
+    "12.46 GiB": 12.456 * GIB,
+    "140 GiB": 140 * GIB,
+  };
+  for (const [text, bytes] of Object.entries(told)) assert.equal(numbers.bytesText(bytes), text);
+});
+
+test("ticks are round, inside, and never more than about the wanted", () => {
+  assert.deepEqual(numbers.ticks(0, 12.3, 3), [0, 5, 10]);
+  assert.deepEqual(numbers.ticks(11.93, 12.27, 3).map((t) => t.toFixed(1)), ["12.0", "12.2"]);
+  assert.deepEqual(numbers.ticks(5, 5, 3), [5]);
+  for (let high = 0.013; high < 1e6; high *= 1.7) {
+    const found = numbers.ticks(0, high, 4);
+    assert.ok(found.length >= 2 && found.length <= 6, `${high}: ${found}`);
+    assert.ok(found[0] === 0 && found.at(-1) <= high * (1 + 1e-9), `${high}: ${found}`);
+    const texts = found.map((tick) => tick.toFixed(numbers.tickDigits(found)));
+    assert.equal(new Set(texts).size, texts.length, `${high}: ${texts}`);
+  }
+});
+
+test("the nearest sample, also outside of the times and among equal ones", () => {
+  const times = [0, 1, 1, 4];
+  assert.equal(numbers.nearest(times, -3), 0);
+  assert.equal(numbers.nearest(times, 0.4), 0);
+  assert.equal(numbers.nearest(times, 2.6), 3);
+  assert.equal(numbers.nearest(times, 99), 3);
+  assert.equal(numbers.nearest([7], 2), 0);
+});
+
+test("thinning keeps the ends and the highest of each stretch", () => {
+  const rows = Array.from({ length: 400 }, (_, i) => [i / 10, 1000, i === 173 ? 900 : i % 7, 0]);
+  const kept = numbers.thin(rows, 50);
+  assert.ok(kept.length <= 52);
+  assert.equal(kept[0], rows[0]);
+  assert.equal(kept.at(-1), rows.at(-1));
+  assert.ok(kept.includes(rows[173]));
+  assert.deepEqual(kept.map((row) => row[0]), kept.map((row) => row[0]).toSorted((a, b) => a - b));
+  assert.equal(numbers.thin(rows, 400), rows);
+});
+
+test("the device's size is to scale only where it does not press the chart flat", () => {
+  const near = numbers.verticalAxis({ peak: 12, lowest: 11, ceiling: 16, closeUp: false });
+  assert.ok(near.hasCeiling && near.low === 0 && near.high > 16);
+  const far = numbers.verticalAxis({ peak: 12, lowest: 11, ceiling: 80, closeUp: false });
+  assert.ok(!far.hasCeiling && far.high < 14);
+  const unknown = numbers.verticalAxis({ peak: 12, lowest: 11, ceiling: null, closeUp: false });
+  assert.deepEqual(unknown, far);
+  const measured = { peak: 12 * GIB, lowest: 11 * GIB, ceiling: 16 * GIB };
+  const close = numbers.verticalAxis({ ...measured, closeUp: true });
+  const full = numbers.verticalAxis({ ...measured, ceiling: 12.5 * GIB, closeUp: true });
+  assert.ok(!close.hasCeiling && full.hasCeiling && full.high > 12.5 * GIB);
+  assert.ok(close.low > 10 * GIB && close.low < 11 * GIB && close.high > 12 * GIB);
+});
+
+test("a cut axis still rises from the bottom to the top", () => {
+  assert.ok(numbers.isFlat(12 * GIB, 11 * GIB));
+  assert.ok(!numbers.isFlat(12 * GIB, 10 * GIB));
+  assert.ok(!numbers.isFlat(12 * GIB, 0), "from nothing to all is no flat block");
+  for (const closeUp of [false, true]) {
+    const [lowest, peak] = [11 * GIB, 12 * GIB];
+    const axis = numbers.verticalAxis({ peak, lowest, ceiling: null, closeUp });
+    const heights = [0, axis.low / 2, axis.low, lowest, peak, axis.high].map((bytes) =>
+      numbers.heightOf(bytes, axis),
+    );
+    assert.equal(heights[0], 0);
+    assert.equal(heights.at(-1), 1);
+    assert.deepEqual(heights, heights.toSorted((a, b) => a - b));
+    assert.equal(heights[4] - heights[3] > 0.4, closeUp, "the changes fill a close-up");
+  }
+});
+
+class Storage {
+  constructor(quota = Infinity) {
+    this.quota = quota;
+  }
+  getItem() {
+    return this.value ?? null;
+  }
+  setItem(_, value) {
+    if (value.length > this.quota) throw new Error("QuotaExceededError");
+    this.value = value;
+  }
+}
+
+const entry = (node, state = "done", report = "") => {
+  return { workflow: "w", node, prompt: "p", record: { state, report } };
+};
+
+test("records outlive the page, the newest first to stay", () => {
+  const storage = new Storage();
+  const records = new Records(storage);
+  for (let i = 0; i < 30; i++) records.put(entry(String(i), "done", "x".repeat(90_000)));
+  const again = new Records(storage);
+  assert.ok(storage.value.length < 1.01e6);
+  assert.equal(again.get("w", "29").record.state, "done");
+  assert.equal(again.get("w", "0"), undefined);
+  assert.equal(again.of("other").length, 0);
+});
+
+test("a record that does not end is written only when the page goes", () => {
+  const storage = new Storage();
+  const records = new Records(storage);
+  records.put(entry("1", "running"));
+  assert.equal(storage.value, undefined);
+  records.save();
+  assert.equal(new Records(storage).get("w", "1").record.state, "running");
+});
+
+test("neither a full storage nor what somebody else has written breaks the page", () => {
+  new Records(new Storage(10)).put(entry("1"));
+  const storage = new Storage();
+  storage.value = "{not ours";
+  assert.equal(new Records(storage).get("w", "1"), undefined);
+  assert.equal(new Records(undefined).get("w", "1"), undefined);
+});
+
+test("a record of a prompt before is told apart", () => {
+  const taken = (prompt, measured) => ({ prompt, record: { prompt_id: measured } });
+  assert.ok(isEarlier(taken("b", "a")));
+  assert.ok(!isEarlier(taken("b", "b")));
+  assert.ok(!isEarlier(taken("b", "")), "a record that names no prompt");
+});
+
+test("the history's record counts where it is newer than the known one", () => {
+  const history = ["a", "b", "c"];
+  const known = (prompt, state) => ({ prompt, record: { state } });
+  assert.ok(isNewer("b", undefined, history));
+  assert.ok(isNewer("c", known("b", "done"), history));
+  assert.ok(!isNewer("a", known("b", "done"), history));
+  assert.ok(!isNewer("b", known("b", "done"), history));
+  assert.ok(isNewer("b", known("b", "running"), history));
+  assert.ok(!isNewer("c", known("running now", "running"), history));
+});
