@@ -211,7 +211,10 @@ def _pinned() -> Amount:
 
 
 def _process_gauge() -> Gauge:
-    """The resident memory of this process, and the highest that the system remembers."""
+    """The resident memory of this process, and the highest that the system remembers.
+
+    What a process has freed may stay resident and be used again: then nothing rises.
+    """
     if _STATUS.exists():
         return Gauge(_read_status, _peak_reset(), "RAM of the process (RSS)")
     process = psutil.Process()

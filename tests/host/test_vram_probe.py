@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,9 +64,15 @@ def can_set_back() -> bool:
     return probe_device.gauge_of(torch.device("cpu")).set_back is not None
 
 
-def resident(mib: int) -> torch.Tensor:
-    """A tensor whose pages are all in use."""
-    return torch.ones(mib * MIB, dtype=torch.uint8)
+def resident(mib: int) -> None:
+    """Takes so much memory from the system and gives it back.
+
+    Not a tensor's: the allocator would rather take what an earlier test has left in its heap, and
+    then the process does not grow.
+    """
+    with mmap.mmap(-1, mib * MIB) as memory:
+        for page in range(0, mib * MIB, mmap.PAGESIZE):
+            memory[page] = 1
 
 
 @pytest.mark.parametrize("mode", ["measure", "measure and reset peak", RESET_ONLY])
@@ -103,7 +110,7 @@ class TestStretch:
         """300 MiB that come and go in front of the first one are not the second one's."""
         if not can_set_back():
             pytest.skip("this system does not let a process set its peak back")
-        shelf(large=lambda: resident(300).max(), small=lambda: resident(100).max())
+        shelf(large=lambda: resident(300), small=lambda: resident(100))
         prompt = {"large": source("large"), "1": probe(["large", 0], label="large")}
         prompt["small"] = {**source("small"), "inputs": {"name": "small", "turn": ["1", 0]}}
         prompt["2"] = probe(["small", 0], label="small")
@@ -116,7 +123,7 @@ class TestStretch:
         assert first["notes"] and not second["notes"]
 
     def test_without_setting_back_a_lower_peak_is_said_to_be_a_reading(self, prompts):
-        shelf(large=lambda: resident(300).max(), small=lambda: resident(100).max())
+        shelf(large=lambda: resident(300), small=lambda: resident(100))
         prompt = {"large": source("large"), "1": probe(["large", 0], mode="measure")}
         prompt["small"] = {**source("small"), "inputs": {"name": "small", "turn": ["1", 0]}}
         prompt["2"] = probe(["small", 0], mode="measure")
@@ -153,7 +160,7 @@ class TestStretch:
     def test_reset_only_begins_a_stretch(self, prompts):
         if not can_set_back():
             pytest.skip("this system does not let a process set its peak back")
-        shelf(large=lambda: resident(300).max(), small=lambda: 1)
+        shelf(large=lambda: resident(300), small=lambda: 1)
         prompt = {"large": source("large"), "1": probe(["large", 0], mode=RESET_ONLY)}
         prompt["small"] = {**source("small"), "inputs": {"name": "small", "turn": ["1", 0]}}
         prompt["2"] = probe(["small", 0])
