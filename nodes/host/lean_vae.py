@@ -197,6 +197,12 @@ def with_lean_vae(vae: Any, settings: VaeSettings, node_id: str | None) -> tuple
     return lean, None
 
 
+def example_call(vae: Any, side: int) -> Call:
+    """The decode of a square picture by a VAE that was made here."""
+    sizes = vae.first_stage_model.decoder.forward.sizes()
+    return Call(sizes, side, side, vae.vae_dtype, vae.device)
+
+
 def _stock(module: nn.Module | None) -> nn.Module | None:
     """The host's module, of one that was made here before too."""
     forward = None if module is None else vars(module).get("forward")

@@ -38,8 +38,8 @@ def decode(
         tick: see `Tick`.
 
     Memory: the formula is in nodes/memory/vae_plan.py.
-    Exact: equal up to rounding to the host's decoder; with `plan.is_fused`, sums of three by three
-        taps are rounded to the dtype before they are multiplied.
+    Exact: equal up to rounding to the host's decoder; with `plan.is_fused`, sums of taps
+        are rounded to the dtype before they are multiplied.
     """
     work = Work(plan.levels[0], tick)
     source: Rows = work.convolved(Whole(latent, device), layers.conv_in)

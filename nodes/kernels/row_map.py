@@ -15,6 +15,8 @@ import torch
 
 from .strips import Conv, RowQueue, Stage
 
+SLACK_ROWS = 2
+
 
 class Rows(Protocol):
     """A map [1, C, height, width] that can be read in strips, top to bottom."""
@@ -105,7 +107,8 @@ class Piped:
 
     Args:
         source: what is read.
-        open_stage: makes the stage for one reading; may borrow weights until the stack closes.
+        open_stage: makes the stage for one reading, which may be the last (`drain`); may borrow
+            weights until the stack closes.
         channels: of the result.
         scale: rows of the result per row of the source: 1, 2, or 0.5.
 
@@ -115,7 +118,7 @@ class Piped:
     def __init__(
         self,
         source: Rows,
-        open_stage: Callable[[ExitStack], Stage],
+        open_stage: Callable[[ExitStack, bool], Stage],
         channels: int,
         scale: float = 1.0,
     ) -> None:
@@ -126,7 +129,7 @@ class Piped:
     def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
         of_source = max(1, int(limit / self._scale))
         with ExitStack() as until:
-            stage = self._open(until)
+            stage = self._open(until, drain)
             for rows in self._source.read(of_source, drain=drain):
                 given = [rows]
                 del rows
@@ -186,14 +189,15 @@ class Joined:
 
 
 def even_runs(height: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Cuts rows into runs of nearly equal length near `limit`: (start, stop).
+    """Cuts rows into runs of nearly equal length up to `limit`, or a little more: (start, stop).
 
     Raises:
         ValueError: limit < 1.
     """
     if limit < 1:
         raise ValueError(f"limit must be >= 1, got {limit}")
-    parts = max(1, round(height / limit))
+    # What a stage held back makes the last strip longer; that is no reason for a short one.
+    parts = max(1, -(-(height - SLACK_ROWS) // limit))
     for part in range(parts):
         yield part * height // parts, (part + 1) * height // parts
 

@@ -175,11 +175,15 @@ def upsampling_weight(weight: torch.Tensor) -> torch.Tensor:
     Returns:
         [C_in, C_out, 4, 4] of the same dtype; summed in float32.
     """
-    taps = weight.float()
-    for dim in (2, 3):
-        first, second, third = taps.unbind(dim)
-        taps = torch.stack([third, second + third, first + second, first], dim)
-    return taps.to(weight.dtype).transpose(0, 1)
+    # Of the 3 taps along one side, those that meet in each of the 4.
+    meeting = (slice(2, 3), slice(1, 3), slice(0, 2), slice(0, 1))
+    out_channels, in_channels = weight.shape[:2]
+    result = weight.new_empty(in_channels, out_channels, 4, 4)
+    for row, rows in enumerate(meeting):
+        for column, columns in enumerate(meeting):
+            taps = weight[:, :, rows, columns].sum((2, 3), dtype=torch.float32)
+            result[:, :, row, column].copy_(taps.T)
+    return result
 
 
 class DownConv:

@@ -99,7 +99,7 @@ class LevelPlan(Protocol):
 class Plan(Protocol):
     """levels: one per resolution, in the order of the calls.
 
-    is_fused: upsampling convolutions in one, see `UpConv`.
+    is_fused: see `Work.upsampled`.
     """
 
     @property

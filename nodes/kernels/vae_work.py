@@ -92,7 +92,7 @@ class Work:
             return self._joined(source, norm, block)
         norm2 = self.pool(self._first(source, norm, block), block.norm2)
 
-        def open_block(until: ExitStack) -> Stage:
+        def open_block(until: ExitStack, is_last: bool) -> Stage:
             first = self._conv(source.height, norm, block.conv1, until)
             second = self._conv(source.height, norm2, block.conv2, until)
             shortcut = block.shortcut.fetch(until) if block.shortcut else None
@@ -132,23 +132,30 @@ class Work:
 
     def convolved(self, source: Rows, conv: ConvLayer, norm: Pooled | None = None) -> Rows:
         """A 3 x 3 convolution of the map, of its SiLU after the norm if one is given."""
-        return Piped(
-            source, lambda until: self._conv(source.height, norm, conv, until), conv.channels
-        )
+
+        def open_conv(until: ExitStack, is_last: bool) -> Stage:
+            return self._conv(source.height, norm, conv, until)
+
+        return Piped(source, open_conv, conv.channels)
 
     def upsampled(self, source: Rows, conv: ConvLayer, *, is_fused: bool) -> Rows:
-        """Nearest upsampling by 2 and a convolution."""
+        """Nearest upsampling by 2 and a convolution.
 
-        def open_up(until: ExitStack) -> Stage:
+        Unless `is_fused`, it is fused only where the map is read for statistics: the rounded sums
+        of taps shift every pixel, but hardly the moments of a group.
+        """
+
+        def open_up(until: ExitStack, is_last: bool) -> Stage:
             weight, bias = conv.fetch(until)
-            return UpConv(weight, bias, height=source.height, tick=self._tick, is_fused=is_fused)
+            fused = is_fused or not is_last
+            return UpConv(weight, bias, height=source.height, tick=self._tick, is_fused=fused)
 
         return Piped(source, open_up, conv.channels, 2)
 
     def downsampled(self, source: Rows, conv: ConvLayer) -> Rows:
         """A convolution of stride 2."""
 
-        def open_down(until: ExitStack) -> Stage:
+        def open_down(until: ExitStack, is_last: bool) -> Stage:
             weight, bias = conv.fetch(until)
             return DownConv(weight, bias, height=source.height, tick=self._tick)
 
@@ -209,7 +216,7 @@ class Work:
         return hidden, skip
 
     def _pointwise(self, source: Rows, conv: ConvLayer) -> Rows:
-        def open_pointwise(until: ExitStack) -> Stage:
+        def open_pointwise(until: ExitStack, is_last: bool) -> Stage:
             return Pointwise(conv.fetch(until), self._tick)
 
         return Piped(source, open_pointwise, conv.channels)

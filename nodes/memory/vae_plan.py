@@ -79,7 +79,8 @@ class LevelPlan:
 class VaePlan:
     """levels: one per resolution, in the order of the calls.
 
-    is_fused: upsampling and its convolution are one with a third of the arithmetic.
+    is_fused: upsampling and its convolution are one with 4 / 9 of the arithmetic; else only where
+        the map is made for its statistics.
     prefer: what it was made for.
     """
 
