@@ -61,8 +61,9 @@ def moments(rows: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor
     if rows.device.type == "cpu":
         # The fused norm is the one reduction over channels-last groups that is fast there.
         _, channels, height, width = rows.shape
+        rows = rows.float().contiguous(memory_format=torch.channels_last)
         _, mean, inverse = torch.native_group_norm(
-            rows.float(), None, None, 1, channels, height * width, groups, 0.0
+            rows, None, None, 1, channels, height * width, groups, 0.0
         )
         # 1 / infinity is the variance of a constant group.
         return mean[0], inverse[0].reciprocal().square()

@@ -111,6 +111,7 @@ class Piped:
             weights until the stack closes.
         channels: of the result.
         scale: rows of the result per row of the source: 1, 2, or 0.5.
+        most: rows that the source shall give at a time at most.
 
     Memory: that of the source's reading and the stage's.
     """
@@ -121,13 +122,15 @@ class Piped:
         open_stage: Callable[[ExitStack, bool], Stage],
         channels: int,
         scale: float = 1.0,
+        most: int | None = None,
     ) -> None:
-        self._source, self._open, self._scale = source, open_stage, scale
+        self._source, self._open, self._scale, self._most = source, open_stage, scale, most
         self.channels = channels
         self.height, self.width = int(source.height * scale), int(source.width * scale)
 
     def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
         of_source = max(1, int(limit / self._scale))
+        of_source = of_source if self._most is None else min(of_source, self._most)
         with ExitStack() as until:
             stage = self._open(until, drain)
             for rows in self._source.read(of_source, drain=drain):

@@ -159,7 +159,7 @@ class Work:
             weight, bias = conv.fetch(until)
             return DownConv(weight, bias, height=source.height, tick=self._tick)
 
-        return Piped(source, open_down, conv.channels, 0.5)
+        return Piped(source, open_down, conv.channels, 0.5, most=self.level.limit)
 
     def _empty(self, source: Rows) -> Stored:
         return Stored(source.height, self.level.limit, in_ram=self.level.in_ram)

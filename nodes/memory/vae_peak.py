@@ -41,8 +41,12 @@ def _level_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan, lev
         # What the level began with, or what an encoder's next level will begin with.
         ends = rows * (read if sizes.is_decoder else own) // 4
         maps = rows * own if how.keeps_output else ends
-        # A strip as it was read, with its halo, and normed; later its hidden strip beside.
-        held = max(3 * read, 4 * own) * strip + (0 if how.in_ram else maps)
+        # A strip as it was read, with its halo, and normed; later its hidden strip beside. While
+        # it is at work, its place in the map is empty.
+        made = max(3 * read, 4 * own) - own * how.keeps_output
+        if level and not sizes.is_decoder:  # read from the map
+            made = max(2 * read, 3 * own)
+        held = made * strip + (0 if how.in_ram else maps)
     elif level == 0 and not sizes.is_decoder:
         held = rows * own + own * max(3 * strip, rows + 2 * strip)
     elif inputs != channels:  # the shortcut's strip beside
