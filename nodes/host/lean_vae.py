@@ -258,14 +258,14 @@ class _Need:
 
     def __call__(self, shape: Any, dtype: torch.dtype) -> float:
         """For samples [B, C, H, W], or [B, C, T, H, W] of which the host takes the first frame."""
-        estimate = self.stock(shape, dtype)
         if vae_layers.why_not(self._forward.stock) is not None:
-            return estimate
+            return self.stock(shape, dtype)
         height, width = (side * self._packing for side in shape[-2:])
         sample = torch.Size((shape[0], shape[1], height, width))
         call = self._forward.call(sample, dtype, self._device)
         result = self._forward.output_shape(sample)
         later = dtype.itemsize * (result[0] - 1) * result[1] * result[2] * result[3]
+        estimate = self.stock((*shape[:2], *shape[-2:]), dtype)
         return min(estimate, self._settings.need(call) + later)
 
 

@@ -53,7 +53,10 @@ def _level_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan, lev
         held = max(rows * read, 2 * rows * own) + (2 * read + own) * strip
     else:
         held = 2 * rows * own + 2 * own * strip
-    return held + (inputs + channels) * channels * TAPS
+    weights = (inputs + channels) * channels
+    if sizes.is_decoder and level and not how.keeps_input:
+        weights += inputs**2
+    return held + weights * TAPS
 
 
 def _middle_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan) -> int:

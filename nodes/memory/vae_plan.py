@@ -15,7 +15,7 @@ LEAST_STRIP_PIXELS = 2**14
 # With "balance" a strip is at most this part of the picture.
 STRIPS = 32
 LEAST_ROWS = 2
-# How often strips are cut down after an out-of-memory error, and by what.
+# Sizes of strips that are tried after an out-of-memory error, and the factor between them.
 RETRIES, SHRINK = 3, 4
 
 
@@ -122,15 +122,14 @@ def vae_plan(
         raise ValueError(f"prefer must be one of {PREFERENCES}, got {prefer!r}")
     if strip_rows < 0:
         raise ValueError(f"strip_rows must be >= 0, got {strip_rows}")
-    # Smaller strips first, then the next preference's stores.
-    harder, shrinks = divmod(attempt, RETRIES)
+    # Smaller strips first, then what the next preferences store.
+    shrinks = min(attempt, RETRIES - 1)
+    harder = attempt - shrinks
     place = PREFERENCES.index(prefer) + harder
     if place >= len(PREFERENCES):
         return None
     prefer = PREFERENCES[place]
     pixels = strip_rows * width or _strip_pixels(prefer, height * width)
-    if harder:
-        shrinks = RETRIES - 1
     elements = pixels * max(sizes.widths[-2:] if sizes.is_decoder else sizes.widths[:2])
     elements //= SHRINK**shrinks
     levels = []

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.browser
 
 EXAMPLES = REPO / "example_workflows"
 PLAIN, LOW_VRAM = "z_image_turbo", "z_image_turbo_low_vram"
+LARGE = "z_image_turbo_2048"
 NODE_TYPE = "ZImageTurboLoader"
 # Ids of the workflows' nodes; the last two are in LOW_VRAM only.
 LOADER, SAMPLER, SIZE, SAVE, CHECKPOINT, SLICE = 1, 5, 4, 7, 9, 10
@@ -233,7 +234,7 @@ def test_absent_files_are_listed_with_their_folders(open_page, workflow, artifac
 
 def test_templates_offer_the_examples(open_page, server, artifacts):
     names = server.get_json("/workflow_templates")["z-image-low-vram"]
-    assert sorted(names) == [PLAIN, LOW_VRAM]
+    assert sorted(names) == [PLAIN, LARGE, LOW_VRAM]
     page = open_page(nodes_2=False)
     page.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.page.get_by_text("Z-Image Low VRAM").first.click()

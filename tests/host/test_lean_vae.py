@@ -43,11 +43,11 @@ def _assert_near(made: torch.Tensor, wanted: torch.Tensor) -> None:
 @torch.inference_mode()
 def test_every_kl_vae_decodes_and_encodes_alike(name: str) -> None:
     vae = VAES[name]()
-    latent = _latent(vae, 6, 7)
+    latent = _latent(vae, 4, 5)
     wanted = vae.decode(latent)
     pictures = torch.rand(1, wanted.shape[1], wanted.shape[2], 3)
     wanted_latent = vae.encode(pictures)
-    for prefer in PREFER if name == "SD1.5 and SDXL" else ["balance"]:
+    for prefer in ["balance"]:
         changed = lean(vae, prefer, 16)
         assert changed is not vae
         _assert_near(changed.decode(latent), wanted)
@@ -55,16 +55,14 @@ def test_every_kl_vae_decodes_and_encodes_alike(name: str) -> None:
 
 
 @pytest.mark.parametrize("prefer", PREFER)
-@pytest.mark.parametrize("size", [(1, 1), (5, 3), (13, 9)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 3)])
 @torch.inference_mode()
-def test_odd_sizes_batches_and_strips(
-    vae: Any, size: tuple[int, int], prefer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_odd_sizes_batches_and_strips(vae: Any, size: tuple[int, int], prefer: str) -> None:
     latent = _latent(vae, *size, batch=2)
     wanted = vae.decode(latent)
     pictures = torch.rand(2, 8 * size[0] + 3, 8 * size[1] + 5, 3)
     wanted_latent = vae.encode(pictures)
-    for strip_rows in (0, 1, 11):
+    for strip_rows in (0, 11) if size[0] > 1 else (0, 1):
         changed = lean(vae, prefer, strip_rows)
         _assert_near(changed.decode(latent), wanted)
         _assert_near(changed.decode(latent.unsqueeze(2)), wanted)  # as a video of one frame
@@ -74,7 +72,7 @@ def test_odd_sizes_batches_and_strips(
 @torch.inference_mode()
 def test_pixels_and_seams(vae: Any) -> None:
     """After 8 bits none is off by more than 1; the error has no structure along the strips."""
-    latent = _latent(vae, 24, 24)
+    latent = _latent(vae, 14, 14)
     stock = vae.decode(latent)
     exact = _exact(vae, latent)
     for prefer in PREFER:
@@ -103,7 +101,7 @@ def test_no_further_from_exact_arithmetic_than_the_host(dtype: torch.dtype) -> N
     for seed in range(2):
         vae = kl_vae(dtype=dtype, seed=seed)
         torch.manual_seed(seed)
-        latent = torch.randn(1, 4, 7, 8).to(dtype)
+        latent = torch.randn(1, 4, 5, 6).to(dtype)
         decoder = vae.first_stage_model.decoder
         exact = copy.deepcopy(decoder).double()(latent.double())
         host += float((decoder(latent).double() - exact).norm() / exact.norm())
@@ -114,7 +112,7 @@ def test_no_further_from_exact_arithmetic_than_the_host(dtype: torch.dtype) -> N
 
 @torch.inference_mode()
 def test_tiled_nodes_behind_it_still_tile(vae: Any) -> None:
-    latent, pictures = _latent(vae, 20, 20), torch.rand(1, 160, 160, 3)
+    latent, pictures = _latent(vae, 12, 10), torch.rand(1, 96, 80, 3)
     changed = lean(vae)
     for patched, stock in (
         (changed.decode_tiled, vae.decode_tiled),

@@ -14,19 +14,21 @@ from .vae_models import kl_vae, lean
 
 pytestmark = pytest.mark.usefixtures("host")
 
+LATENT = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
 
 @pytest.fixture
 def vae(host: Any) -> Any:
-    return kl_vae()
+    vae = kl_vae()
+    with torch.inference_mode():
+        vae.decode(LATENT)  # loads it: that takes weight functions away
+    return vae
 
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Any:
     caplog.set_level("INFO", logger="pack.nodes")
     return lambda: "\n".join(r.message for r in caplog.records if r.message.startswith("Lean VAE"))
-
-
-LATENT = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class _At:
@@ -119,7 +121,7 @@ def test_cancel_frees_everything(vae: Any, host: Any) -> None:
     changed = lean(vae, strip_rows=8)
     wanted = changed.decode(LATENT)
     conv = _last_conv(vae)
-    stop = _At(lambda: management.interrupt_current_processing(True), {2})
+    stop = _At(lambda: management.interrupt_current_processing(True), {1})
     conv.weight_function = [stop]
     with PeakTracker() as tracker:
         try:
@@ -129,7 +131,7 @@ def test_cancel_frees_everything(vae: Any, host: Any) -> None:
             conv.weight_function = []
             management.interrupt_current_processing(False)
         gc.collect()
-    assert stop.count == 2
+    assert stop.count == 1
     assert tracker.peak_bytes > 2**20
     assert tracker.current_bytes < 2**14, tracker.live()
     assert torch.equal(changed.decode(LATENT), wanted)
@@ -163,7 +165,7 @@ def test_out_of_memory_to_the_floor_ends_in_the_hosts_tiles(
 ) -> None:
     changed = lean(vae, "smallest")
     conv = _last_conv(vae)
-    conv.weight_function = [_At(_raise_oom, set(range(1, 4)))]
+    conv.weight_function = [_At(_raise_oom, {1, 2, 3})]
     try:
         made = changed.decode(LATENT)
     finally:
@@ -203,7 +205,7 @@ def test_a_long_decode_moves_the_nodes_bar(vae: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(lean_vae, "_LONG", 0)
     lean(vae).decode(LATENT)
     assert seen == sorted(set(seen))
-    assert len(seen) > 20
+    assert len(seen) > 3
     assert seen[-1] == 100
 
 

@@ -45,7 +45,7 @@ def test_both_ways_to_the_moments_agree(dtype: torch.dtype) -> None:
     for one, two in zip(moments(x, 4), moments_by_sums(x, 4), strict=True):
         assert one.dtype == two.dtype == torch.float32
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
-    assert moments(torch.ones(1, 8, 3, 5, dtype=dtype), 2)[1].tolist() == [0, 0]
+    assert moments(torch.ones(1, 8, 3, 5, dtype=dtype), 2)[1].max() < 1e-6
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
