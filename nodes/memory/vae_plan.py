@@ -12,8 +12,8 @@ PREFERENCES: tuple[Prefer, ...] = ("speed", "balance", "smallest")
 # widen the strips that are held beside the maps.
 STRIP_PIXELS = {"speed": 2**16, "balance": 2**16, "smallest": 2**14}
 LEAST_STRIP_PIXELS = 2**14
-# With "balance" a strip is at most this part of the picture.
-STRIPS = 32
+# Into how many strips a small picture is cut, though not below the least pixels.
+STRIPS = {"speed": 8, "balance": 32, "smallest": 1}
 LEAST_ROWS = 2
 # Sizes of strips that are tried after an out-of-memory error, and the factor between them.
 RETRIES, SHRINK = 3, 4
@@ -141,10 +141,7 @@ def vae_plan(
 
 
 def _strip_pixels(prefer: Prefer, picture: int) -> int:
-    most = STRIP_PIXELS[prefer]
-    if prefer == "balance":
-        return min(most, max(LEAST_STRIP_PIXELS, picture // STRIPS))
-    return most
+    return min(STRIP_PIXELS[prefer], max(LEAST_STRIP_PIXELS, picture // STRIPS[prefer]))
 
 
 def _level_plan(

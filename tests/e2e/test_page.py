@@ -25,8 +25,8 @@ EXAMPLES = REPO / "example_workflows"
 PLAIN, LOW_VRAM = "z_image_turbo", "z_image_turbo_low_vram"
 LARGE = "z_image_turbo_2048"
 NODE_TYPE = "ZImageTurboLoader"
-# Ids of the workflows' nodes; the last two are in LOW_VRAM only.
-LOADER, SAMPLER, SIZE, SAVE, CHECKPOINT, SLICE = 1, 5, 4, 7, 9, 10
+# Ids of the workflows' nodes; PLAIN ends with SAVE, and LEAN_VAE is in LARGE only.
+LOADER, SAMPLER, SIZE, SAVE, CHECKPOINT, SLICE, LEAN_VAE = 1, 5, 4, 7, 9, 10, 11
 OURS = {
     LOADER: NODE_TYPE,
     CHECKPOINT: "ZImageGradientCheckpoint",
@@ -103,8 +103,8 @@ def _smaller(workflow: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "nodes_2"),
-    [(PLAIN, False), (PLAIN, True), (LOW_VRAM, True)],
-    ids=["classic canvas", "nodes 2.0", "low vram"],
+    [(PLAIN, False), (PLAIN, True), (LOW_VRAM, True), (LARGE, True)],
+    ids=["classic canvas", "nodes 2.0", "low vram", "2048"],
 )
 def test_example_runs_to_a_picture(open_page, server, artifacts, name, nodes_2):
     # Else the second renderer finds every node's result in the cache and shows nothing new.
@@ -126,7 +126,9 @@ def test_example_runs_to_a_picture(open_page, server, artifacts, name, nodes_2):
     assert max(ImageStat.Stat(picture).stddev) > 10, "the picture is blank"
     assert page.spread(SAVE) > empty + 10, "the page does not show the picture"
     reports = {LOADER: ("Z-Image-Turbo", "shift 3")}
-    if name == LOW_VRAM:
+    if name == LARGE:
+        reports[LEAN_VAE] = ("predicted at 2048x2048", "decode")
+    if name != PLAIN:
         reports |= {CHECKPOINT: ("predicted at 2048x2048", "exact"), SLICE: ("heads",)}
     for node_id, words in reports.items():
         report = page.node(node_id)["texts"][-1]
