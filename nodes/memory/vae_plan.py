@@ -130,7 +130,7 @@ def vae_plan(
         return None
     prefer = PREFERENCES[place]
     pixels = strip_rows * width or _strip_pixels(prefer, height * width)
-    elements = pixels * max(sizes.widths[-2:] if sizes.is_decoder else sizes.widths[:2])
+    elements = pixels * (max(sizes.widths[-2:]) if sizes.is_decoder else sizes.widths[0])
     elements //= SHRINK**shrinks
     levels = []
     for level, channels in enumerate(sizes.widths):

@@ -205,7 +205,7 @@ def test_a_long_decode_moves_the_nodes_bar(vae: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(lean_vae, "_LONG", 0)
     lean(vae).decode(LATENT)
     assert seen == sorted(set(seen))
-    assert len(seen) > 3
+    assert len(seen) > 1  # the host leaves steps out that follow soon
     assert seen[-1] == 100
 
 

@@ -23,8 +23,10 @@ BOUNDS = {
     (2048, "balance"): 1200,
     (2048, "smallest"): 400,
 }
+# Many small operations are slow on fake tensors.
+QUICK = {(512, "smallest"), (1024, "balance")}
 CASES = [
-    pytest.param(*case, bound, marks=pytest.mark.slow if case[0] == 2048 else ())
+    pytest.param(*case, bound, marks=() if case in QUICK else pytest.mark.slow)
     for case, bound in BOUNDS.items()
 ]
 
@@ -68,25 +70,26 @@ def test_stock_peaks(decoder: FakeVae, encoder: FakeVae) -> None:
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
 def test_encode_peaks(encoder: FakeVae, prefer: str) -> None:
-    stock = encoder.stock(768, 768).peak_bytes
-    measured = encoder.measure(768, 768, prefer)
-    share = {"speed": 0.72, "balance": 0.43, "smallest": 0.31}[prefer]
+    stock = encoder.stock(640, 640).peak_bytes
+    measured = encoder.measure(640, 640, prefer)
+    share = {"speed": 0.8, "balance": 0.45, "smallest": 0.32}[prefer]
     assert measured[0].peak_bytes < share * stock
-    _assert_predicted(encoder, 768, 768, measured)
+    _assert_predicted(encoder, 640, 640, measured)
 
 
 def test_a_batch_holds_one_sample_and_its_results(decoder: FakeVae) -> None:
-    one, four = (decoder.measure(512, 512, batch=batch)[0].peak_bytes for batch in (1, 4))
-    ends = 2 * (3 * 512 * 512 + 16 * 64 * 64)
-    assert four - one == 3 * ends
-    assert four / MIB <= 125
+    one, three = (
+        decoder.measure(256, 256, batch=batch, strip_rows=128)[0].peak_bytes for batch in (1, 3)
+    )
+    ends = 2 * (3 * 256 * 256 + 16 * 32 * 32)
+    assert three - one == 2 * ends
 
 
 def test_odd_sizes_are_predicted(decoder: FakeVae) -> None:
     draw = random.Random(0)
-    for prefer in PREFERENCES:
-        height, width = (8 * draw.randrange(60, 90) for _ in range(2))
-        rows = draw.choice([0, 12, 32])
+    for prefer in ("speed", "balance"):
+        height, width = (8 * draw.randrange(60, 80) for _ in range(2))
+        rows = draw.choice([0, 32])
         measured = decoder.measure(height, width, prefer, strip_rows=rows)
         _assert_predicted(decoder, height, width, measured)
 
