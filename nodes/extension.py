@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .attention_slice import AttentionSlice
 from .gradient_checkpoint import ApplyGradientCheckpoint
+from .lean_vae import LeanVAE
 from .load_model import LoadZImageTurbo
 from .vram_probe import VRAMProbe
 
@@ -12,4 +13,4 @@ class ZImageLowVRAM(ComfyExtension):
     """Z-Image Low VRAM."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadZImageTurbo, ApplyGradientCheckpoint, AttentionSlice, VRAMProbe]
+        return [LoadZImageTurbo, ApplyGradientCheckpoint, AttentionSlice, LeanVAE, VRAMProbe]

@@ -93,6 +93,13 @@ def fetch_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> torc
     return _fetch(layer, like, until)[0]
 
 
+def fetch_weights(
+    layer: nn.Module, like: torch.Tensor, until: ExitStack
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Fetches the weight and bias of a plain layer. Arguments as `fetch_linear`."""
+    return _fetch(layer, like, until)
+
+
 def _fetch(
     layer: nn.Module, like: torch.Tensor, until: ExitStack
 ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,0 +1,212 @@
+"""Maps as strips of rows: stored on the device, stored in RAM, or made anew at each reading.
+
+Who reads a map for the last time drains it: its strips are freed one by one, while those of the
+next map are written. Generators hand their strips over and keep no name for them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Protocol
+
+import torch
+
+from .strips import Conv, RowQueue, Stage
+
+SLACK_ROWS = 2
+
+
+class Rows(Protocol):
+    """A map [1, C, height, width] that can be read in strips, top to bottom."""
+
+    height: int
+    width: int
+    channels: int
+
+    def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
+        """Yields the strips, of about `limit` rows; with `drain` for the last time."""
+        ...
+
+
+class Whole:
+    """A map that is a tensor [1, C, H, W], read as views on `device`; the caller keeps it."""
+
+    def __init__(self, rows: torch.Tensor, device: torch.device) -> None:
+        self._rows, self._device = rows, device
+        _, self.channels, self.height, self.width = rows.shape
+
+    def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
+        for start, stop in even_runs(self.height, limit):
+            yield self._rows[:, :, start:stop].to(self._device)
+
+
+class Stored:
+    """A list of strips.
+
+    Args:
+        height: rows of the map that will be appended.
+        limit: rows of a strip; shorter ones are joined as they come.
+        in_ram: keeps them in RAM, pinned where that can be had; they are read back by copies.
+
+    Memory: the map; what was drained is free. In RAM: nothing on the device.
+    """
+
+    def __init__(self, height: int, limit: int, *, in_ram: bool = False) -> None:
+        self.height, self.width, self.channels = height, 0, 0
+        self._limit, self._in_ram = limit, in_ram
+        self._strips: deque[torch.Tensor] = deque()
+        self._short: list[torch.Tensor] = []
+        self._missing = height
+        self._device = torch.device("cpu")
+
+    def append(self, rows: torch.Tensor) -> None:
+        """Stores the next strip, [1, C, n, W]; it is now the map's.
+
+        Raises:
+            ValueError: more rows than the map has.
+        """
+        _, self.channels, count, self.width = rows.shape
+        self._device = rows.device
+        self._missing -= count
+        if self._missing < 0:
+            raise ValueError(f"the map has {-self._missing} rows less than were appended")
+        self._short.append(rows)
+        del rows
+        waiting = sum(part.shape[2] for part in self._short)
+        if 2 * waiting > self._limit or not self._missing:
+            parts, self._short = self._short, []
+            joined = parts.pop() if len(parts) == 1 else torch.cat(parts, 2)
+            del parts
+            self._strips.append(_to_ram(joined) if self._in_ram else joined)
+
+    def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
+        """See `Rows`.
+
+        Raises:
+            ValueError: rows are missing: the map is not complete, or was drained.
+        """
+        if sum(strip.shape[2] for strip in self._strips) != self.height:
+            raise ValueError(f"a map of {self.height} rows is not complete or was drained")
+        strips = self._strips
+        if drain:
+            self._strips = deque()
+        for _ in range(len(strips)):
+            strip = [strips.popleft() if drain else strips[0]]
+            if not drain:
+                strips.rotate(-1)
+            runs = list(even_runs(strip[0].shape[2], limit))
+            for start, stop in runs[:-1]:
+                yield strip[0][:, :, start:stop].to(self._device, non_blocking=True)
+            yield strip.pop()[:, :, runs[-1][0] :].to(self._device, non_blocking=True)
+
+
+class Piped:
+    """A map made anew at each reading: another map's strips through a stage.
+
+    Args:
+        source: what is read.
+        open_stage: makes the stage for one reading, which may be the last (`drain`); may borrow
+            weights until the stack closes.
+        channels: of the result.
+        scale: rows of the result per row of the source: 1, 2, or 0.5.
+        most: rows that the source shall give at a time at most.
+
+    Memory: that of the source's reading and the stage's.
+    """
+
+    def __init__(
+        self,
+        source: Rows,
+        open_stage: Callable[[ExitStack, bool], Stage],
+        channels: int,
+        scale: float = 1.0,
+        most: int | None = None,
+    ) -> None:
+        self._source, self._open, self._scale, self._most = source, open_stage, scale, most
+        self.channels = channels
+        self.height, self.width = int(source.height * scale), int(source.width * scale)
+
+    def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
+        of_source = max(1, int(limit / self._scale))
+        of_source = of_source if self._most is None else min(of_source, self._most)
+        with ExitStack() as until:
+            stage = self._open(until, drain)
+            for rows in self._source.read(of_source, drain=drain):
+                given = [rows]
+                del rows
+                made = stage.push(given.pop())
+                if made is not None:
+                    given.append(made)
+                    del made
+                    yield given.pop()
+
+
+class Joined:
+    """The sum of two maps, one of them through a convolution; it can be read once.
+
+    Args:
+        hidden: what is convolved.
+        skip: what is added.
+        open_conv: makes the convolution.
+        channels: of the result.
+
+    Memory: both sources' reading and the convolution's.
+    """
+
+    def __init__(
+        self,
+        hidden: Rows,
+        skip: Rows,
+        open_conv: Callable[[ExitStack], Conv],
+        channels: int,
+    ) -> None:
+        self._hidden, self._skip, self._open = hidden, skip, open_conv
+        self.channels, self.height, self.width = channels, hidden.height, hidden.width
+
+    def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
+        """See `Rows`.
+
+        Raises:
+            ValueError: not `drain`.
+        """
+        if not drain:
+            raise ValueError("a joined map can be read once, with drain")
+        waiting = RowQueue()
+        skips = self._skip.read(limit, drain=True)
+        with ExitStack() as until:
+            conv = self._open(until)
+            for rows in self._hidden.read(limit, drain=True):
+                given = [rows]
+                del rows
+                made = conv.push(given.pop())
+                if made is None:
+                    continue
+                while waiting.rows < made.shape[2]:
+                    waiting.put(next(skips))
+                waiting.add_to_(made)
+                given.append(made)
+                del made
+                yield given.pop()
+
+
+def even_runs(height: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Cuts rows into runs of nearly equal length up to `limit`, or a little more: (start, stop).
+
+    Raises:
+        ValueError: limit < 1.
+    """
+    if limit < 1:
+        raise ValueError(f"limit must be >= 1, got {limit}")
+    # What a stage held back makes the last strip longer; that is no reason for a short one.
+    parts = max(1, -(-(height - SLACK_ROWS) // limit))
+    for part in range(parts):
+        yield part * height // parts, (part + 1) * height // parts
+
+
+def _to_ram(rows: torch.Tensor) -> torch.Tensor:
+    # Copies from and to pinned memory keep the order of the stream: no wait is needed.
+    pinned = torch.cuda.is_available() and rows.device.type == "cuda"
+    held = torch.empty_like(rows, device="cpu", pin_memory=pinned)
+    return held.copy_(rows, non_blocking=pinned)

@@ -1,0 +1,315 @@
+"""Convolutions over strips of rows.
+
+A stage takes the strips of a map in order and gives those of the next, one or two rows behind.
+It keeps the rows that the next strip's convolution will need, so no row is computed twice and
+the result is that of the whole map. `push` gives None as long as it has no row to give.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+# Told of the multiply-adds of each convolution, after it; may raise to end the work.
+Tick = Callable[[int], None]
+# Writes what is to be convolved of a strip into another of the same shape.
+WriteFn = Callable[[torch.Tensor, torch.Tensor], None]
+
+
+class Stage(Protocol):
+    """Strips [1, C_in, n, W_in] in, strips [1, C_out, m, W_out] out."""
+
+    def push(self, rows: torch.Tensor) -> torch.Tensor | None: ...
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """The memory format of strips: channels last where convolutions are known to like it."""
+    is_known = device.type in ("cpu", "cuda")
+    return torch.channels_last if is_known else torch.contiguous_format
+
+
+def copy_rows(rows: torch.Tensor, into: torch.Tensor) -> None:
+    """A `WriteFn` that changes nothing."""
+    into.copy_(rows)
+
+
+class Halo:
+    """Puts the two rows before it on top of each strip, and zeros beyond the map's edges.
+
+    Args:
+        height: rows of the whole map.
+        write: fills a window with a strip.
+
+    Memory: two rows between calls.
+    """
+
+    def __init__(self, height: int, write: WriteFn = copy_rows) -> None:
+        self._left, self._write = height, write
+        self._carry: torch.Tensor | None = None
+
+    def window(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """The strip [1, C, n, W] with its halo, [1, C, n + 1 to n + 3, W]; None if 2 rows or less.
+
+        Raises:
+            ValueError: more rows than the map has.
+        """
+        _, channels, count, width = rows.shape
+        self._left -= count
+        if self._left < 0:
+            raise ValueError(f"the map has {-self._left} rows less than it was given")
+        above, below = 1 if self._carry is None else 2, int(self._left == 0)
+        window = torch.empty(
+            (1, channels, above + count + below, width),
+            dtype=rows.dtype, device=rows.device, memory_format=layout(rows.device),
+        )  # fmt: skip
+        if self._carry is None:
+            window[:, :, :1].zero_()
+        else:
+            window[:, :, :2].copy_(self._carry)
+        self._write(rows, window[:, :, above : above + count])
+        if below:
+            window[:, :, -1:].zero_()
+        self._carry = (
+            None if below else window[:, :, -2:].clone(memory_format=torch.preserve_format)
+        )
+        return window if window.shape[2] > 2 else None
+
+
+class Conv:
+    """A 3 x 3 convolution with a padding of 1, one row behind.
+
+    Args:
+        weight: [C_out, C_in, 3, 3], float.
+        bias: [C_out], float, or None.
+        height: rows of the map.
+        write: what is done to a strip before, `NormSiLU.write`; the padding stays zero.
+
+    Memory: a call holds its input, the window of n + 2 rows and its output.
+    Exact: equal up to rounding to the convolution of the whole map.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        height: int,
+        tick: Tick,
+        write: WriteFn = copy_rows,
+    ) -> None:
+        self._weight = weight.contiguous(memory_format=layout(weight.device))
+        self._bias, self._tick = bias, tick
+        self._halo = Halo(height, write)
+
+    def push(self, rows: torch.Tensor) -> torch.Tensor | None:
+        window = self._halo.window(rows)
+        del rows  # the last owner of a strip is the stage it was pushed into
+        if window is None:
+            return None
+        made = functional.conv2d(window, self._weight, self._bias, padding=(0, 1))
+        self._tick(made.shape[2] * made.shape[3] * self._weight.numel())
+        return made
+
+
+class UpConv:
+    """Nearest upsampling by 2, then a 3 x 3 convolution; two rows behind.
+
+    Each of the four pixels of a 2 x 2 square sees only 2 x 2 different ones through the 3 x 3 taps.
+    So the pair equals one transposed convolution of stride 2, whose 4 x 4 weight holds sums of
+    taps: 4 multiply-adds per pixel and channel pair instead of 9.
+
+    Args:
+        weight: [C_out, C_in, 3, 3], float.
+        bias: [C_out], float, or None.
+        height: rows of the map before.
+        is_fused: as a transposed convolution; else the upsampled strip is made.
+
+    Memory: a call holds its input, that with its halo, its output and, unless fused, the upsampled
+        strip.
+    Exact: equal up to rounding; fused, sums of taps are rounded to the dtype.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        height: int,
+        tick: Tick,
+        is_fused: bool,
+    ) -> None:
+        weight = upsampling_weight(weight) if is_fused else weight
+        self._weight = weight.contiguous(memory_format=layout(weight.device))
+        self._bias, self._tick, self._is_fused = bias, tick, is_fused
+        self._halo = Halo(height)
+
+    def push(self, rows: torch.Tensor) -> torch.Tensor | None:
+        window = self._halo.window(rows)
+        del rows
+        if window is None:
+            return None
+        if self._is_fused:
+            # The outermost 3 rows would need the rows beyond the window.
+            made = functional.conv_transpose2d(
+                window, self._weight, self._bias, stride=2, padding=(3, 1)
+            )
+            self._tick(made.shape[2] * made.shape[3] * self._weight.numel() // 4)
+            return made
+        window = functional.interpolate(window, scale_factor=2.0, mode="nearest")
+        # The outermost rows belong to the strips above and below, or are the padding's.
+        made = functional.conv2d(window[:, :, 1:-1], self._weight, self._bias, padding=(0, 1))
+        self._tick(made.shape[2] * made.shape[3] * self._weight.numel())
+        return made
+
+
+def upsampling_weight(weight: torch.Tensor) -> torch.Tensor:
+    """The transposed convolution's weight of nearest upsampling by 2 and a 3 x 3 convolution.
+
+    Args:
+        weight: [C_out, C_in, 3, 3], float.
+
+    Returns:
+        [C_in, C_out, 4, 4] of the same dtype; summed in float32.
+    """
+    # Of the 3 taps along one side, those that meet in each of the 4.
+    meeting = (slice(2, 3), slice(1, 3), slice(0, 2), slice(0, 1))
+    out_channels, in_channels = weight.shape[:2]
+    result = weight.new_empty(in_channels, out_channels, 4, 4)
+    for row, rows in enumerate(meeting):
+        for column, columns in enumerate(meeting):
+            taps = weight[:, :, rows, columns].sum((2, 3), dtype=torch.float32)
+            result[:, :, row, column].copy_(taps.T)
+    return result
+
+
+class DownConv:
+    """A 3 x 3 convolution of stride 2 with one zero row below and one zero column on the right.
+
+    Args:
+        weight: [C_out, C_in, 3, 3], float.
+        bias: [C_out], float, or None.
+        height: rows of the map before; floor(height / 2) come out.
+
+    Memory: a call holds its input, that with its halo, and its output.
+    Exact: equal up to rounding to the convolution of the whole map.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, height: int, tick: Tick
+    ) -> None:
+        self._weight = weight.contiguous(memory_format=layout(weight.device))
+        self._bias, self._left, self._tick = bias, height, tick
+        self._carry: torch.Tensor | None = None
+
+    def push(self, rows: torch.Tensor) -> torch.Tensor | None:
+        _, channels, count, width = rows.shape
+        self._left -= count
+        above = 0 if self._carry is None else self._carry.shape[2]
+        below = int(self._left == 0)
+        window = torch.empty(
+            (1, channels, above + count + below, width + 1),
+            dtype=rows.dtype, device=rows.device, memory_format=layout(rows.device),
+        )  # fmt: skip
+        window[..., -1:].zero_()
+        if self._carry is not None:
+            window[:, :, :above, :-1].copy_(self._carry)
+        window[:, :, above : above + count, :-1].copy_(rows)
+        del rows
+        if below:
+            window[:, :, -1:].zero_()
+        made_rows = (window.shape[2] - 1) // 2
+        self._carry = window[:, :, 2 * made_rows :, :-1].clone(memory_format=torch.preserve_format)
+        if made_rows == 0 or width < 2:
+            return None
+        made = functional.conv2d(window, self._weight, self._bias, stride=2)
+        self._tick(made.shape[2] * made.shape[3] * self._weight.numel())
+        return made
+
+
+class RowQueue:
+    """Strips that wait for the rows of a later stage.
+
+    Memory: the strips not yet taken; of a strip taken in part, the rest.
+    """
+
+    def __init__(self) -> None:
+        self._parts: deque[torch.Tensor] = deque()
+        self.rows = 0
+
+    def put(self, rows: torch.Tensor) -> None:
+        self._parts.append(rows)
+        self.rows += rows.shape[2]
+
+    def add_to_(self, rows: torch.Tensor) -> None:
+        """Adds the next rows to a strip [1, C, n, W], in place.
+
+        Raises:
+            ValueError: fewer rows wait.
+        """
+        count, done = rows.shape[2], 0
+        if count > self.rows:
+            raise ValueError(f"{count} rows are wanted, {self.rows} wait")
+        self.rows -= count
+        while done < count:
+            part = self._parts.popleft()
+            taken = min(part.shape[2], count - done)
+            rows[:, :, done : done + taken].add_(part[:, :, :taken])
+            done += taken
+            rest = part[:, :, taken:]
+            if rest.shape[2]:
+                # A view would keep the whole strip.
+                short = rest.shape[2] <= taken
+                self._parts.appendleft(
+                    rest.clone(memory_format=torch.preserve_format) if short else rest
+                )
+
+
+class ResBlock:
+    """x + conv(silu(norm(conv(silu(norm(x)))))), both norms' statistics given; two rows behind.
+
+    Args:
+        first: the first norm, SiLU and convolution.
+        second: the second.
+        shortcut: the 1 x 1 convolution on x where the channels change: (weight, bias).
+
+    Memory: a call holds x, and the larger of `first`'s call and `second`'s with the hidden strip.
+    Exact: equal up to rounding to the block on the whole map.
+    """
+
+    def __init__(
+        self,
+        first: Conv,
+        second: Conv,
+        shortcut: tuple[torch.Tensor, torch.Tensor | None] | None,
+        *,
+        tick: Tick,
+    ) -> None:
+        self._first, self._second, self._shortcut, self._tick = first, second, shortcut, tick
+        self._waiting = RowQueue()
+
+    def push(self, rows: torch.Tensor) -> torch.Tensor | None:
+        hidden = [self._first.push(rows)]
+        if self._shortcut is not None:
+            rows = shortcut_rows(rows, self._shortcut, self._tick)
+        self._waiting.put(rows)
+        del rows
+        if hidden[0] is None:
+            return None
+        made = self._second.push(hidden.pop())  # pyright: ignore[reportArgumentType]
+        if made is not None:
+            self._waiting.add_to_(made)
+        return made
+
+
+def shortcut_rows(
+    rows: torch.Tensor, shortcut: tuple[torch.Tensor, torch.Tensor | None], tick: Tick
+) -> torch.Tensor:
+    """The 1 x 1 convolution of a strip [1, C, n, W]."""
+    weight, bias = shortcut
+    made = functional.conv2d(rows, weight, bias)
+    tick(made.shape[2] * made.shape[3] * weight.numel())
+    return made

@@ -1,0 +1,108 @@
+"""What a KL image VAE's decoder and encoder are made of, as data; and what a plan says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+# Weight and bias of a layer, on the device and in the dtype of the map, until the stack closes.
+Fetch = Callable[[ExitStack], tuple[torch.Tensor, "torch.Tensor | None"]]
+# Queries, keys, values [1, 1, T, C] to [1, 1, T, C].
+AttendFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class NormLayer:
+    """A group norm."""
+
+    fetch: Fetch
+    groups: int
+    eps: float
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """A convolution to `channels` channels."""
+
+    fetch: Fetch
+    channels: int
+
+
+@dataclass(frozen=True)
+class BlockLayers:
+    """A residual block; `shortcut` where the channels change."""
+
+    norm1: NormLayer
+    conv1: ConvLayer
+    norm2: NormLayer
+    conv2: ConvLayer
+    shortcut: ConvLayer | None
+
+
+@dataclass(frozen=True)
+class AttentionLayers:
+    """The attention of the whole map with itself: four 1 x 1 convolutions around `attend`."""
+
+    norm: NormLayer
+    query: Fetch
+    key: Fetch
+    value: Fetch
+    out: Fetch
+    attend: AttendFn
+
+
+@dataclass(frozen=True)
+class LevelLayers:
+    """The blocks of one resolution; `resample` goes to the next, None after the last."""
+
+    blocks: Sequence[BlockLayers]
+    resample: ConvLayer | None
+
+
+@dataclass(frozen=True)
+class VaeLayers:
+    """A decoder or an encoder; the levels in the order of its calls, the middle at the smallest."""
+
+    conv_in: ConvLayer
+    levels: Sequence[LevelLayers]
+    middle: tuple[BlockLayers, AttentionLayers, BlockLayers]
+    norm_out: NormLayer
+    conv_out: ConvLayer
+
+
+class LevelPlan(Protocol):
+    """What is stored in full at one resolution.
+
+    keeps_input: what the first block reads.
+    keeps_hidden: what stands between a block's convolutions.
+    keeps_output: what a block gives.
+    limit: rows of a strip.
+    in_ram: what is stored lies in RAM.
+    """
+
+    @property
+    def keeps_input(self) -> bool: ...
+    @property
+    def keeps_hidden(self) -> bool: ...
+    @property
+    def keeps_output(self) -> bool: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def in_ram(self) -> bool: ...
+
+
+class Plan(Protocol):
+    """levels: one per resolution, in the order of the calls.
+
+    is_fused: see `Work.upsampled`.
+    """
+
+    @property
+    def levels(self) -> Sequence[LevelPlan]: ...
+    @property
+    def is_fused(self) -> bool: ...

@@ -1,0 +1,142 @@
+"""The peak of a decode or encode over strips as a formula, its arithmetic, and the stock's peak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .vae_plan import VaePlan, VaeSizes
+
+# The same constants as in kernels/vae_work.py; a test compares them.
+QUERY_ROWS = 4096
+QUERY_PARTS = 8
+# Rows that a strip may be longer than the plan's limit, and its halo.
+SLACK_ROWS, HALO_ROWS = 2, 2
+FUSED_TAPS, TAPS = 4, 9
+
+
+def lean_vae_peak_bytes(
+    sizes: VaeSizes, height: int, width: int, dtype_bytes: int, plan: VaePlan
+) -> int:
+    """The peak of one sample's decode or encode on a card, in bytes; the caller's tensors too.
+
+    Kernel workspaces and weights are not in it, but the copies of weights in another layout are.
+    """
+    peak = max(
+        _level_elements(sizes, height, width, plan, level) for level in range(len(sizes.widths))
+    )
+    peak = max(peak, _middle_elements(sizes, height, width, plan))
+    latent = height * width // sizes.factor**2 * sizes.latent_channels
+    return dtype_bytes * (peak + latent + height * width * sizes.picture_channels)
+
+
+def _level_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan, level: int) -> int:
+    """Elements that a level holds: its stored maps, a strip's maps beside them, and weights."""
+    how, scale = plan.levels[level], sizes.scale(level)
+    rows, columns = -(-height // scale), -(-width // scale)
+    channels, inputs = sizes.widths[level], sizes.inputs(level)
+    # Elements of a row of what the first block reads, and of what each block gives.
+    read, own = inputs * columns, channels * columns
+    strip = min(rows, how.limit + 2 * SLACK_ROWS) + HALO_ROWS
+    if not how.keeps_hidden:
+        # What the level began with, or what an encoder's next level will begin with.
+        ends = rows * (read if sizes.is_decoder else own) // 4
+        maps = rows * own if how.keeps_output else ends
+        # A strip as it was read, with its halo, and normed; later its hidden strip beside. While
+        # it is at work, its place in the map is empty.
+        made = max(3 * read, 4 * own) - own * how.keeps_output
+        if level and not sizes.is_decoder:  # read from the map
+            made = max(2 * read, 3 * own)
+        held = made * strip + (0 if how.in_ram else maps)
+    elif level == 0 and not sizes.is_decoder:
+        held = rows * own + own * max(3 * strip, rows + 2 * strip)
+    elif inputs != channels:  # the shortcut's strip beside
+        held = max(rows * read, 2 * rows * own) + (2 * read + own) * strip
+    else:
+        held = 2 * rows * own + 2 * own * strip
+    weights = (inputs + channels) * channels
+    if sizes.is_decoder and level and not how.keeps_input:
+        weights += inputs**2
+    return held + weights * TAPS
+
+
+def _middle_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan) -> int:
+    channels = sizes.widths[0 if sizes.is_decoder else -1]
+    tokens = height * width // sizes.factor**2
+    part = min(tokens, max(QUERY_ROWS, -(-tokens // QUERY_PARTS)))
+    return channels * (4 * tokens + 3 * part) + 4 * channels**2
+
+
+def stock_vae_peak_bytes(sizes: VaeSizes, height: int, width: int, dtype_bytes: int) -> int:
+    """The peak of the host's own decode or encode of one sample, without workspaces, in bytes.
+
+    A decoder's stands at the first convolution of the picture's size: its input, that normed, and
+    its output. An encoder's at the second convolution there: three maps.
+
+    Source: ResnetBlock in the host's comfy/ldm/modules/diffusionmodules/model.py.
+    """
+    if sizes.is_decoder:
+        maps = 2 * sizes.inputs(len(sizes.widths) - 1) + sizes.widths[-1]
+    else:
+        maps = 3 * sizes.widths[0]
+    return dtype_bytes * height * width * (maps + sizes.picture_channels)
+
+
+def lean_vae_work(sizes: VaeSizes, height: int, width: int, plan: VaePlan) -> int:
+    """Multiply-adds of one sample's convolutions and attention."""
+    pixels = [
+        (height // sizes.scale(level)) * (width // sizes.scale(level))
+        for level in range(len(sizes.widths))
+    ]
+    smallest = 0 if sizes.is_decoder else -1
+    tokens, lowest = pixels[smallest], sizes.widths[smallest]
+    total = tokens * lowest * (4 * lowest + 2 * tokens)
+    total += tokens * 2 * TAPS * lowest**2 * (2 if plan.levels[smallest].keeps_hidden else 3)
+    for level, here in enumerate(pixels):
+        total += here * sum(_level_work(sizes, level, plan))
+    latent = TAPS * tokens * lowest * sizes.latent_channels
+    # The picture's convolution is in its level's work: it may be computed more than once.
+    return total + latent
+
+
+def _level_work(sizes: VaeSizes, level: int, plan: VaePlan) -> Iterator[int]:
+    """Multiply-adds per pixel of a level, convolution by convolution."""
+    how, channels, inputs = plan.levels[level], sizes.widths[level], sizes.inputs(level)
+    is_picture = sizes.scale(level) == 1
+    to_picture = TAPS * channels * sizes.picture_channels
+    # What makes the level's first map: for a reading that serves statistics, and for the last.
+    again, last = 0, 0
+    if sizes.is_decoder and level:
+        last = inputs**2 * (FUSED_TAPS if plan.is_fused else TAPS)
+        again = inputs**2 * FUSED_TAPS
+    elif sizes.is_decoder:
+        inputs = channels
+    elif is_picture:
+        again = last = to_picture
+        inputs = channels
+    else:
+        yield inputs**2 * TAPS  # the downsampling before
+    is_stored = how.keeps_input and not (is_picture and not sizes.is_decoder)
+    if is_stored:
+        again = 0
+        yield last
+        last = 0
+    for block in range(sizes.blocks):
+        first = TAPS * inputs * channels
+        whole = first + TAPS * channels**2 + (inputs * channels if inputs != channels else 0)
+        yield 0 if is_stored else again  # the first norm's statistics
+        if how.keeps_hidden:
+            yield again + last + whole
+        else:
+            yield again + first
+            again, last = again + whole, last + whole
+            if how.keeps_output and (block + 1 < sizes.blocks or sizes.is_decoder):
+                yield last
+                again = last = 0
+        is_stored, inputs = how.keeps_output, channels
+        if how.keeps_hidden:
+            again = last = 0
+    if sizes.is_decoder and is_picture:
+        yield 0 if how.keeps_output else again  # the last norm's statistics
+        yield last + to_picture
+    else:
+        yield last

@@ -1,0 +1,222 @@
+"""What Lean VAE leaves alone, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from pack.nodes.memory.peak import PeakTracker
+
+from .loading import write_tiny_vae
+from .vae_models import kl_vae, lean
+
+pytestmark = pytest.mark.usefixtures("host")
+
+LATENT = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def vae(host: Any) -> Any:
+    vae = kl_vae()
+    with torch.inference_mode():
+        vae.decode(LATENT)  # loads it: that takes weight functions away
+    return vae
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Any:
+    caplog.set_level("INFO", logger="pack.nodes")
+    return lambda: "\n".join(r.message for r in caplog.records if r.message.startswith("Lean VAE"))
+
+
+class _At:
+    """A weight function, as LoRA installs them, that does something at chosen calls."""
+
+    def __init__(self, act: Any, calls: set[int]) -> None:
+        self.act, self.calls, self.count = act, calls, 0
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        if self.count in self.calls:
+            self.act()
+        return weight
+
+
+def _last_conv(vae: Any) -> Any:
+    return vae.first_stage_model.decoder.up[0].block[2].conv2
+
+
+def _state(vae: Any) -> dict[str, Any]:
+    model = vae.first_stage_model
+    found: dict[str, Any] = {"vae": dict(vars(vae))}
+    for name, module in model.named_modules():
+        found[name] = (id(module), type(module), dict(vars(module)), dict(module._modules))
+    return found
+
+
+@torch.inference_mode()
+def test_the_original_is_untouched_and_both_work_in_turn(vae: Any) -> None:
+    wanted, before = vae.decode(LATENT), _state(vae)
+    changed = lean(vae)
+    made = changed.decode(LATENT)
+    after = _state(vae)
+    assert before.keys() == after.keys()
+    assert all(before[k][:2] == after[k][:2] for k in before if k != "vae")
+    assert all(before[k][3] == after[k][3] for k in before if k != "vae")
+    assert "forward" not in vars(vae.first_stage_model.decoder)
+    assert before["vae"] == after["vae"]
+    assert torch.equal(vae.decode(LATENT), wanted)
+    assert (made - wanted).norm() < 1e-5 * wanted.norm()
+    # The copy saves under the same names and shares the weights.
+    assert changed.patcher is vae.patcher
+    one, two = changed.get_sd(), vae.get_sd()
+    assert one.keys() == two.keys()
+    assert all(one[k].data_ptr() == two[k].data_ptr() for k in one)
+
+
+@torch.inference_mode()
+def test_a_second_node_replaces_the_first(vae: Any, said: Any) -> None:
+    wanted = vae.decode(LATENT)
+    twice = lean(lean(vae, "speed"), "smallest", 3)
+    made = twice.decode(LATENT)
+    assert (made - wanted).norm() < 1e-5 * wanted.norm()
+    assert "stock" not in said()
+    assert "host's own code" not in said()
+    one, two = (v.first_stage_model.decoder.forward.stock for v in (lean(vae), twice))
+    assert one is two
+
+
+@torch.inference_mode()
+def test_another_class_passes_through(host: Any, said: Any) -> None:
+    path = write_tiny_vae(host)
+    import comfy.utils
+
+    tiny = host.sd.VAE(sd=comfy.utils.load_torch_file(str(path)))
+    assert lean(tiny) is tiny
+    assert "this VAE stays stock: it is a TAESD, not a KL image VAE" in said()
+
+
+@torch.inference_mode()
+def test_a_changed_layer_runs_as_the_host_runs_it(vae: Any, said: Any) -> None:
+    changed = lean(vae)
+    conv = _last_conv(vae)
+    handle = conv.register_forward_hook(lambda module, given, made: 2 * made)
+    try:
+        assert torch.equal(changed.decode(LATENT), vae.decode(LATENT))
+        assert "up.0.block.2.conv2 is a Conv2d of another kind" in said()
+        assert changed.memory_used_decode((1, 4, 128, 128), torch.bfloat16) == (
+            vae.memory_used_decode((1, 4, 128, 128), torch.bfloat16)
+        )
+        assert lean(vae) is vae
+    finally:
+        handle.remove()
+    assert lean(vae) is not vae
+
+
+@torch.inference_mode()
+def test_cancel_frees_everything(vae: Any, host: Any) -> None:
+    management = host.model_management
+    changed = lean(vae, strip_rows=8)
+    wanted = changed.decode(LATENT)
+    conv = _last_conv(vae)
+    stop = _At(lambda: management.interrupt_current_processing(True), {1})
+    conv.weight_function = [stop]
+    with PeakTracker() as tracker:
+        try:
+            with pytest.raises(management.InterruptProcessingException):
+                changed.decode(LATENT)
+        finally:
+            conv.weight_function = []
+            management.interrupt_current_processing(False)
+        gc.collect()
+    assert stop.count == 1
+    assert tracker.peak_bytes > 2**20
+    assert tracker.current_bytes < 2**14, tracker.live()
+    assert torch.equal(changed.decode(LATENT), wanted)
+
+
+def _raise_oom() -> None:
+    raise torch.OutOfMemoryError("injected")
+
+
+@pytest.mark.parametrize(("failures", "tries"), [({1}, 1), ({1, 2, 3}, 3)])
+@torch.inference_mode()
+def test_out_of_memory_is_tried_again_in_smaller_pieces(
+    vae: Any, said: Any, failures: set[int], tries: int
+) -> None:
+    wanted = vae.decode(LATENT)
+    changed = lean(vae, "speed")
+    conv = _last_conv(vae)
+    conv.weight_function = [_At(_raise_oom, failures)]
+    try:
+        made = changed.decode(LATENT)
+    finally:
+        conv.weight_function = []
+    assert (made - wanted).norm() < 1e-5 * wanted.norm()
+    assert said().count("out of memory: tried again with strips of") == tries
+    assert ("prefer balance" in said()) == (tries == 3)
+
+
+@torch.inference_mode()
+def test_out_of_memory_to_the_floor_ends_in_the_hosts_tiles(
+    vae: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = lean(vae, "smallest")
+    conv = _last_conv(vae)
+    conv.weight_function = [_At(_raise_oom, {1, 2, 3})]
+    try:
+        made = changed.decode(LATENT)
+    finally:
+        conv.weight_function = []
+    assert "retrying with tiled VAE decoding" in caplog.text
+    assert made.shape == vae.decode(LATENT).shape
+
+
+@torch.inference_mode()
+def test_another_error_is_not_tried_again(vae: Any, said: Any) -> None:
+    changed = lean(vae)
+    conv = _last_conv(vae)
+
+    def fail() -> None:
+        raise RuntimeError("not of memory")
+
+    conv.weight_function = [_At(fail, {1})]
+    try:
+        with pytest.raises(RuntimeError, match="not of memory"):
+            changed.decode(LATENT)
+    finally:
+        conv.weight_function = []
+    assert "tried again" not in said()
+
+
+@torch.inference_mode()
+def test_a_long_decode_moves_the_nodes_bar(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.utils
+    from pack.nodes.host import lean_vae
+
+    seen: list[int] = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, *rest, **kw: seen.append(value)
+    )
+    lean(vae).decode(LATENT)
+    assert seen == [], "short work shows no bar"
+    monkeypatch.setattr(lean_vae, "_LONG", 0)
+    lean(vae).decode(LATENT)
+    assert seen == sorted(set(seen))
+    assert len(seen) > 1  # the host leaves steps out that follow soon
+    assert seen[-1] == 100
+
+
+@torch.inference_mode()
+def test_the_host_is_told_the_need(vae: Any) -> None:
+    for name, shape in (("decode", (1, 4, 256, 256)), ("encode", (1, 3, 2048, 2048))):
+        stock = getattr(vae, f"memory_used_{name}")(shape, torch.bfloat16)
+        needs = [
+            getattr(lean(vae, prefer), f"memory_used_{name}")(shape, torch.bfloat16)
+            for prefer in ("speed", "balance", "smallest")
+        ]
+        assert 0 < needs[2] < needs[1] < needs[0] < stock
+        five = (*shape[:2], 1, *shape[2:])
+        assert getattr(lean(vae), f"memory_used_{name}")(five, torch.bfloat16) == needs[1]

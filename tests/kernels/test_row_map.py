@@ -1,0 +1,74 @@
+"""Maps as strips: what they give, and what they keep."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from pack.nodes.kernels.row_map import Piped, Stored, Whole, even_runs
+
+
+class _Double:
+    """A stage that holds nothing back."""
+
+    def push(self, rows: torch.Tensor) -> torch.Tensor:
+        return 2 * rows
+
+
+def _stored(limit: int, cuts: list[int], **options: bool) -> tuple[Stored, torch.Tensor]:
+    x = torch.arange(float(sum(cuts))).view(1, 1, -1, 1).expand(1, 2, -1, 3).contiguous()
+    stored = Stored(sum(cuts), limit, **options)
+    for rows in x.split(cuts, 2):
+        stored.append(rows.clone())
+    return stored, x
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 7, 64, 65])
+@pytest.mark.parametrize("limit", [1, 3, 64])
+def test_runs_cover_the_rows_and_differ_by_one(height: int, limit: int) -> None:
+    runs = list(even_runs(height, limit))
+    assert [start for start, _ in runs] == [0, *(stop for _, stop in runs[:-1])]
+    assert runs[-1][1] == height
+    lengths = {stop - start for start, stop in runs}
+    assert max(lengths) <= limit + 2
+    assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize("in_ram", [False, True])
+@pytest.mark.parametrize("cuts", [[9], [1] * 9, [3, 4, 2], [7, 1, 1]])
+def test_reading_gives_what_was_stored(cuts: list[int], in_ram: bool) -> None:
+    stored, x = _stored(4, cuts, in_ram=in_ram)
+    for limit in (2, 4, 100):
+        strips = list(stored.read(limit, drain=False))
+        assert torch.equal(torch.cat(strips, 2), x)
+        assert max(s.shape[2] for s in strips) <= max(limit + 2, 1)
+    assert torch.equal(torch.cat(list(stored.read(4, drain=True)), 2), x)
+    with pytest.raises(ValueError, match="not complete or was drained"):
+        next(stored.read(4, drain=True))
+
+
+def test_a_drained_strip_is_free_before_the_next() -> None:
+    stored, _ = _stored(4, [4, 4])
+    strips = stored.read(4, drain=True)
+    first = next(strips)
+    seen = weakref.ref(first)
+    del first
+    next(strips)
+    assert seen() is None
+
+
+def test_pipes_read_again() -> None:
+    x = torch.randn(1, 2, 9, 3)
+    piped = Piped(Whole(x, x.device), lambda until, is_last: _Double(), 2)
+    for _ in range(2):
+        assert torch.equal(torch.cat(list(piped.read(2, drain=False)), 2), 2 * x)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="limit must be >= 1, got 0"):
+        next(even_runs(3, 0))
+    with pytest.raises(ValueError, match="not complete"):
+        next(Stored(3, 2).read(2, drain=False))
+    with pytest.raises(ValueError, match="the map has 1 rows less than were appended"):
+        Stored(3, 2).append(torch.ones(1, 1, 4, 2))
