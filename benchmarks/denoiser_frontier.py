@@ -163,11 +163,11 @@ def plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    for groups in GROUPS:
+    for index, groups in enumerate(GROUPS):
         mine = [row for row in rows if row["groups"] == groups]
         costs, peaks = ([row[k] for row in mine] for k in ("cost", "peak_bytes"))
         mib = [peak / MIB for peak in peaks]
-        axes.plot(costs, mib, "o-", ms=4, lw=1, label=f"{groups}")
+        axes.plot(costs, mib, "o-", ms=4, lw=1, color=f"C{index}", label=f"{groups}")
         for row in mine:
             if row["is_chosen"]:
                 axes.plot(row["cost"], row["peak_bytes"] / MIB, "o", ms=11, mfc="none", mec="k")
