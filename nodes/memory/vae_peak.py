@@ -12,6 +12,7 @@ QUERY_PARTS = 8
 # Rows that a strip may be longer than the plan's limit, and its halo.
 SLACK_ROWS, HALO_ROWS = 2, 2
 FUSED_TAPS, TAPS = 4, 9
+FUSED_WEIGHTS = 16  # the sums of taps, for the four places of a pixel
 
 
 def lean_vae_peak_bytes(
@@ -46,17 +47,21 @@ def _level_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan, lev
         made = max(3 * read, 4 * own) - own * how.keeps_output
         if level and not sizes.is_decoder:  # read from the map
             made = max(2 * read, 3 * own)
-        held = made * strip + (0 if how.in_ram else maps)
+        if how.in_ram:
+            made += own * how.keeps_output  # no strip leaves a place empty on the card
+            is_below_in_ram = not (level and sizes.is_decoder) or plan.levels[level - 1].in_ram
+            maps = 0 if is_below_in_ram else ends
+        held = made * strip + maps
     elif level == 0 and not sizes.is_decoder:
         held = rows * own + own * max(3 * strip, rows + 2 * strip)
     elif inputs != channels:  # the shortcut's strip beside
         held = max(rows * read, 2 * rows * own) + (2 * read + own) * strip
     else:
         held = 2 * rows * own + 2 * own * strip
-    weights = (inputs + channels) * channels
+    weights = TAPS * (inputs + channels) * channels
     if sizes.is_decoder and level and not how.keeps_input:
-        weights += inputs**2
-    return held + weights * TAPS
+        weights += FUSED_WEIGHTS * inputs**2
+    return held + weights
 
 
 def _middle_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan) -> int:
