@@ -52,6 +52,8 @@ class VRAMProbe(io.ComfyNode):
             ),
             search_aliases=["vram", "memory", "peak", "monitor", "profiler"],
             is_output_node=True,
+            # Else the host would take a like probe's output from its cache, which tells that node.
+            not_idempotent=True,
             inputs=[
                 io.MatchType.Input(
                     "value",

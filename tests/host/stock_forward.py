@@ -134,11 +134,14 @@ class FakeDenoiser:
             patcher: a clone of `patcher()` that nodes patched; None runs the host alone.
             route: `model` or `apply`, see above.
             around: makes what is called instead of the transformer (`model`) or apply_model.
-            tracking: options of PeakTracker (attention, log, trace).
+            tracking: options of PeakTracker (attention, log, trace). Fake CUDA tensors have no card
+                that could choose, so their attention is "flash" unless named.
         """
         request = dataclasses.replace(
             request, sizes=self.sizes, dtype_bytes=torch.empty(0, dtype=self.dtype).itemsize
         )
+        if self.device.type == "cuda":
+            tracking.setdefault("attention", "flash")
         tracker = PeakTracker(**tracking)
         with (
             torch.inference_mode(),  # as the host runs nodes

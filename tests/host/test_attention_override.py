@@ -159,7 +159,7 @@ def test_the_model_that_came_in_is_left_as_it_was(model: Any) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "size", "wanted"),
-    [("auto", 0, 5), ("auto", 9, 5), ("max", 0, 30), ("heads", 0, 2), ("heads", 4, 8),
+    [("auto", 0, 3), ("auto", 9, 3), ("max", 0, 30), ("heads", 0, 2), ("heads", 4, 8),
      ("heads", 99, 1), ("queries", 64, 1)],
 )  # fmt: skip
 def test_head_groups_for_the_lean_block(model: Any, mode: str, size: int, wanted: int) -> None:
