@@ -1,10 +1,10 @@
 """Paired time of one full-width Z-Image block on the CPU: the host's own and ours, in turn.
 
-    python run.py bench block_time [--pairs N] [--tokens N ...]
+    python run.py bench block_time [--pairs N] [--tokens N ...] [--groups N ...]
 
 Random bfloat16 weights, SDPA attention, one thread. Each pair runs the host's block and ours one
 after the other; the ratio of each pair is taken, then the median, since the machine's speed drifts.
-The outputs are compared bit for bit.
+The outputs are compared bit for bit. Rows measured before are kept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,14 @@ def lean(block: Any, groups: int) -> Any:
     return LeanBlock(block, BlockSettings(KERNELS, chunk_tokens, groups))
 
 
-def measure(tokens: int, pairs: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+def measure(
+    tokens: int, pairs: int, dtype: torch.dtype, groups: Sequence[int]
+) -> list[dict[str, Any]]:
     """Rows of median ratio and seconds, one per variant."""
     from comfy.ldm.flux.layers import EmbedND
 
     block = make_block(dtype)
-    variants = {name: lean(block, groups) for name, groups in VARIANTS.items()}
+    variants = {name: lean(block, count) for name, count in VARIANTS.items() if count in groups}
     x = torch.randn(1, tokens, 3840, dtype=dtype)
     embedder = EmbedND(dim=128, theta=256.0, axes_dim=[32, 48, 48])
     rope = embedder(torch.arange(tokens).float()[None, :, None].expand(1, tokens, 3)).movedim(1, 2)
@@ -105,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--groups", type=int, nargs="+", default=list(VARIANTS.values()))
     options = parser.parse_args()
     torch.set_num_threads(1)
     host_dir = os.environ["ZIMAGE_HOST_DIR"]
@@ -117,28 +121,41 @@ def main() -> None:
         rows = [
             row
             for tokens in options.tokens
-            for row in measure(tokens, options.pairs, torch.bfloat16)
+            for row in measure(tokens, options.pairs, torch.bfloat16, options.groups)
         ]
     version = Path(host_dir, "comfyui_version.py").read_text().split('"')[1]
     known = {
         "host": version, "torch": torch.__version__, "dtype": "bfloat16",
         "device": f"cpu {platform.machine()}, 1 thread",
     }  # fmt: skip
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    kept = {(row["tokens"], row["variant"]): row for row in map(json.loads, lines)}
+    kept |= {(row["tokens"], row["variant"]): {**row, **known} for row in rows}
+    shown = [row for row in kept.values() if row["variant"] in VARIANTS]
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("".join(json.dumps({**row, **known}) + "\n" for row in rows))
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in shown))
     print(
         "One full-width block, bfloat16, CPU, 1 thread; time as a multiple of the host's, median "
-        f"of {options.pairs} pairs (min to max). ComfyUI {version}, torch {torch.__version__}."
+        f"of the pairs (min to max). ComfyUI {version}, torch {torch.__version__}."
     )
     print(f"\n| tokens | host | {' | '.join(VARIANTS)} |\n|---|---|" + "---|" * len(VARIANTS))
-    for tokens in options.tokens:
-        mine = [row for row in rows if row["tokens"] == tokens]
-        cells = [
-            f"{r['ratio']:.2f} ({r['ratio_min']:.2f} to {r['ratio_max']:.2f})"
-            + ("" if r["is_bit_equal"] else ", not bit-equal")
-            for r in mine
-        ]
-        print(f"| {tokens} | {mine[0]['stock_seconds']:.2f} s | {' | '.join(cells)} |")
+    for tokens in sorted({row["tokens"] for row in shown}):
+        mine = {row["variant"]: row for row in shown if row["tokens"] == tokens}
+        cells = [cell(mine.get(name)) for name in VARIANTS]
+        seconds = statistics.median(row["stock_seconds"] for row in mine.values())
+        print(f"| {tokens} | {seconds:.2f} s | {' | '.join(cells)} |")
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """A variant's ratio, its range and its pairs."""
+    if row is None:
+        return "not measured"
+    text = f"{row['ratio']:.2f}"
+    if row["pairs"] > 1:
+        text += f" ({row['ratio_min']:.2f} to {row['ratio_max']:.2f}, {row['pairs']} pairs)"
+    else:
+        text += " (1 pair)"
+    return text if row["is_bit_equal"] else f"{text}, not bit-equal"
 
 
 if __name__ == "__main__":

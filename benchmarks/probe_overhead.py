@@ -3,7 +3,7 @@
     python run.py bench probe_overhead [--pairs N] [--steps N]
 
 The model has Z-Image's widths, one main layer and its four refiners, with random float32 weights.
-The host samples it at 256x256 in one thread, whose own time is taken, so that neighbours on the
+The host samples it at 128x128 in one thread, whose own time is taken, so that neighbours on the
 machine count little. Two figures for each detail:
 
 - own time: what passes inside of the probe while a step runs, its readings and its events to the
@@ -43,7 +43,7 @@ else:
 RESULTS = REPO / "benchmarks" / "results" / "probe_overhead.jsonl"
 TARGETS = {"totals": 0.005, "steps": 0.01, "blocks, counter only": 0.03}
 VARIANTS = ("totals", "steps", "blocks, counter only", "blocks", "allocations")
-SIDE_PX = 256
+SIDE_PX = 128
 
 
 class Timed(NamedTuple):

@@ -25,7 +25,7 @@ from . import fetch
 from .attention import head_groups, within_groups
 
 # Hosts from 0.28 on fuse norm and rotary embedding; the older ones call them one after the other.
-_IS_FUSED = "rms_rope" in lumina.JointAttention.forward.__code__.co_names
+IS_FUSED = "rms_rope" in lumina.JointAttention.forward.__code__.co_names
 
 Segments = Sequence[tuple[int, int, torch.Tensor]]
 # Rotary table of the tokens start:stop of a sample, [1, stop - start, 1, head_dim / 2, 2, 2].
@@ -254,7 +254,7 @@ def _modulation(
 
 def _norm_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> Any:
     """What `_rotate` needs of q's or k's norm: its weight, or the norm itself on older hosts."""
-    if _IS_FUSED and fetch.is_plain(layer, comfy.ops.disable_weight_init.RMSNorm):
+    if IS_FUSED and fetch.is_plain(layer, comfy.ops.disable_weight_init.RMSNorm):
         return fetch.fetch_weight(layer, like, until)
     return fetch.fetch_norm(layer, like, until)
 
