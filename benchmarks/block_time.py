@@ -57,8 +57,8 @@ def make_block(dtype: torch.dtype) -> Any:
 
 def lean(block: Any, groups: int) -> Any:
     """The block as Apply Gradient Checkpoint puts it into a model, with that many groups."""
-    from pack.nodes.gradient_checkpoint import KERNELS
     from pack.nodes.host.lean_block import BlockSettings, LeanBlock
+    from pack.nodes.kernels.toolboxes import BLOCK
     from pack.nodes.memory.plan import denoiser_plan
     from pack.nodes.memory.shapes import Request
 
@@ -66,7 +66,7 @@ def lean(block: Any, groups: int) -> Any:
         request = Request(16 * tokens, 16, text_tokens=1)
         return denoiser_plan(request, groups=groups).chunk_tokens
 
-    return LeanBlock(block, BlockSettings(KERNELS, chunk_tokens, groups))
+    return LeanBlock(block, BlockSettings(BLOCK, chunk_tokens, groups))
 
 
 def measure(

@@ -90,8 +90,8 @@ def cost(run: Callable[..., Any], tokens: int) -> Roofline:
 
 def frontier(side_px: int) -> list[dict[str, Any]]:
     """One row for each number of groups and chunk size; the host's block is the first row."""
-    from pack.nodes.gradient_checkpoint import KERNELS
     from pack.nodes.host.lean_block import BlockSettings, run_block
+    from pack.nodes.kernels.toolboxes import BLOCK
     from pack.nodes.memory.plan import (
         DenoiserPlan,
         denoiser_plan,
@@ -106,7 +106,7 @@ def frontier(side_px: int) -> list[dict[str, Any]]:
     block = denoiser.model.diffusion_model.layers[0].requires_grad_(False)
 
     def lean(plan: DenoiserPlan) -> Callable[..., Any]:
-        settings = BlockSettings(KERNELS, lambda tokens, groups: plan.chunk_tokens, plan.groups)
+        settings = BlockSettings(BLOCK, lambda tokens, groups: plan.chunk_tokens, plan.groups)
 
         def run(x: Any, rope: Any, adaln: Any, options: dict[str, Any]) -> None:
             run_block(

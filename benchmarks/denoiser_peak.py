@@ -213,7 +213,8 @@ def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def told_table(rows: Sequence[dict[str, Any]], requests: Sequence[Request]) -> str:
     """What the host is told to keep free, beside what was measured and its own estimate."""
     from comfy.supported_models import ZImage
-    from pack.nodes.gradient_checkpoint import DEFAULT_GROUPS, TEXT_TOKENS, need_bytes
+    from pack.nodes.memory.need import TEXT_TOKENS, denoiser_need_bytes
+    from pack.nodes.memory.plan import DEFAULT_GROUPS
     from pack.nodes.memory.shapes import PIXELS_PER_LATENT
 
     lines = [
@@ -222,10 +223,9 @@ def told_table(rows: Sequence[dict[str, Any]], requests: Sequence[Request]) -> s
         "|---|---|---|---|---|",
     ]
     for request in requests:
-        told = need_bytes(
-            dataclasses.replace(request, text_tokens=TEXT_TOKENS), request.latent_shape,
-            DEFAULT_GROUPS, 0,
-        )  # fmt: skip
+        told = denoiser_need_bytes(
+            dataclasses.replace(request, text_tokens=TEXT_TOKENS), DEFAULT_GROUPS
+        )
         area = request.batch * request.width_px * request.height_px // PIXELS_PER_LATENT**2
         # memory_required in the host's comfy/model_base.py, with attention that holds no scores.
         own = area * request.dtype_bytes * 0.01 * ZImage.memory_usage_factor * MIB

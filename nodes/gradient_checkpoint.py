@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 
 from comfy_api.latest import io
 
 from .host import lean_patch, notice
 from .host.lean_block import BlockSettings
-from .kernels.attention import Heads, add_attention
-from .kernels.feed_forward import add_feed_forward
-from .kernels.rows import Modulation, Projection, chunks
-from .memory.plan import denoiser_plan, lean_peak_bytes, stock_peak_bytes
-from .memory.shapes import PIXELS_PER_LATENT, Request, TransformerSizes
+from .kernels.toolboxes import BLOCK
+from .memory.need import TEXT_TOKENS, denoiser_need_bytes, of_latent
+from .memory.plan import (
+    DEFAULT_GROUPS,
+    chunk_for,
+    denoiser_plan,
+    lean_peak_bytes,
+    stock_peak_bytes,
+)
+from .memory.shapes import Request, TransformerSizes
 
 logger = logging.getLogger(__name__)
 
-KERNELS = SimpleNamespace(
-    add_attention=add_attention,
-    add_feed_forward=add_feed_forward,
-    projection=Projection,
-    modulation=Modulation,
-    heads=Heads,
-    chunks=chunks,
-)
-# Two groups cost one more norm of the stream per block and save half a stream.
-DEFAULT_GROUPS = 2
-# Text length that is reckoned with where the prompt is not known.
-TEXT_TOKENS = 512
-# What torch's allocator reserves over the live bytes (simulated: 1.1 to 1.7).
-RESERVED = 1.7
 MIB = 2**20
 
 
@@ -107,10 +96,8 @@ class ApplyGradientCheckpoint(io.ComfyNode):
         groups = head_groups or DEFAULT_GROUPS
         request = Request(1024, 1024, 1, TEXT_TOKENS, lean_patch.activation_bytes(model), sizes)
         settings = BlockSettings(
-            kernels=KERNELS,
-            chunk_tokens=lambda tokens, groups: _chunk_tokens(
-                request, tokens, groups, chunk_tokens
-            ),
+            kernels=BLOCK,
+            chunk_tokens=lambda tokens, groups: chunk_for(request, tokens, groups, chunk_tokens),
             groups=groups,
         )
         node_id = cls.hidden.unique_id if cls.hidden else None
@@ -118,35 +105,13 @@ class ApplyGradientCheckpoint(io.ComfyNode):
             model,
             settings,
             blocks=blocks,
-            need=lambda shape: need_bytes(request, shape, groups, chunk_tokens),
+            need=lambda shape: denoiser_need_bytes(of_latent(request, shape), groups, chunk_tokens),
             node_id=node_id,
         )
         text = _report(request, blocks, groups, chunk_tokens)
         logger.info("Apply Gradient Checkpoint: %s", text)
         notice.show_text(node_id, text)
         return io.NodeOutput(patched)
-
-
-def _chunk_tokens(request: Request, tokens: int, groups: int, chunk_tokens: int) -> int:
-    """The chunk for a sample of that many tokens, whatever part of it they are."""
-    # A request whose tokens are these: one row of patches and no text to speak of.
-    side = request.sizes.patch * PIXELS_PER_LATENT
-    shape = replace(request, width_px=side * tokens, height_px=side, text_tokens=1)
-    return denoiser_plan(shape, groups=groups, chunk_tokens=chunk_tokens).chunk_tokens
-
-
-def need_bytes(
-    request: Request, latent_shape: Sequence[int], groups: int, chunk_tokens: int
-) -> int:
-    """What the host shall reckon with for a latent [B, C, H, W].
-
-    The lean blocks under the host's own forward need most: three streams and two rope tables more.
-    """
-    height, width = (side * PIXELS_PER_LATENT for side in latent_shape[-2:])
-    shape = replace(request, width_px=width, height_px=height, batch=latent_shape[0])
-    plan = denoiser_plan(shape, groups=groups, chunk_tokens=chunk_tokens)
-    live = lean_peak_bytes(shape, plan) + 3 * shape.stream_bytes + 2 * shape.rope_bytes
-    return int(RESERVED * live)
 
 
 def _report(request: Request, blocks: str, groups: int, chunk_tokens: int) -> str:

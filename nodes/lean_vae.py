@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
-from typing import NamedTuple
 
-import torch
 from comfy_api.latest import io
 
 from .host import lean_vae, notice
-from .kernels import lean_vae as kernels
-from .kernels import vae_layers as layers
-from .memory.vae_peak import lean_vae_peak_bytes, lean_vae_work, stock_vae_peak_bytes
-from .memory.vae_plan import PREFERENCES, VaePlan, VaeSizes, vae_plan
+from .kernels.toolboxes import VAE
+from .memory.vae_choice import VaeChoice
+from .memory.vae_plan import PREFERENCES
 
 logger = logging.getLogger(__name__)
-
-KERNELS = SimpleNamespace(
-    decode=kernels.decode,
-    encode=kernels.encode,
-    norm_layer=layers.NormLayer,
-    conv_layer=layers.ConvLayer,
-    block_layers=layers.BlockLayers,
-    attention_layers=layers.AttentionLayers,
-    level_layers=layers.LevelLayers,
-    vae_layers=layers.VaeLayers,
-)
-MIB = 2**20
-# What the host reckons with over the live bytes, for the allocator and the workspaces of
-# convolutions, and what attention holds that is not fused. Not measured on a card.
-RESERVED, SPARE_BYTES = 1.5, 64 * MIB
 
 
 class LeanVAE(io.ComfyNode):
@@ -82,8 +63,8 @@ class LeanVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, prefer: str = "balance", strip_rows: int = 0) -> io.NodeOutput:
-        chosen = Chosen(prefer, strip_rows)
-        settings = lean_vae.VaeSettings(KERNELS, chosen.plan, chosen.work, chosen.need)
+        chosen = VaeChoice(prefer, strip_rows)
+        settings = lean_vae.VaeSettings(VAE, chosen.plan, chosen.work, chosen.need)
         node_id = cls.hidden.unique_id if cls.hidden else None
         lean, reason = lean_vae.with_lean_vae(vae, settings, node_id)
         if reason is None:
@@ -93,52 +74,3 @@ class LeanVAE(io.ComfyNode):
         logger.info("Lean VAE: %s", text)
         notice.show_text(node_id, text)
         return io.NodeOutput(lean)
-
-
-class Chosen(NamedTuple):
-    """What was set on the node; answers what a call needs."""
-
-    prefer: str
-    strip_rows: int
-
-    def plan(self, call: lean_vae.Call, attempt: int = 0) -> VaePlan:
-        """What to store for the call, after so many that ran out of memory."""
-        return vae_plan(
-            VaeSizes(**call.sizes),
-            call.height,
-            call.width,
-            prefer=self.prefer,
-            strip_rows=self.strip_rows,
-            has_ram=call.device.type == "cuda",
-            # In half types the rounded sums of taps would add to the error.
-            is_fused=call.dtype == torch.float32,
-            attempt=attempt,
-        )
-
-    def work(self, call: lean_vae.Call, plan: VaePlan) -> int:
-        """Multiply-adds of the call."""
-        return lean_vae_work(VaeSizes(**call.sizes), call.height, call.width, plan)
-
-    def need(self, call: lean_vae.Call) -> int:
-        """Bytes that the host shall reckon with."""
-        return int(RESERVED * self._peak_bytes(call)) + SPARE_BYTES
-
-    def report(self, call: lean_vae.Call) -> str:
-        """What the node does, in one line."""
-        parts = []
-        for scale in (1, 2):
-            here = call._replace(height=scale * call.height, width=scale * call.width)
-            stock = stock_vae_peak_bytes(
-                VaeSizes(**here.sizes), here.height, here.width, here.dtype.itemsize
-            )
-            parts.append(
-                f"{stock / MIB:.0f} -> {self._peak_bytes(here) / MIB:.0f} MiB predicted at "
-                f"{here.width}x{here.height}"
-            )
-        return f"decode {' · '.join(parts)}, exact"
-
-    def _peak_bytes(self, call: lean_vae.Call) -> int:
-        sizes = VaeSizes(**call.sizes)
-        return lean_vae_peak_bytes(
-            sizes, call.height, call.width, call.dtype.itemsize, self.plan(call)
-        )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .shapes import Request, round_up
+from .shapes import PIXELS_PER_LATENT, Request, round_up
 
 # Chunks that keep a card's matrix units full: from 512 rows on, reading the weights again for each
 # chunk hides behind the arithmetic of common cards.
 CHUNK_TOKENS = (512, 1024, 2048, 4096)
 # With one head at a time the least memory is asked for, and products are narrow whatever the chunk.
 LEAST_CHUNK_TOKENS = (256, 512)
+# Two groups cost one more norm of the stream per block and save half a stream.
+DEFAULT_GROUPS = 2
 # A larger chunk is taken where it raises the peak by no more than this factor.
 SLACK, LEAST_SLACK = 1.03, 1.01
 # The same constants as in kernels/; a test compares them.
@@ -49,6 +51,14 @@ def denoiser_plan(request: Request, *, groups: int, chunk_tokens: int = 0) -> De
     plans = [DenoiserPlan(groups, chunk) for chunk in sizes]
     limit = (LEAST_SLACK if is_least else SLACK) * lean_peak_bytes(request, plans[0])
     return [p for p in plans if lean_peak_bytes(request, p) <= limit][-1]
+
+
+def chunk_for(request: Request, tokens: int, groups: int, chunk_tokens: int = 0) -> int:
+    """The chunk for a sample of that many tokens, whatever part of it they are; 0 chooses."""
+    # A request whose tokens are these: one row of patches and no text to speak of.
+    side = request.sizes.patch * PIXELS_PER_LATENT
+    shape = replace(request, width_px=side * tokens, height_px=side, text_tokens=1)
+    return denoiser_plan(shape, groups=groups, chunk_tokens=chunk_tokens).chunk_tokens
 
 
 def lean_peak_bytes(request: Request, plan: DenoiserPlan) -> int:

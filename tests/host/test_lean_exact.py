@@ -42,10 +42,10 @@ def _relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def _settings(*, groups: int = 2, chunk: int = CHUNK) -> Any:
-    from pack.nodes.gradient_checkpoint import KERNELS
     from pack.nodes.host.lean_block import BlockSettings
+    from pack.nodes.kernels.toolboxes import BLOCK
 
-    return BlockSettings(kernels=KERNELS, chunk_tokens=lambda *_: chunk, groups=groups)
+    return BlockSettings(kernels=BLOCK, chunk_tokens=lambda *_: chunk, groups=groups)
 
 
 def _options(backend: str) -> tuple[dict[str, Any], list[int]]:

@@ -138,11 +138,12 @@ class FakeVae:
         """One decode or encode on a card: what it held, its multiply-adds, and the plan."""
         from pack.nodes.host import vae_layers
         from pack.nodes.host.lean_vae import Call
-        from pack.nodes.lean_vae import KERNELS, Chosen
+        from pack.nodes.kernels.toolboxes import VAE
+        from pack.nodes.memory.vae_choice import VaeChoice
 
         ends = [(3, height, width), (self.latent, height // 8, width // 8)]
         call = Call(vae_layers.sizes(self.model), height, width, dtype, torch.device("cuda"))
-        plan = Chosen(prefer, strip_rows).plan(call)
+        plan = VaeChoice(prefer, strip_rows).plan(call)
         work: list[int] = []
         with torch.inference_mode(), self.mode:
             source, result = ends[::-1] if self.is_decoder else ends
@@ -153,7 +154,7 @@ class FakeVae:
                 tracker.watch(x)
                 out = torch.empty(batch, *result, dtype=dtype, device="cuda")
                 for index in range(batch):
-                    self._run(x[index : index + 1], out[index], plan, work, vae_layers, KERNELS)
+                    self._run(x[index : index + 1], out[index], plan, work, vae_layers, VAE)
         return tracker, sum(work), plan
 
     def _run(
