@@ -4,6 +4,7 @@
     python run.py test     everything this machine can test; the last line counts
     python run.py host     ComfyUI with this pack in the foreground, for trying things by hand
     python run.py bench    the scripts of benchmarks/, or the named one with its own options
+    python run.py plan     what a picture needs on a card of so many GiB: no host, GPU or weights
 
 The environment lies in .venv, ComfyUI in .host, the demo in .demo. An interrupted command goes on
 where it stopped, and a second run starts at once.
@@ -23,10 +24,10 @@ from pathlib import Path
 
 if __package__:  # the tests import this file as part of a package
     from .benchmarks import live_host
-    from .benchmarks.harness import browser, environment, model_files
+    from .benchmarks.harness import browser, environment, model_files, plan
 else:
     from benchmarks import live_host
-    from benchmarks.harness import browser, environment, model_files
+    from benchmarks.harness import browser, environment, model_files, plan
 
 PYTHONS = ((3, 10), (3, 14))  # torch 2.11.0 is published for these
 DEFAULT_HOST = "0.30.0"
@@ -197,6 +198,15 @@ def run_tests(options: argparse.Namespace, rest: list[str]) -> int:
     return 1 if counts["failed"] else 0
 
 
+def run_plan(options: argparse.Namespace, rest: list[str]) -> int:
+    try:
+        text, is_possible = plan.report(options)
+    except ValueError as error:
+        raise environment.SetupError(str(error)) from None
+    print(text)
+    return 0 if is_possible else 1
+
+
 def count_tests(report: Path) -> dict[str, int]:
     """Counts the test cases of a JUnit file; an error in a test's set-up or end is a failure."""
     counts = {"passed": 0, "failed": 0, "skipped": 0}
@@ -231,7 +241,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    demo, test, host, bench = (commands.add_parser(c) for c in ("demo", "test", "host", "bench"))
+    names = ("demo", "test", "host", "bench", "plan")
+    demo, test, host, bench, planned = (commands.add_parser(name) for name in names)
     versions = list(environment.HOSTS)
     for command in (demo, host):
         command.add_argument("--comfyui", type=Path, metavar="DIR", help="your ComfyUI, untouched")
@@ -247,6 +258,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     bench.add_argument("args", nargs=argparse.REMAINDER, help="its options")
     host.add_argument("--port", type=int, default=8188)
     test.add_argument("--host", action="append", choices=versions, help="repeat for more")
+    plan.add_options(planned)
+    planned.set_defaults(run=run_plan)
     demo.set_defaults(run=run_demo)
     test.set_defaults(run=run_tests)
     host.set_defaults(run=run_host)

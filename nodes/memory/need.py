@@ -18,14 +18,24 @@ DENOISER_RESERVED = 1.7
 VAE_RESERVED, SPARE_BYTES = 1.5, 64 * MIB
 
 
-def denoiser_need_bytes(request: Request, groups: int, chunk_tokens: int = 0) -> int:
+def denoiser_need_bytes(
+    request: Request, groups: int, chunk_tokens: int = 0, *, is_plain: bool = False
+) -> int:
     """Bytes that one call of the lean denoiser may take, weights excluded.
 
-    The lean blocks under the host's own forward need most: three streams and two rope tables more.
+    A request that is not known to be plain may get lean blocks under the host's own forward, which
+    holds at most three streams and two rope tables more.
     """
+    return int(DENOISER_RESERVED * denoiser_live_bytes(request, groups, chunk_tokens, is_plain))
+
+
+def denoiser_live_bytes(
+    request: Request, groups: int, chunk_tokens: int = 0, is_plain: bool = True
+) -> int:
+    """The live bytes at the peak of such a call; of one that is not plain, at most."""
     plan = denoiser_plan(request, groups=groups, chunk_tokens=chunk_tokens)
-    live = lean_peak_bytes(request, plan) + 3 * request.stream_bytes + 2 * request.rope_bytes
-    return int(DENOISER_RESERVED * live)
+    around = 0 if is_plain else 3 * request.stream_bytes + 2 * request.rope_bytes
+    return lean_peak_bytes(request, plan) + around
 
 
 def vae_need_bytes(peak_bytes: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PIXELS_PER_LATENT = 8
+# Widths of Z-Image's timestep embedding: hidden, and what modulates the blocks.
+TIME_DIM, MODULATION_DIM = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,23 @@ class TransformerSizes:
     def patch_dim(self) -> int:
         """Latent elements of one image token."""
         return self.patch * self.patch * self.channels
+
+    @property
+    def block_parameters(self) -> int:
+        """Elements of one block's weights, its modulation apart."""
+        attention = self.dim * self.qkv_dim + self.dim**2 + 2 * self.head_dim
+        return attention + 3 * self.dim * self.ffn_dim + 4 * self.dim
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all weights."""
+        modulation = (MODULATION_DIM + 1) * 4 * self.dim
+        blocks = self.layers + 2 * self.refiner_layers
+        total = blocks * self.block_parameters + (blocks - self.refiner_layers) * modulation
+        total += (self.patch_dim + 2) * self.dim + self.patch_dim  # patches in and out
+        total += self.patch_dim * self.dim + (MODULATION_DIM + 1) * self.dim
+        total += self.cap_dim + (self.cap_dim + 1) * self.dim + self.dim  # text, padding
+        return total + (2 * MODULATION_DIM + 1) * TIME_DIM + MODULATION_DIM
 
 
 Z_IMAGE = TransformerSizes()

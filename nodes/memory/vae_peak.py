@@ -86,6 +86,47 @@ def stock_vae_peak_bytes(sizes: VaeSizes, height: int, width: int, dtype_bytes: 
     return dtype_bytes * height * width * (maps + sizes.picture_channels)
 
 
+def vae_peak_bytes(
+    sizes: VaeSizes, height: int, width: int, batch: int, dtype_bytes: int, plan: VaePlan | None
+) -> int:
+    """The peak of a batch's decode or encode, in bytes; a plan of None is the host's own.
+
+    Over strips the samples come one after the other, and only latents and pictures of the others
+    are held.
+    """
+    if plan is None:
+        return batch * stock_vae_peak_bytes(sizes, height, width, dtype_bytes)
+    ends = height * width * sizes.picture_channels
+    ends += height * width // sizes.factor**2 * sizes.latent_channels
+    one = lean_vae_peak_bytes(sizes, height, width, dtype_bytes, plan)
+    return one + (batch - 1) * ends * dtype_bytes
+
+
+def vae_parameters(sizes: VaeSizes) -> int:
+    """Elements of all weights of a decoder or encoder."""
+
+    def conv(inputs: int, outputs: int, taps: int = TAPS) -> int:
+        return (taps * inputs + 1) * outputs
+
+    def block(inputs: int, outputs: int) -> int:
+        shortcut = conv(inputs, outputs, 1) if inputs != outputs else 0
+        return 2 * (inputs + outputs) + conv(inputs, outputs) + conv(outputs, outputs) + shortcut
+
+    lowest = sizes.widths[0 if sizes.is_decoder else -1]
+    total = 2 * block(lowest, lowest) + 2 * lowest + 4 * conv(lowest, lowest, 1)
+    total += conv(sizes.latent_channels, lowest) if sizes.is_decoder else 0
+    total += 0 if sizes.is_decoder else conv(lowest, sizes.latent_channels)
+    for level, own in enumerate(sizes.widths):
+        inputs = sizes.inputs(level)
+        total += block(inputs, own) + (sizes.blocks - 1) * block(own, own)
+        total += conv(inputs, inputs) if level else 0  # the resampling before
+    picture = sizes.widths[-1 if sizes.is_decoder else 0]
+    total += 2 * (picture if sizes.is_decoder else lowest)
+    if sizes.is_decoder:
+        return total + conv(picture, sizes.picture_channels)
+    return total + conv(sizes.picture_channels, picture)
+
+
 def lean_vae_work(sizes: VaeSizes, height: int, width: int, plan: VaePlan) -> int:
     """Multiply-adds of one sample's convolutions and attention."""
     pixels = [

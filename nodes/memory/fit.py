@@ -1,0 +1,166 @@
+"""Chooses the settings of all our nodes for a picture and a budget; finds what else would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .shapes import Request
+from .stages import Models, Stage, denoise_stages, head_groups, text_stage, vae_stages
+from .vae_plan import PREFERENCES, Prefer
+
+# Sides of pictures that are looked at, in pixels.
+STEP_PX, LARGEST_PX = 16, 8192
+LARGEST_BATCH = 64
+Verdict = Literal["fits", "tight", "too large"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A plan.
+
+    budget_bytes: what weights, activations and workspaces may take together; None for no limit.
+    stages: in the order in which they run, with the settings chosen.
+    groups: into how many groups the denoiser's heads are cut.
+    vae_prefer: the preference of Lean VAE.
+    """
+
+    request: Request
+    budget_bytes: int | None
+    prefer: Prefer
+    stages: tuple[Stage, ...]
+    groups: int
+    vae_prefer: Prefer
+
+    @property
+    def verdict(self) -> Verdict:
+        """fits; tight: only without room for workspaces; too large: cannot run at all."""
+        budget = self.budget_bytes
+        if budget is None or all(stage.least_bytes <= budget for stage in self.stages):
+            return "fits"
+        is_possible = all(stage.hard_least_bytes <= budget for stage in self.stages)
+        return "tight" if is_possible else "too large"
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the budget lacks for the stage that needs most."""
+        least = max(stage.least_bytes for stage in self.stages)
+        return 0 if self.budget_bytes is None else max(0, least - self.budget_bytes)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+def fit(
+    models: Models,
+    request: Request,
+    budget_bytes: int | None,
+    *,
+    prefer: Prefer = "balance",
+    has_encode: bool = False,
+    is_plain: bool = True,
+) -> Fit:
+    """The fastest settings whose peaks fit, from those that the preference allows; else smaller.
+
+    Args:
+        models: of the run.
+        request: the picture, the batch and the prompt's length.
+        budget_bytes: see `Fit`.
+        prefer: speed begins at the fastest settings, balance at the next, smallest at the last.
+        has_encode: whether a picture is encoded first.
+        is_plain: see `denoise_stages`.
+
+    Raises:
+        ValueError: prefer is none of `PREFERENCES`, or the budget is not positive.
+    """
+    if prefer not in PREFERENCES:
+        raise ValueError(f"prefer must be one of {PREFERENCES}, got {prefer!r}")
+    if budget_bytes is not None and budget_bytes < 1:
+        raise ValueError(f"budget_bytes must be >= 1, got {budget_bytes}")
+    request = replace(request, sizes=models.denoiser)
+    first = PREFERENCES.index(prefer)
+
+    def choose(stages: tuple[Stage, ...]) -> int:
+        fitting = range(first, len(stages))
+        if budget_bytes is None:
+            return first
+        return next((i for i in fitting if stages[i].least_bytes <= budget_bytes), len(stages) - 1)
+
+    denoise = denoise_stages(models, request, is_plain=is_plain)
+    decode = vae_stages(models, request)
+    chosen, chosen_vae = choose(denoise), choose(decode)
+    stages = [text_stage(models, request.text_tokens)]
+    if has_encode:
+        encode = vae_stages(models, request, is_decode=False)
+        chosen_vae = max(chosen_vae, choose(encode))
+        stages.append(encode[chosen_vae])
+    stages += [denoise[chosen], decode[chosen_vae]]
+    return Fit(
+        request,
+        budget_bytes,
+        prefer,
+        tuple(stages),
+        head_groups(models.denoiser)[chosen],
+        PREFERENCES[chosen_vae],
+    )
+
+
+def alternatives(models: Models, plan: Fit, *, has_encode: bool = False) -> Iterator[str]:
+    """What would fit the budget where the plan does not, a few words each."""
+    wanted = plan.request
+
+    def fits(request: Request, of: Models = models) -> bool:
+        tried = fit(of, request, plan.budget_bytes, prefer="smallest", has_encode=has_encode)
+        return tried.verdict == "fits"
+
+    if wanted.batch > 1:
+        batch = _largest(1, wanted.batch - 1, lambda count: fits(replace(wanted, batch=count)))
+        if batch:
+            yield f"a batch of {batch}"
+    longer = max(wanted.width_px, wanted.height_px)
+
+    def scaled(steps: int) -> Request:
+        sides = (
+            max(STEP_PX, side * steps * STEP_PX // longer // STEP_PX * STEP_PX)
+            for side in (wanted.width_px, wanted.height_px)
+        )
+        width, height = sides
+        return replace(wanted, width_px=width, height_px=height)
+
+    steps = _largest(1, (longer - 1) // STEP_PX, lambda steps: fits(scaled(steps)))
+    if steps:
+        yield f"{scaled(steps).width_px}x{scaled(steps).height_px}"
+    halved = replace(models, denoiser_weight_bytes=models.denoiser_weight_bytes // 2)
+    if models.denoiser_weight_bytes > models.denoiser.parameters and fits(wanted, halved):
+        yield "weights in fp8"
+
+
+def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = 256) -> int:
+    """Side in pixels of the largest square picture that fits with the smallest settings, or 0."""
+
+    def fits(steps: int) -> bool:
+        request = Request(steps * STEP_PX, steps * STEP_PX, 1, text_tokens)
+        return fit(models, request, budget_bytes, prefer="smallest").verdict == "fits"
+
+    return STEP_PX * _largest(1, LARGEST_PX // STEP_PX, fits)
+
+
+def largest_batch(models: Models, request: Request, budget_bytes: int) -> int:
+    """The largest batch of that picture which fits with the smallest settings, or 0."""
+
+    def fits(count: int) -> bool:
+        tried = fit(models, replace(request, batch=count), budget_bytes, prefer="smallest")
+        return tried.verdict == "fits"
+
+    return _largest(1, LARGEST_BATCH, fits)
+
+
+def _largest(first: int, last: int, fits: Callable[[int], bool]) -> int:
+    """The largest number for which `fits` holds, or 0; it must hold for all below it too."""
+    low, high = first - 1, last
+    while low < high:
+        middle = -(-(low + high) // 2)
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low if low >= first else 0

@@ -1,0 +1,64 @@
+"""The peak of one prompt's encoding by Qwen3 as a formula, and the bytes of its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# The host computes text encoders in float32, whatever their weights are stored in.
+COMPUTE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class TextEncoderSizes:
+    """The sizes of one Qwen3 text encoder; the defaults are those of Qwen3-4B.
+
+    hidden: width of the residual stream, in elements; ffn: of the feed-forward's hidden tensors.
+    """
+
+    hidden: int = 2560
+    ffn: int = 9728
+    layers: int = 36
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    vocabulary: int = 151936
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all weights."""
+        attention = 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim
+        norms = 2 * self.hidden + 2 * self.head_dim
+        layer = attention + 3 * self.hidden * self.ffn + norms
+        return self.vocabulary * self.hidden + self.layers * layer + self.hidden
+
+    @property
+    def largest_parameters(self) -> int:
+        """Elements of the largest matrix, which the host holds in float32 while it is used."""
+        return self.hidden * max(self.ffn, self.heads * self.head_dim)
+
+
+QWEN3_4B = TextEncoderSizes()
+
+
+def text_encoder_peak_bytes(tokens: int, sizes: TextEncoderSizes = QWEN3_4B) -> int:
+    """The peak of one encoding in the host, in bytes; weights and kernel workspaces excluded.
+
+    It stands in a feed-forward, with a matrix in float32, or in long prompts where scores are kept:
+    float32 with a mask has no flash kernel.
+
+    Source: Llama2_, MLP and Attention in the host's comfy/text_encoders/llama.py.
+
+    Raises:
+        ValueError: tokens < 1.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens must be >= 1, got {tokens}")
+    rotary = 3 * sizes.head_dim
+    masks = 2 * tokens**2
+    # The embedding, the stream twice, the normed input and the tapped layer.
+    feed_forward = tokens * (5 * sizes.hidden + rotary + 2 * sizes.ffn) + sizes.largest_parameters
+    queries, shared = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    # q, k and v for every head, q scaled; scores, their softmax and what was masked in a byte.
+    attention = tokens * (4 * sizes.hidden + rotary + 4 * queries + 2 * shared)
+    attention += sizes.heads * tokens**2 * 9 // 4
+    return COMPUTE_BYTES * (max(feed_forward, attention) + masks)
