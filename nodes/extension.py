@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention_slice import AttentionSlice
+from .fit_to_vram import FitToVRAM, register_route
 from .gradient_checkpoint import ApplyGradientCheckpoint
 from .lean_vae import LeanVAE
 from .load_model import LoadZImageTurbo
@@ -12,5 +13,15 @@ from .vram_probe import VRAMProbe
 class ZImageLowVRAM(ComfyExtension):
     """Z-Image Low VRAM."""
 
+    async def on_load(self) -> None:
+        register_route()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadZImageTurbo, ApplyGradientCheckpoint, AttentionSlice, LeanVAE, VRAMProbe]
+        return [
+            LoadZImageTurbo,
+            FitToVRAM,
+            ApplyGradientCheckpoint,
+            AttentionSlice,
+            LeanVAE,
+            VRAMProbe,
+        ]

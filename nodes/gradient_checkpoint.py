@@ -105,7 +105,9 @@ class ApplyGradientCheckpoint(io.ComfyNode):
             model,
             settings,
             blocks=blocks,
-            need=lambda shape: denoiser_need_bytes(of_latent(request, shape), groups, chunk_tokens),
+            prepare=lean_patch.tell_need(
+                lambda shape: denoiser_need_bytes(of_latent(request, shape), groups, chunk_tokens)
+            ),
             node_id=node_id,
         )
         text = _report(request, blocks, groups, chunk_tokens)

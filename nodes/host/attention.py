@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 # What our nodes tell one another inside transformer_options: plain data, one entry for each node.
 OPTIONS_KEY = "z_image_low_vram"
 _SLICE = "attention_slice"
+FIT = "fit_to_vram"
 _IS_GROUPED = "is_grouped"
 _OVERRIDE = "optimized_attention_override"
 
@@ -87,17 +88,19 @@ def head_groups(transformer_options: Mapping[str, Any], heads: int) -> int:
     """Returns into how many groups a block that computes q, k, v itself should cut its heads.
 
     Mode auto asks for groups of LEAN_HEADS heads, max for one head, heads for groups of its size
-    (0: two groups); queries, and a model without the node, for one group of all heads.
+    (0: two groups); queries, and a model without the node, for one group of all heads. Fit to VRAM
+    asks for a number of groups; the larger one counts.
 
     Args:
         transformer_options: the request's.
         heads: the block's heads; those of key and value where query heads share them.
     """
-    asked = transformer_options.get(OPTIONS_KEY, {}).get(_SLICE)
+    told = transformer_options.get(OPTIONS_KEY, {})
+    fitted, asked = told.get(FIT, 1), told.get(_SLICE)
     if asked is None or asked["mode"] == "queries":
-        return 1
+        return fitted
     of_mode = {"auto": LEAN_HEADS, "max": 1, "heads": asked["size"] or -(-heads // 2)}
-    return -(-heads // min(heads, of_mode[asked["mode"]]))
+    return max(fitted, -(-heads // min(heads, of_mode[asked["mode"]])))
 
 
 def within_groups(transformer_options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.ldm.lumina.model as lumina
 import comfy.model_management
+import comfy.supported_models
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from . import notice
 from .attention import OPTIONS_KEY
+from .budget import reserved
 from .lean_block import BlockSettings, LeanBlock, is_known_block
 from .lean_forward import make_wrapper
 
@@ -60,6 +61,22 @@ def transformer_sizes(model: ModelPatcher) -> dict[str, Any]:
     }
 
 
+def check_is_z_image(model: ModelPatcher) -> None:
+    """Refuses other families.
+
+    Raises:
+        ValueError: the model is not Z-Image as the host knows it.
+    """
+    config = getattr(model.model, "model_config", None)
+    is_z_image = type(config) is comfy.supported_models.ZImage
+    if not is_z_image or type(model.model.diffusion_model) is not lumina.NextDiT:
+        family = type(model.model if config is None else config).__name__
+        raise ValueError(
+            f"Fit to VRAM plans for Z-Image, this model is {family}: Attention Slice and Lean VAE "
+            "work on other families, without a plan"
+        )
+
+
 def activation_bytes(model: ModelPatcher) -> int:
     """Bytes of one activation element of the model."""
     return comfy.model_management.dtype_size(model.model.get_dtype_inference())
@@ -70,7 +87,7 @@ def with_lean_blocks(
     settings: BlockSettings,
     *,
     blocks: str,
-    need: NeedFn,
+    prepare: Callable[..., Any],
     node_id: str | None,
 ) -> ModelPatcher:
     """Returns a clone whose chosen blocks are lean; with "all" also the forward around them.
@@ -79,7 +96,7 @@ def with_lean_blocks(
         model: left as it is.
         settings: how to cut.
         blocks: one of `BLOCKS`.
-        need: activation bytes by latent shape, told to the host with "all".
+        prepare: a PREPARE_SAMPLING wrapper that tells the host the need, put there with "all".
         node_id: the node that says why a request went to the host's own forward.
     """
     clone = model.clone()
@@ -90,7 +107,7 @@ def with_lean_blocks(
         clone.add_wrapper_with_key(
             WrappersMP.DIFFUSION_MODEL, _KEY, make_wrapper(settings, _Once(node_id))
         )
-        clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, _tell_need(need))
+        clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, prepare)
 
     def on_copy(source: ModelPatcher, copy: ModelPatcher) -> None:
         # A copy with weights of its own (another GPU) needs lean blocks around those.
@@ -144,26 +161,13 @@ class _Once:
             notice.show_text(self.node_id, text)
 
 
-def _tell_need(need: NeedFn) -> Callable[..., Any]:
+def tell_need(need: NeedFn) -> Callable[..., Any]:
     """A PREPARE_SAMPLING wrapper: the host plans with our need instead of its estimate."""
 
     def prepare(executor, model, noise_shape, *args, **kwargs):
-        with _estimate_scaled(model, noise_shape, need(noise_shape)):
+        # Never more than its own estimate.
+        least = min(need(noise_shape), model.model.memory_required(list(noise_shape)))
+        with reserved(model, noise_shape, least):
             return executor(model, noise_shape, *args, **kwargs)
 
     return prepare
-
-
-@contextmanager
-def _estimate_scaled(
-    model: ModelPatcher, noise_shape: Sequence[int], need_bytes: int
-) -> Iterator[None]:
-    """Scales the host's estimate to `need_bytes` for as long as it plans; never raises it."""
-    base = model.model
-    factor = base.memory_usage_factor
-    estimate = base.memory_required(list(noise_shape))
-    base.memory_usage_factor = factor * min(1.0, need_bytes / max(estimate, 1))
-    try:
-        yield
-    finally:
-        base.memory_usage_factor = factor

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from . import notice, vae_layers
+from .budget import fence_bytes, make_room
 
 logger = logging.getLogger(__name__)
 
@@ -48,19 +49,24 @@ class VaeSettings:
     plan: the plan for a call after so many that ran out of memory; None if there is no smaller.
     work: multiply-adds of a plan.
     need: bytes that the host shall reckon with for a call.
+    budget: what the VAE and the need may take together; None for no limit.
     """
 
     kernels: Any
     plan: Callable[[Call, int], Any]
     work: Callable[[Call, Any], int]
     need: Callable[[Call], int]
+    budget: Callable[[], int | None] = lambda: None
 
 
 class LeanForward:
     """The forward of a decoder or encoder, in strips; the host's own where they do not fit."""
 
-    def __init__(self, stock: nn.Module, settings: VaeSettings, node_id: str | None) -> None:
+    def __init__(
+        self, stock: nn.Module, settings: VaeSettings, node_id: str | None, patcher: Any
+    ) -> None:
         self.stock, self._settings, self._node_id = stock, settings, node_id
+        self._patcher = patcher
         self._said: set[str] = set()
 
     @property
@@ -78,6 +84,8 @@ class LeanForward:
         if output_buffer is None:
             shape = self.output_shape(given.shape)
             output_buffer = torch.empty(shape, dtype=given.dtype, device=given.device)
+        call = self.call(given.shape, given.dtype, given.device)
+        make_room(self._patcher, self._settings.need(call), self._settings.budget())
         for index in range(given.shape[0]):
             self._run(given[index : index + 1], output_buffer[index : index + 1])
         return output_buffer
@@ -186,7 +194,7 @@ def with_lean_vae(vae: Any, settings: VaeSettings, node_id: str | None) -> tuple
     forwards = {}
     for name, module in stock.items():
         part = copy.copy(module)
-        part.forward = forwards[name] = LeanForward(module, settings, node_id)
+        part.forward = forwards[name] = LeanForward(module, settings, node_id, vae.patcher)
         setattr(changed, name, part)
     _take_buffers(changed, forwards["decoder"])
     lean.first_stage_model = changed
@@ -201,6 +209,15 @@ def example_call(vae: Any, side: int) -> Call:
     """The decode of a square picture by a VAE that was made here."""
     sizes = vae.first_stage_model.decoder.forward.sizes()
     return Call(sizes, side, side, vae.vae_dtype, vae.device)
+
+
+def sizes_of(vae: Any) -> dict[str, dict[str, Any]] | None:
+    """The sizes of a VAE's decoder and encoder; None for one that stays stock."""
+    model = vae.first_stage_model
+    stock = {name: _stock(getattr(model, name, None)) for name in ("decoder", "encoder")}
+    if _why_not_vae(vae, stock) is not None:
+        return None
+    return {name: vae_layers.sizes(module) for name, module in stock.items()}
 
 
 def _stock(module: nn.Module | None) -> nn.Module | None:
@@ -266,7 +283,8 @@ class _Need:
         result = self._forward.output_shape(sample)
         later = dtype.itemsize * (result[0] - 1) * result[1] * result[2] * result[3]
         estimate = self.stock((*shape[:2], *shape[-2:]), dtype)
-        return min(estimate, self._settings.need(call) + later)
+        need = min(estimate, self._settings.need(call) + later)
+        return need + fence_bytes(self._device, self._settings.budget())
 
 
 def _is_oom(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from pack.nodes.memory.peak import PeakTracker
 from pack.nodes.memory.shapes import Z_IMAGE, Request
 
 from . import lean_models
-from .lean_models import latent, lean, prompt
+from .lean_models import latent, lean, prepare, prompt
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -28,25 +28,14 @@ def watched(model: Any, seen: list[Any], *, then: Callable[[], None] = lambda: N
 
     clone = model.clone()
 
-    def prepare(executor: Any, patcher: Any, shape: Any, *args: Any, **kwargs: Any) -> Any:
+    def noted(executor: Any, patcher: Any, shape: Any, *args: Any, **kwargs: Any) -> Any:
         wish, least = ([shape[0] * n, *shape[1:]] for n in (2, 1))
         seen.append((patcher.model.memory_required(wish), patcher.model.memory_required(least)))
         then()
         return executor(patcher, shape, *args, **kwargs)
 
-    clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "test", prepare)
+    clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "test", noted)
     return clone
-
-
-def prepare(model: Any, noise: torch.Tensor) -> None:
-    """What a sampler does before its first step."""
-    import comfy.model_patcher
-    import comfy.sampler_helpers
-
-    options = comfy.model_patcher.create_model_options_clone(model.model_options)
-    conds = {"positive": comfy.sampler_helpers.convert_cond(prompt())}
-    comfy.sampler_helpers.prepare_model_patcher(model, conds, options)
-    comfy.sampler_helpers.prepare_sampling(model, noise.shape, conds, model_options=options)
 
 
 @pytest.mark.parametrize("side", [32, 128, 256, 512])

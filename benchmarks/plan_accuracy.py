@@ -1,0 +1,225 @@
+"""The planner's formulas against fake tensors: predicted over measured peak, over random requests.
+
+    python run.py bench plan_accuracy [--stage denoise] [--cases 20] [--seed 1] [--show]
+
+No weights and no GPU are needed: the host's own classes, and ours in them, run on fake tensors of a
+card, and the storages alive are counted exactly. Pictures have sides from 256 to 4096 in steps of
+16, prompts 1 to 512 tokens; batches, settings and types are drawn too. A case is drawn from its
+stage, seed and number, so a list that grows stays the same. Rows measured before are kept; the time
+to plan is measured anew each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if __package__:
+    from .denoiser_peak import register_pack, versions
+else:
+    from denoiser_peak import register_pack, versions
+
+REPO = Path(__file__).resolve().parent.parent
+RESULTS = REPO / "benchmarks" / "results" / "plan_accuracy.jsonl"
+MIB = 2**20
+# Cases by stage: more than 300 in all.
+CASES = {"text encode": 60, "denoise": 140, "denoise, stock": 60, "VAE": 40, "VAE, stock": 60}
+GROUPS, CHUNKS = (1, 2, 3, 5, 6, 10, 15, 30), (0, 0, 256, 512, 1024, 2048)
+BATCHES = (1, 1, 1, 2, 3, 4, 6, 8)
+TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+KEY = ("stage", "seed", "number")
+
+
+def drawn(stage: str, seed: int, number: int) -> dict[str, Any]:
+    """One request and the settings for it."""
+    chance = random.Random(f"{stage} {seed} {number}")
+    # Half of the pictures are small, where padding and the fixed parts show.
+    longest = chance.choice((1536, 4096))
+    case: dict[str, Any] = {
+        "width_px": 16 * chance.randint(16, longest // 16),
+        "height_px": 16 * chance.randint(16, longest // 16),
+        "batch": chance.choice(BATCHES),
+        "text_tokens": chance.randint(1, 512),
+        "dtype": chance.choice(("bfloat16", "bfloat16", "float16", "float32")),
+    }
+    if stage == "text encode":
+        return {"text_tokens": number * 512 // (CASES[stage] - 1) or 1, "dtype": "float32"}
+    if stage == "denoise":
+        case |= {"groups": chance.choice(GROUPS), "chunk_tokens": chance.choice(CHUNKS)}
+    if stage.startswith("VAE"):
+        del case["text_tokens"]
+        case["is_decode"] = chance.random() < 0.6
+    if stage == "VAE":
+        case["prefer"] = chance.choice(("speed", "balance", "smallest"))
+        case["batch"] = chance.choice((1, 1, 2))
+        case["strip_rows"] = chance.choice((0, 0, 0, 16, 64))
+    return case
+
+
+class Measures:
+    """Predicted and measured peaks; the fake models are made once."""
+
+    def __init__(self) -> None:
+        self._denoisers: dict[str, Any] = {}
+        self._vaes: dict[bool, Any] = {}
+        self._encoder: Any = None
+
+    def __call__(self, stage: str, case: dict[str, Any]) -> tuple[int, int]:
+        """Bytes predicted and bytes measured."""
+        if stage == "text encode":
+            return self._text(case)
+        if stage.startswith("denoise"):
+            return self._denoise(case)
+        return self._vae(case)
+
+    def _text(self, case: dict[str, Any]) -> tuple[int, int]:
+        from pack.nodes.memory.text_encoder import text_encoder_peak_bytes
+        from pack.tests.host.fake_text_encoder import FakeTextEncoder
+
+        self._encoder = self._encoder or FakeTextEncoder()
+        tokens = case["text_tokens"]
+        return text_encoder_peak_bytes(tokens), self._encoder.measure(tokens).peak_bytes
+
+    def _denoise(self, case: dict[str, Any]) -> tuple[int, int]:
+        from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
+        from pack.nodes.memory.plan import denoiser_plan, lean_peak_bytes, stock_peak_bytes
+        from pack.nodes.memory.shapes import Z_IMAGE, Request
+        from pack.tests.host.stock_forward import FakeDenoiser
+
+        dtype = TYPES[case["dtype"]]
+        denoiser = self._denoisers.get(case["dtype"])
+        if denoiser is None:
+            sizes = dataclasses.replace(Z_IMAGE, layers=2)
+            denoiser = self._denoisers[case["dtype"]] = FakeDenoiser(sizes, dtype=dtype)
+        shape = [case[name] for name in ("width_px", "height_px", "batch", "text_tokens")]
+        request = Request(*shape, dtype.itemsize)
+        if "groups" not in case:
+            return stock_peak_bytes(request), denoiser.measure(request).peak_bytes
+        groups, chunk = case["groups"], case["chunk_tokens"]
+        patched = ApplyGradientCheckpoint.execute(denoiser.patcher(), "all", chunk, groups)
+        plan = denoiser_plan(request, groups=groups, chunk_tokens=chunk)
+        measured = denoiser.measure(request, patcher=patched.args[0])
+        return lean_peak_bytes(request, plan), measured.peak_bytes
+
+    def _vae(self, case: dict[str, Any]) -> tuple[int, int]:
+        from pack.nodes.host import vae_layers
+        from pack.nodes.memory.vae_peak import vae_peak_bytes
+        from pack.nodes.memory.vae_plan import VaeSizes
+        from pack.tests.host.vae_models import FakeVae
+
+        is_decode, dtype = case["is_decode"], TYPES[case["dtype"]]
+        if is_decode not in self._vaes:
+            self._vaes[is_decode] = FakeVae(is_decoder=is_decode)
+        fake = self._vaes[is_decode]
+        height, width, batch = (case[name] for name in ("height_px", "width_px", "batch"))
+        plan = None
+        if "prefer" in case:
+            rows = case["strip_rows"]
+            tracker, _, plan = fake.measure(
+                height, width, case["prefer"], batch=batch, strip_rows=rows, dtype=dtype
+            )
+            size = dtype.itemsize
+        else:
+            tracker, size = fake.stock(height, width, batch=batch), 2
+        sizes = VaeSizes(**vae_layers.sizes(fake.model))
+        return vae_peak_bytes(sizes, height, width, batch, size, plan), tracker.peak_bytes
+
+
+def kept_rows(new: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The rows of the results file, and the new one, which replaces that of its case."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    rows = {tuple(row[k] for k in KEY): row for row in map(json.loads, lines)}
+    if new is not None:
+        rows[tuple(new[k] for k in KEY)] = new
+    return sorted(rows.values(), key=lambda row: tuple(row[k] for k in KEY))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per stage, with the spread of predicted over measured."""
+    lines = [
+        "| stage | cases | predicted / measured, lowest | median | highest |",
+        "|---" * 5 + "|",
+    ]
+    for stage in CASES:
+        ratios = [row["predicted_bytes"] / row["measured_bytes"] for row in rows
+                  if row["stage"] == stage]  # fmt: skip
+        if not ratios:
+            lines.append(f"| {stage} | 0 | not measured | not measured | not measured |")
+            continue
+        shown = (min(ratios), statistics.median(ratios), max(ratios))
+        cells = " | ".join(f"{value:.3f}" for value in shown)
+        lines.append(f"| {stage} | {len(ratios)} | {cells} |")
+    return "\n".join(lines)
+
+
+def planning_seconds(repeat: int = 20) -> float:
+    """The longest of some plans that do not fit, with what else would fit."""
+    from pack.nodes.memory.fit import alternatives, fit
+    from pack.nodes.memory.shapes import Request
+    from pack.nodes.memory.stages import published_models
+
+    models, longest = published_models(), 0.0
+    for _ in range(repeat):
+        start = time.perf_counter()
+        plan = fit(models, Request(4096, 4096, 8), 2 * 2**30, has_encode=True)
+        found = list(alternatives(models, plan, has_encode=True))
+        longest = max(longest, time.perf_counter() - start)
+        assert plan.verdict != "fits" and found
+    return longest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--stage", action="append", choices=list(CASES))
+    parser.add_argument("--cases", type=int, help="of each stage, instead of all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="also those measured before")
+    parser.add_argument("--show", action="store_true", help="print the rows measured before")
+    options = parser.parse_args()
+
+    register_pack()
+    from pack.tests.host.stock_forward import settle_host
+
+    with tempfile.TemporaryDirectory() as base_dir:
+        settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
+        known = versions()
+        measure: Callable[[str, dict[str, Any]], tuple[int, int]] = Measures()
+        done = set() if options.again else {tuple(row[k] for k in KEY) for row in kept_rows()}
+        for stage in () if options.show else options.stage or CASES:
+            for number in range(options.cases or CASES[stage]):
+                if (stage, options.seed, number) in done:
+                    continue
+                case, start = drawn(stage, options.seed, number), time.perf_counter()
+                predicted, measured = measure(stage, case)
+                row = {
+                    "stage": stage, "seed": options.seed, "number": number, **case,
+                    "predicted_bytes": predicted, "measured_bytes": measured,
+                    "device": "fake cuda", "seconds": round(time.perf_counter() - start, 1),
+                    **known,
+                }  # fmt: skip
+                RESULTS.write_text("".join(json.dumps(r) + "\n" for r in kept_rows(row)))
+                print(f"{stage} {number}: {predicted / measured:.4f} {case}", file=sys.stderr)
+    print(
+        "Peak of live bytes as the planner's formulas have it, over that on fake tensors of a "
+        f"card. ComfyUI {known['host']}, torch {known['torch']}."
+    )
+    print(f"\n{table(kept_rows())}")
+    print(
+        f"\nTime to plan with what else would fit: {1000 * planning_seconds():.1f} ms, one thread."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Fit to VRAM: plans a picture for a budget, chooses the settings of our nodes, and keeps to it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from .host import budget, fit_patch, fit_route, latents, lean_patch, lean_vae, notice
+from .host.lean_block import BlockSettings
+from .kernels.toolboxes import BLOCK, VAE
+from .memory import fit_report
+from .memory.need import TEXT_TOKENS, of_latent
+from .memory.plan import DEFAULT_GROUPS, chunk_for
+from .memory.planner import Planner, answer
+from .memory.shapes import Request, TransformerSizes
+from .memory.stages import Models, published_models
+from .memory.vae_plan import PREFERENCES, Prefer, VaeSizes
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+LARGEST_PX, LARGEST_BATCH = 16384, 4096
+
+
+class FitToVRAM(io.ComfyNode):
+    """The node's schema is its documentation."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ZImageFitToVRAM",
+            display_name="Fit to VRAM",
+            category="model/patch/z-image",
+            description=(
+                "Predicts the memory peak of each stage of a Z-Image run before it starts, chooses "
+                "the settings of Apply Gradient Checkpoint, Attention Slice and Lean VAE that fit "
+                "the budget, and has ComfyUI keep the weights within it. The picture is never made "
+                "smaller; what does not fit is refused, with what would."
+            ),
+            search_aliases=["vram budget", "auto low vram", "memory planner"],
+            inputs=[
+                io.Model.Input("model", tooltip="A Z-Image model; it stays as it is."),
+                io.Float.Input(
+                    "budget_gib",
+                    default=0.0,
+                    min=0.0,
+                    max=1024.0,
+                    step=0.25,
+                    tooltip=(
+                        "GiB (1024^3 bytes) that weights, activations and workspaces may take. A "
+                        "smaller budget saves memory and streams more weights from RAM, which "
+                        "costs time. 0 = what this card has free, less the host's margin."
+                    ),
+                ),
+                io.Combo.Input(
+                    "prefer",
+                    options=list(PREFERENCES),
+                    default="balance",
+                    tooltip=(
+                        "speed: the fastest settings that fit. balance: begins at Attention Slice "
+                        "auto and Lean VAE balance. smallest: the least memory, the slowest."
+                    ),
+                ),
+                io.Int.Input(
+                    "width",
+                    default=1024,
+                    min=16,
+                    max=LARGEST_PX,
+                    step=16,
+                    tooltip="Of the picture, in pixels; not used where a latent is connected.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=1024,
+                    min=16,
+                    max=LARGEST_PX,
+                    step=16,
+                    tooltip="Of the picture, in pixels; not used where a latent is connected.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=LARGEST_BATCH,
+                    tooltip=(
+                        "Pictures at a time; fewer save memory. Not used where a latent is "
+                        "connected."
+                    ),
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Comes out as Lean VAE with what fits; else only its need is shown.",
+                ),
+                io.Latent.Input(
+                    "latent", optional=True, tooltip="Gives the picture's size and the batch."
+                ),
+                io.Conditioning.Input(
+                    "conditioning",
+                    optional=True,
+                    tooltip=(
+                        "Gives the prompt's length; without it 512 tokens are reckoned with. A "
+                        "shorter prompt needs a little less."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with the plan, for a sampler."),
+                io.Vae.Output(tooltip="The VAE with the plan; nothing where none came in."),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="The plan as a table: peaks by stage in GiB, settings, streaming.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        budget_gib: float = 0.0,
+        prefer: Prefer = "balance",
+        width: int = 1024,
+        height: int = 1024,
+        batch_size: int = 1,
+        vae=None,
+        latent=None,
+        conditioning=None,
+    ) -> io.NodeOutput:
+        lean_patch.check_is_z_image(model)
+        sizes = TransformerSizes(**lean_patch.transformer_sizes(model))
+        request = Request(
+            width, height, batch_size, TEXT_TOKENS, lean_patch.activation_bytes(model), sizes
+        )
+        if latent is not None:
+            request = of_latent(request, latents.shape_of(latent, sizes.channels))
+        tokens = latents.text_tokens(conditioning)
+        request = replace(request, text_tokens=tokens or TEXT_TOKENS)
+        planner = Planner(
+            _models(model, vae, sizes),
+            request,
+            int(budget_gib * GIB),
+            budget.margin_bytes(),
+            prefer,
+        )
+        room = budget.room_bytes(model.load_device)
+        plan = planner.plan(request, room)
+        others = planner.others(plan)
+        notes = [f"Kept to: {budget.enforcement(model)}."]
+        report = fit_report.text(
+            plan,
+            others=others,
+            copy_bytes_per_s=budget.copy_bytes_per_s(model.load_device),
+            notes=notes,
+        )
+        node_id = cls.hidden.unique_id if cls.hidden else None
+        watch = fit_patch.Watch(planner.decide, node_id)
+        settings = BlockSettings(
+            kernels=BLOCK,
+            chunk_tokens=lambda tokens, groups: chunk_for(request, tokens, groups),
+            groups=DEFAULT_GROUPS,
+        )
+        patched = lean_patch.with_lean_blocks(
+            model, settings, blocks="all", prepare=watch.prepare, node_id=node_id
+        )
+        fit_patch.with_watch(patched, watch)
+        lean = None if vae is None else _lean_vae(vae, planner, node_id)
+        logger.info("Fit to VRAM: %s", fit_report.headline(plan))
+        notice.show_text(node_id, fit_report.headline(plan))
+        ui = {fit_route.UI_KEY: [fit_report.as_json(plan, others=others)]}
+        return io.NodeOutput(patched, lean, report, ui=ui)
+
+
+def _models(model, vae, sizes: TransformerSizes) -> Models:
+    """The run's models: those at hand as they are, the others as they are published."""
+    models = replace(
+        published_models(),
+        denoiser=sizes,
+        denoiser_weight_bytes=fit_patch.weight_bytes(model),
+        has_ram=model.load_device.type == "cuda",
+    )
+    if vae is None or (parts := lean_vae.sizes_of(vae)) is None:
+        return models
+    return replace(
+        models,
+        decoder=VaeSizes(**parts["decoder"]),
+        encoder=VaeSizes(**parts["encoder"]),
+        vae_dtype_bytes=vae.vae_dtype.itemsize,
+        vae_weight_bytes=vae.patcher.model_size(),
+    )
+
+
+def _lean_vae(vae, planner: Planner, node_id: str | None):
+    """The VAE in strips, with the preference chosen at each call."""
+
+    def choice(call):
+        return planner.vae_choice(call, budget.room_bytes(call.device))
+
+    settings = lean_vae.VaeSettings(
+        VAE,
+        plan=lambda call, attempt: choice(call).plan(call, attempt),
+        work=lambda call, plan: choice(call).work(call, plan),
+        need=lambda call: choice(call).need(call),
+        budget=lambda: planner.budget_bytes(budget.room_bytes(vae.device)),
+    )
+    lean, reason = lean_vae.with_lean_vae(vae, settings, node_id)
+    if reason is not None:
+        logger.warning("Fit to VRAM: the VAE stays stock: %s", reason)
+    return lean
+
+
+def register_route() -> None:
+    """Lets the page ask what a picture would need."""
+    fit_route.register(lambda asked, room: answer(asked, room, budget.margin_bytes()))

@@ -1,0 +1,39 @@
+"""A route that answers the page's question what a picture would need, by the formula alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import comfy.model_management as management
+from server import PromptServer, web
+
+from . import budget
+
+PATH = "/z_image_low_vram/fit"
+UI_KEY = "z_image_fit"
+
+AnswerFn = Callable[[Mapping[str, Any], int | None], dict[str, Any]]
+
+
+def register(answer: AnswerFn) -> None:
+    """Adds the route; nothing without a server.
+
+    Args:
+        answer: the plan for a question, and the room on the host's main device; raises ValueError
+            or TypeError for a bad question.
+    """
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return
+
+    @server.routes.post(PATH)
+    async def fit(request: web.Request) -> web.Response:
+        try:
+            asked = await request.json()
+            device = management.get_torch_device()
+            made = answer(asked, budget.room_bytes(device))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+        total = None if device.type == "cpu" else int(management.get_total_memory(device))
+        return web.json_response({**made, "card_bytes": total})

@@ -1,0 +1,153 @@
+"""What was set on Fit to VRAM, and the plan it gives for each sampling and decode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import fit_report
+from .fit import Fit, alternatives, fit
+from .need import TEXT_TOKENS, of_latent
+from .shapes import Request
+from .stages import Models, published_models
+from .vae_choice import VaeChoice
+from .vae_plan import PREFERENCES, Prefer
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided for a sampling.
+
+    groups: of heads in the lean blocks, at least.
+    activation_bytes: predicted live bytes at the peak.
+    need_bytes: everything but weights.
+    limit_bytes: weights on the card at most; None for no limit.
+    budget_bytes: of weights and everything; None for no limit.
+    text: for the node and the log.
+    is_warning: whether it may fail.
+    """
+
+    groups: int
+    activation_bytes: int
+    need_bytes: int
+    limit_bytes: int | None
+    budget_bytes: int | None
+    text: str
+    is_warning: bool
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans anew whenever something begins.
+
+    request: as far as it is known; its type and sizes are the model's.
+    named_bytes: the budget; 0 for what the card has free, less `margin_bytes`.
+    """
+
+    models: Models
+    request: Request
+    named_bytes: int
+    margin_bytes: int
+    prefer: Prefer
+
+    def budget_bytes(self, room_bytes: int | None) -> int | None:
+        """The budget on a card with so much room; None for no limit, where there is no card."""
+        if room_bytes is None:
+            return self.named_bytes or None
+        return max(1, min(self.named_bytes or room_bytes - self.margin_bytes, room_bytes))
+
+    def plan(
+        self,
+        request: Request,
+        room_bytes: int | None,
+        *,
+        weight_bytes: int | None = None,
+        is_plain: bool = True,
+    ) -> Fit:
+        """The plan of a whole run; weight_bytes instead of the denoiser's where they are known."""
+        models = self.models
+        if weight_bytes is not None:
+            models = replace(models, denoiser_weight_bytes=weight_bytes)
+        limit = self.budget_bytes(room_bytes)
+        return fit(models, request, limit, prefer=self.prefer, is_plain=is_plain)
+
+    def others(self, plan: Fit) -> list[str]:
+        """What would fit instead of a plan that may fail; nothing for one that fits.
+
+        Raises:
+            ValueError: the plan cannot run at all.
+        """
+        if plan.verdict == "fits":
+            return []
+        found = list(alternatives(self.models, plan))
+        if plan.verdict == "too large":
+            instead = f"; what would fit: {', or '.join(found)}" if found else ""
+            raise ValueError(f"{fit_report.headline(plan)}{instead}")
+        return found
+
+    def decide(self, situation: Any) -> Decision:
+        """The plan of a sampling that begins.
+
+        Args:
+            situation: has latent_shape, text_tokens, weight_bytes, room_bytes and is_plain.
+
+        Raises:
+            ValueError: it cannot run in the budget.
+        """
+        request = of_latent(self.request, situation.latent_shape)
+        request = replace(request, text_tokens=situation.text_tokens or request.text_tokens)
+        plan = self.plan(
+            request,
+            situation.room_bytes,
+            weight_bytes=situation.weight_bytes,
+            is_plain=situation.is_plain,
+        )
+        # The other stages are planned when they come.
+        stage, limit = plan.stage("denoise"), plan.budget_bytes
+        plan = replace(plan, stages=(stage,))
+        others = self.others(plan)
+        text = f"{fit_report.headline(plan)} · {stage.setting}"
+        if others:
+            text += f" · what would fit: {', or '.join(others)}"
+        resident = stage.resident_bytes(limit)
+        return Decision(
+            plan.groups,
+            stage.activation_bytes,
+            stage.need_bytes,
+            None if limit is None or resident == stage.weight_bytes else resident,
+            limit,
+            text,
+            plan.verdict != "fits",
+        )
+
+    def vae_choice(self, call: Any, room_bytes: int | None) -> VaeChoice:
+        """The fastest preference that fits for a decode or encode, see `VaeChoice`."""
+        limit = self.budget_bytes(room_bytes)
+        for prefer in PREFERENCES[PREFERENCES.index(self.prefer) :]:
+            choice = VaeChoice(prefer, 0)
+            if limit is None or choice.need(call) + self.models.vae_weight_bytes <= limit:
+                return choice
+        return VaeChoice(PREFERENCES[-1], 0)
+
+
+def answer(asked: Mapping[str, Any], room_bytes: int | None, margin_bytes: int) -> dict[str, Any]:
+    """The plan for a question of the page, for the models as they are published.
+
+    Args:
+        asked: the node's inputs width, height, batch_size, budget_gib and prefer.
+        room_bytes: on the card; None without one.
+        margin_bytes: see `Planner`.
+
+    Raises:
+        ValueError, TypeError, KeyError: the question is not one.
+    """
+    sides = (int(asked["width"]), int(asked["height"]), int(asked["batch_size"]))
+    request = Request(*sides, TEXT_TOKENS)
+    named = int(float(asked["budget_gib"]) * GIB)
+    planner = Planner(published_models(), request, named, margin_bytes, asked["prefer"])
+    plan = planner.plan(request, room_bytes)
+    others = [] if plan.verdict == "fits" else list(alternatives(planner.models, plan))
+    return fit_report.as_json(plan, others=others)
