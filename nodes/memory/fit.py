@@ -132,9 +132,13 @@ def alternatives(models: Models, plan: Fit, *, has_encode: bool = False) -> Iter
     steps = _largest(1, (longer - 1) // STEP_PX, lambda steps: fits(scaled(steps)))
     if steps:
         yield f"{scaled(steps).width_px}x{scaled(steps).height_px}"
-    halved = replace(models, denoiser_weight_bytes=models.denoiser_weight_bytes // 2)
-    if models.denoiser_weight_bytes > models.denoiser.parameters and fits(wanted, halved):
-        yield "weights in fp8"
+    in_fp8 = replace(
+        models,
+        denoiser_weight_bytes=min(models.denoiser_weight_bytes, models.denoiser.parameters),
+        text_weight_bytes=min(models.text_weight_bytes, models.text_encoder.parameters),
+    )
+    if in_fp8 != models and fits(wanted, in_fp8):
+        yield "transformer and text encoder in fp8"
 
 
 def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = 256) -> int:

@@ -124,9 +124,11 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
     A request that is not plain gets lean blocks under the host's own forward.
     """
     sizes = models.denoiser
-    # A block's weights in the type of the arithmetic, where they are fetched or cast.
-    block = sizes.block_parameters * request.dtype_bytes
+    # A block's weights as they are stored; where that is another type, the cast ones of its larger
+    # part, the feed-forward.
+    block = models.denoiser_weight_bytes * sizes.block_parameters // sizes.parameters
     is_cast = models.denoiser_weight_bytes < sizes.parameters * request.dtype_bytes
+    cast = 3 * sizes.dim * sizes.ffn_dim * request.dtype_bytes if is_cast else 0
     names = ("", " + Attention Slice auto", " + Attention Slice max")
 
     def stage(name: str, groups: int) -> Stage:
@@ -139,7 +141,7 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
             buffer_bytes=block,
             activation_bytes=live,
             stock_bytes=stock_peak_bytes(request),
-            workspace_bytes=need - live + block * is_cast,
+            workspace_bytes=need - live + cast,
             is_repeated=True,
         )
 
