@@ -21,7 +21,8 @@ def room_bytes(device: torch.device) -> int | None:
     """
     if device.type in ("cpu", "meta", "mps"):
         return None
-    loaded = sum(p.loaded_size() for p in management.loaded_models() if p.load_device == device)
+    patchers = [p for p in management.loaded_models() if p is not None]
+    loaded = sum(p.loaded_size() for p in patchers if p.load_device == device)
     return int(management.get_free_memory(device) + loaded)
 
 

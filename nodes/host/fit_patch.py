@@ -11,6 +11,7 @@ from comfy.patcher_extension import WrappersMP
 
 from . import budget, notice, probe_device
 from .attention import FIT, OPTIONS_KEY
+from .lean_forward import HANDOVER_PATCHES
 
 logger = logging.getLogger(__name__)
 
@@ -140,9 +141,13 @@ def _text_tokens(conds: Mapping[str, Any]) -> int | None:
 
 
 def _is_plain(conds: Mapping[str, Any], transformer_options: Mapping[str, Any]) -> bool:
-    if any(transformer_options.get("patches", {}).values()):
+    patches = transformer_options.get("patches", {})
+    if any(patches.get(name) for name in HANDOVER_PATCHES):
         return False
-    return not any("control" in cond for prompts in conds.values() for cond in prompts or ())
+    handed = ("control", "reference_latents")
+    return not any(
+        name in cond for prompts in conds.values() for cond in prompts or () for name in handed
+    )
 
 
 def _ask_groups(model_options: dict[str, Any], groups: int) -> None:

@@ -21,6 +21,9 @@ from . import fetch
 from .block_watch import block_ended
 from .lean_block import BlockSettings, RopeFn, is_untouched, run_block
 
+# Patches that only the host's own forward calls.
+HANDOVER_PATCHES = ("double_block", "noise_refiner")
+
 
 def make_wrapper(settings: BlockSettings, on_handover: Callable[[str], None]) -> Callable[..., Any]:
     """A DIFFUSION_MODEL wrapper that runs plain requests with `run_forward`.
@@ -54,7 +57,7 @@ def _why_not_plain(
         return "gradients are on"
     options = kwargs.get("transformer_options", {})
     patches = options.get("patches", {})
-    for name in ("double_block", "noise_refiner"):
+    for name in HANDOVER_PATCHES:
         if patches.get(name):
             return f"a {name} patch is installed"
     for name, value in kwargs.items():
