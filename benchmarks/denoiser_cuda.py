@@ -1,6 +1,6 @@
 """True peaks and times of sampling on a CUDA card: the host alone and our nodes, in turn.
 
-    python run.py bench denoiser_cuda [--mode estimate dynamic] [--case 2048x2048x1]
+    python run.py bench denoiser_cuda [--mode estimate dynamic] [--case 2048x2048x1] [--card 6 8]
     python run.py bench denoiser_cuda --device cpu --layers 1 --case 128x128x1   # tries the script
 
 Random bfloat16 weights of the true sizes: memory and time do not depend on their values, and the
@@ -9,12 +9,14 @@ the model whole, `dynamic` is dynamic VRAM, switched on as the host's main.py do
 Peaks: torch's allocated bytes above those before the step, and reserved bytes. Times: CUDA events
 around whole steps after two of warm-up, all variants in turn, round after round; the ratio is the
 median over the rounds. Last, bfloat16 errors against float64 on few layers, 20 draws.
+--card N leaves N GiB of the card free: the rest is allocated before the host starts.
 Without a card nothing is measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -39,7 +41,7 @@ CASES = ("1024x1024x1", "1024x1024x4", "512x512x4", "2048x2048x1", "2048x2048x4"
 WARM_UP, TIMED, ROUNDS, DRAWS = 2, 3, 3, 20
 VARIANTS = {
     "stock": None, "Apply Gradient Checkpoint": "", "+ Attention Slice auto": "auto",
-    "+ Attention Slice max": "max",
+    "+ Attention Slice max": "max", "Fit to VRAM": "fit",
 }  # fmt: skip
 
 
@@ -81,6 +83,12 @@ def settle(device: str, mode: str, base_dir: Path) -> torch.device:
     return comfy.model_management.get_torch_device()
 
 
+def make_ballast(card_gib: float) -> torch.Tensor:
+    """Takes of the card what is beyond so many GiB."""
+    free, _ = torch.cuda.mem_get_info()
+    return torch.empty(max(0, free - int(card_gib * 2**30)), dtype=torch.uint8, device="cuda")
+
+
 def make_model(device: torch.device, layers: int, dtype: torch.dtype = torch.bfloat16) -> Any:
     """The host's ModelPatcher of Z-Image with seeded random weights in RAM."""
     import comfy.model_management
@@ -105,10 +113,13 @@ def make_model(device: torch.device, layers: int, dtype: torch.dtype = torch.bfl
 
 def patched(patcher: Any, slice_mode: str | None) -> Any:
     from pack.nodes.attention_slice import AttentionSlice
+    from pack.nodes.fit_to_vram import FitToVRAM
     from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
 
     if slice_mode is None:
         return patcher
+    if slice_mode == "fit":
+        return FitToVRAM.execute(patcher, prefer="speed").args[0]
     patcher = ApplyGradientCheckpoint.execute(patcher).args[0]
     return AttentionSlice.execute(patcher, slice_mode).args[0] if slice_mode else patcher
 
@@ -224,6 +235,7 @@ def child(options: argparse.Namespace) -> None:
     """Measures one mode and prints its rows as JSON lines."""
     register_pack()
     with tempfile.TemporaryDirectory() as base_dir:
+        ballast = make_ballast(options.card[0]) if options.card else None
         device = settle(options.device, options.child, Path(base_dir))
         import comfyui_version
 
@@ -236,17 +248,18 @@ def child(options: argparse.Namespace) -> None:
             backend = torch.cuda.get_allocator_backend()
         known = {
             "mode": options.child, "layers": options.layers, "dtype": "bfloat16", "device": name,
-            "allocator": backend, "host": comfyui_version.__version__, "torch": torch.__version__,
+            "allocator": backend, "card_gib": options.card[0] if ballast is not None else None,
+            "host": comfyui_version.__version__, "torch": torch.__version__,
         }  # fmt: skip
         for row in rows:
             print(json.dumps({**row, **known}))
 
 
-def table(rows: list[dict[str, Any]], mode: str) -> str:
-    """Peak, reserved, time of each case and variant of a mode."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """Peak, reserved, time of each case and variant."""
     lines = ["| case | variant | peak | reserved | step | ratio |", "|---|---|---|---|---|---|"]
     for row in rows:
-        if row["mode"] != mode or "variant" not in row:
+        if "variant" not in row:
             continue
         if row["failed"]:
             cells = [row["failed"], "", "", ""]
@@ -264,6 +277,7 @@ def main() -> int:
     parser.add_argument("--mode", nargs="+", choices=["estimate", "dynamic"])
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--case", nargs="+", default=list(CASES), help="WIDTHxHEIGHTxBATCH")
+    parser.add_argument("--card", nargs="+", type=float, help="GiB of it that are left free")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -274,8 +288,9 @@ def main() -> int:
         return 0
     modes = options.mode or (["estimate", "dynamic"] if options.device == "cuda" else ["estimate"])
     rows, failed = [], 0
-    for mode in modes:
+    for mode, card in itertools.product(modes, options.card or [None]):
         command = [sys.executable, "-m", "benchmarks.denoiser_cuda", "--child", mode]
+        command += [] if card is None else ["--card", str(card)]
         command += ["--device", options.device, "--layers", str(options.layers), "--case"]
         result = subprocess.run([*command, *options.case], stdout=subprocess.PIPE, cwd=REPO)
         failed += result.returncode != 0
@@ -284,10 +299,11 @@ def main() -> int:
         rows += found
         if found:
             known = found[0]
+            left = "" if card is None else f", {card:g} GiB left free"
             print(
-                f"\n{mode}: {known['device']}, allocator {known['allocator']}, bfloat16, "
+                f"\n{mode}: {known['device']}{left}, allocator {known['allocator']}, bfloat16, "
                 f"{known['layers']} main layers, {TEXT_TOKENS} text tokens; ComfyUI "
-                f"{known['host']}, torch {known['torch']}\n\n{table(found, mode)}"
+                f"{known['host']}, torch {known['torch']}\n\n{table(found)}"
             )
         for row in found:
             if "draws" in row:
