@@ -37,17 +37,20 @@ def _level_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan, lev
     # Elements of a row of what the first block reads, and of what each block gives.
     read, own = inputs * columns, channels * columns
     strip = min(rows, how.limit + 2 * SLACK_ROWS) + HALO_ROWS
+    # What the level began with, where that lies on the card.
+    is_below_in_ram = level == 0 or plan.levels[level - 1].in_ram
+    ends = 0 if is_below_in_ram else rows * read // 4
     if not how.keeps_hidden:
-        ends = rows * read // 4  # what the level began with
-        maps = rows * own if how.keeps_output else ends
+        maps = rows * own if how.keeps_output else rows * read // 4
         # A strip as it was read, with its halo, and normed; later its hidden strip beside. While
         # it is at work, its place in the map is empty.
         made = max(3 * read, 4 * own) - own * how.keeps_output
         if how.in_ram:
             made += own * how.keeps_output  # no strip leaves a place empty on the card
-            is_below_in_ram = level == 0 or plan.levels[level - 1].in_ram
-            maps = 0 if is_below_in_ram else ends
+            maps = ends
         held = made * strip + maps
+    elif how.in_ram:
+        held = ends + max(3 * read + own * (inputs != channels), 3 * own) * strip
     elif inputs != channels:  # the shortcut's strip beside
         held = max(rows * read, 2 * rows * own) + (2 * read + own) * strip
     else:

@@ -18,6 +18,8 @@ VAES: dict[str, Callable[[], Any]] = {
     "SD1.5 and SDXL": kl_vae,
     "x4 upscaler": lambda: kl_vae(mult=(1, 2, 4)),
     "Flux.2, packed": lambda: kl_vae(latent=8, is_packed=True),
+    "one block per level": lambda: kl_vae(mult=(1, 2), blocks=1),
+    "three blocks per level": lambda: kl_vae(mult=(1, 2), blocks=3),
     "Flux, SD3 and Z-Image": engine_vae,
 }
 
@@ -47,10 +49,13 @@ def test_every_kl_vae_decodes_and_encodes_alike(name: str) -> None:
     wanted = vae.decode(latent)
     pictures = torch.rand(1, wanted.shape[1], wanted.shape[2], 3)
     wanted_latent = vae.encode(pictures)
-    for prefer in ["balance"]:
+    for prefer in PREFER if "block" in name else ["balance"]:
         changed = lean(vae, prefer, 16)
         assert changed is not vae
         _assert_near(changed.decode(latent), wanted)
+        # As packs call it that want a preview.
+        direct = changed.first_stage_model.decode(latent)
+        _assert_near(changed.process_output(direct).movedim(1, -1), wanted)
         _assert_near(changed.encode(pictures), wanted_latent)
 
 
