@@ -1,23 +1,31 @@
-"""One real decode on the CPU, in four ways: time, error, PSNR, seams, and pictures of the error.
+"""One real decode on the CPU, in six ways: peak, time, error, PSNR, seams, and error maps.
 
-    python run.py bench vae_compare [--side 512] [--tile 256] [--pairs 1]
+    python run.py bench vae_compare [--side 512] [--pairs 1] [--way speed] [--exact] [--show]
 
 The host's AutoencodingEngine at the widths of Flux and Z-Image with seeded random weights, float32,
-one thread. Each pair runs all ways one after the other, and the ratios to the stock decode of the
-same pair are taken; of several the median. Errors are against the stock decode. Seams: mean square
-of the error within 4 pixels of the tiles' or strips' edges over that elsewhere; 1 is no seam.
+one thread. The weights of its last convolution are scaled (`--contrast`) so that few values are
+clamped. Time is the processor's, which a busy machine disturbs less than the clock's. Each pair
+runs all ways one after the other, and the ratios to the stock decode of the same pair are taken; of
+several the median. Errors are against the stock decode. Seams: mean square of the error within 4
+pixels of the tiles' or strips' edges over that elsewhere; 1 is no seam. VAEDecodeTiled: tiles of
+512 that overlap by 64. Fallback: the decode of the host whose first try runs out of memory
+(injected). Live: bytes of the tensors at the peak, weights excluded. Process: growth of the
+resident memory at its peak, workspaces of convolutions included, as Linux counts it. `--exact`
+adds a float64 decode, and how many 8-bit pixels equal it. Rows of other sizes are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import ctypes
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +39,19 @@ else:
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results"
-STOCK, TILED = "stock", "VAEDecodeTiled"
+ROWS = RESULTS / "vae_compare.jsonl"
+STOCK, TILED, FALLBACK = "stock", "VAEDecodeTiled", "fallback"
+OURS = ("speed", "balance", "smallest")
+WAYS = (STOCK, TILED, FALLBACK, *OURS)
+KEY = ("side_px", "contrast", "way")
+# In latent pixels, as the node VAEDecodeTiled and the host's fallback call the host's tiles.
+TILES = {TILED: (64, 8), FALLBACK: (64, 16)}
 NEAR_PX = 4
+MIB = 2**20
+HEADS = (
+    "way", "live", "process", "time", "max error", "PSNR", "seams", "8-bit pixels equal",
+    "most off", "equal to float64",
+)  # fmt: skip
 
 
 def seam_ratio(error: torch.Tensor, edges: list[int], *, both: bool) -> float | None:
@@ -57,83 +76,185 @@ def keep_map(error: torch.Tensor, path: Path) -> None:
     Image.fromarray(scaled.numpy().astype(np.uint8)).save(path, optimize=True)
 
 
+def tile_edges(side: int, tile: int, overlap: int) -> Iterator[int]:
+    """Where the host's three passes of tiles begin and end in a side, all in latent pixels."""
+    for length in (tile // 2, tile, tile * 2):
+        if length < side:
+            for start in range(0, side - overlap, length - overlap):
+                yield from (edge for edge in (start, start + length) if 0 < edge < side)
+
+
+class PeakProcess:
+    """Growth of the process' resident memory at its peak; Linux only."""
+
+    def __enter__(self) -> PeakProcess:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        self._start = self._kib("VmRSS")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.nbytes = 1024 * (self._kib("VmHWM") - self._start)
+
+    @staticmethod
+    def _kib(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def fallback(vae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The host's decode whose first try ends as an out-of-memory error of the card does."""
+
+    def fail(*args: object) -> None:
+        handle.remove()
+        raise torch.OutOfMemoryError("injected")
+
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        nonlocal handle
+        handle = vae.first_stage_model.decoder.register_forward_pre_hook(fail)
+        return vae.decode(latent)
+
+    handle: Any = None
+    return decode
+
+
+def exact_decode(vae: Any, latent: torch.Tensor) -> torch.Tensor:
+    model = copy.deepcopy(vae.first_stage_model).double()
+    return ((model.decode(latent.double()) + 1) / 2).clamp(0, 1).movedim(1, -1)[0]
+
+
+def unequal(one: torch.Tensor, two: torch.Tensor) -> tuple[float, float]:
+    """The share of pixels that differ after 8 bits, and by how much at most."""
+    off = ((one.double() * 255).round() - (two.double() * 255).round()).abs().amax(-1)
+    return float((off > 0).double().mean()), float(off.max())
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each way."""
+    from pack.nodes.host.lean_vae import example_call
+    from pack.nodes.lean_vae import Chosen
+    from pack.nodes.memory.peak import PeakTracker
+    from pack.tests.host.vae_models import engine_vae, lean
+
+    torch.set_num_threads(1)
+    vae, side = engine_vae(), options.side // 8
+    for parameter in vae.first_stage_model.decoder.conv_out.parameters():
+        parameter.mul_(options.contrast)
+    tile, overlap = TILES[TILED]
+    patched = {prefer: lean(vae, prefer) for prefer in OURS}
+    decoders: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        STOCK: vae.decode,
+        TILED: lambda latent: vae.decode_tiled(latent, tile_x=tile, tile_y=tile, overlap=overlap),
+        FALLBACK: fallback(vae),
+        **{prefer: patched[prefer].decode for prefer in OURS},
+    }
+    ways = [way for way in WAYS if way == STOCK or way in (options.way or WAYS)]
+    torch.manual_seed(0)
+    latent = torch.randn(1, vae.latent_channels, side, side)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    made: dict[str, torch.Tensor] = {}
+    peaks: dict[str, tuple[int, int]] = {}
+    for pair in range(options.pairs):
+        for way in ways:
+            with PeakProcess() as process, PeakTracker() as tracker:
+                start = time.process_time()
+                made[way] = decoders[way](latent)[0]
+                seconds[way].append(time.process_time() - start)
+            peaks[way] = tracker.peak_bytes, process.nbytes
+            print(
+                f"pair {pair}, {way}: {seconds[way][-1]:.1f} s, {peaks[way][0] / MIB:.0f} MiB live",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+    exact = exact_decode(vae, latent) if options.exact else None
+    rows = []
+    for way in ways:
+        edges: list[int] = []
+        if way in TILES:
+            edges = sorted({8 * edge for edge in tile_edges(side, *TILES[way])})
+        elif way in OURS:
+            plan = Chosen(way, 0).plan(example_call(patched[way], options.side))
+            edges = list(range(plan.levels[-1].limit, options.side, plan.levels[-1].limit))
+        error = made[way] - made[STOCK]
+        if way != STOCK and options.maps:
+            keep_map(error, RESULTS / f"vae_error_{way.lower()}.png")
+        mean_square = float(error.square().mean())
+        off, most = unequal(made[way], made[STOCK])
+        seams = seam_ratio(error, edges, both=way in TILES)
+        ratios = (a / b for a, b in zip(seconds[way], seconds[STOCK], strict=True))
+        rows.append(
+            {"side_px": options.side, "contrast": options.contrast, "way": way,
+             "dtype": "float32", "device": "cpu", "threads": 1, "pairs": options.pairs,
+             "live_bytes": peaks[way][0], "process_bytes": peaks[way][1],
+             "seconds": [round(value, 2) for value in seconds[way]],
+             "time": round(statistics.median(ratios), 3),
+             "max_error": float(error.abs().max()),
+             "psnr_db": round(-10 * float(np.log10(mean_square)), 1) if mean_square else None,
+             "seams": None if seams is None else round(seams, 2),
+             "pixels_off_8bit": off, "most_off_8bit": most,
+             "pixels_off_float64": None if exact is None else unequal(made[way], exact)[0],
+             "clamped": float(((made[way] <= 0) | (made[way] >= 1)).float().mean())}
+        )  # fmt: skip
+    return rows
+
+
+def kept_rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the results file and the measured ones, which replace those of their cell."""
+    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    rows = {tuple(row[k] for k in KEY): row for row in [*map(json.loads, lines), *measured]}
+    return sorted(
+        rows.values(), key=lambda row: (row["side_px"], row["contrast"], WAYS.index(row["way"]))
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows of one size as Markdown."""
+    lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
+    for row in rows:
+        seams, psnr, exact = row["seams"], row["psnr_db"], row["pixels_off_float64"]
+        cells = [
+            row["way"],
+            f"{row['live_bytes'] / MIB:.0f} MiB",
+            f"{row['process_bytes'] / MIB:.0f} MiB",
+            f"{row['time']:.2f}x",
+            f"{row['max_error']:.1e}",
+            "-" if psnr is None else f"{psnr} dB",
+            "-" if seams is None else f"{seams:.2f}",
+            f"{100 - 100 * row['pixels_off_8bit']:.3f} %",
+            f"{row['most_off_8bit']:.0f}",
+            "not measured" if exact is None else f"{100 - 100 * exact:.3f} %",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--side", type=int, default=512, help="of the picture, in pixels")
-    parser.add_argument("--tile", type=int, default=256, help="of VAEDecodeTiled, in pixels")
     parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--contrast", type=float, default=0.5, help="of the last convolution")
+    parser.add_argument("--way", action="append", choices=WAYS[1:], help="only these, and stock")
+    parser.add_argument("--exact", action="store_true", help="decode in float64 too")
+    parser.add_argument("--maps", action="store_true", help="keep the error maps")
+    parser.add_argument("--show", action="store_true", help="print the rows measured before")
     options = parser.parse_args()
 
-    register_pack()
-    from pack.tests.host.stock_forward import settle_host
+    if not options.show:
+        register_pack()
+        from pack.tests.host.stock_forward import settle_host
 
-    with tempfile.TemporaryDirectory() as base_dir:
-        settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
-        from pack.tests.host.vae_models import engine_vae, lean
-
-        torch.set_num_threads(1)
-        vae = engine_vae()
-        tile = options.tile // 8
-        tiling = {"tile_x": tile, "tile_y": tile, "overlap": tile // 8}
-        ways: dict[str, Any] = {
-            STOCK: vae.decode,
-            TILED: lambda latent: vae.decode_tiled(latent, **tiling),
-            **{p: lean(vae, p).decode for p in ("speed", "balance", "smallest")},
-        }
-        torch.manual_seed(0)
-        latent = torch.randn(1, 16, options.side // 8, options.side // 8)
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        made: dict[str, torch.Tensor] = {}
-        with torch.inference_mode():
-            for pair in range(options.pairs):
-                for name, decode in ways.items():
-                    start = time.perf_counter()
-                    made[name] = decode(latent)[0]
-                    seconds[name].append(time.perf_counter() - start)
-                    print(f"pair {pair}, {name}: {seconds[name][-1]:.1f} s", file=sys.stderr)
-        known = versions()
-    rows = [_row(name, made, seconds, options, {**known, "pairs": options.pairs}) for name in ways]
-    (RESULTS / "vae_compare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(f"| {options.side}x{options.side}, float32, CPU | time | max error | PSNR | seams |")
-    print("|---|---|---|---|---|")
-    for row in rows:
+        with tempfile.TemporaryDirectory() as base_dir, torch.inference_mode():
+            settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
+            known = versions()
+            rows = kept_rows([{**row, **known} for row in measure(options)])
+            ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = kept_rows([])
+    for side, contrast in sorted({(row["side_px"], row["contrast"]) for row in rows}):
+        mine = [row for row in rows if (row["side_px"], row["contrast"]) == (side, contrast)]
         print(
-            f"| {row['way']} | {row['time']:.2f}x | {row['max_error']:.1e} | "
-            f"{row['psnr_db']} | {row['seams']} |"
+            f"\n{side}x{side}, float32, 1 thread, pairs: {mine[0]['pairs']}; of the values of the "
+            f"stock picture {100 * mine[0]['clamped']:.1f} % are clamped (contrast {contrast}).\n"
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"Pairs: {options.pairs}. The process' peak over all of it: {peak:.0f} MiB.")
-
-
-def _row(
-    name: str,
-    made: dict[str, torch.Tensor],
-    seconds: dict[str, list[float]],
-    options: Any,
-    known: dict[str, Any],
-) -> dict[str, Any]:
-    error = made[name] - made[STOCK]
-    mean_square = float(error.square().mean())
-    step = options.tile - options.tile // 8 if name == TILED else 64
-    edges = list(range(step, options.side, step)) if name != STOCK else []
-    if name != STOCK:
-        keep_map(error, RESULTS / f"vae_error_{name.lower()}.png")
-    off = ((made[name] * 255).round() - (made[STOCK] * 255).round()).abs()
-    seams = seam_ratio(error, edges, both=name == TILED)
-    return {
-        "way": name, "side_px": options.side, "tile_px": options.tile, "dtype": "float32",
-        "device": "cpu", "threads": 1,
-        "seconds": [round(value, 2) for value in seconds[name]],
-        "time": statistics.median(
-            a / b for a, b in zip(seconds[name], seconds[STOCK], strict=True)
-        ),
-        "max_error": float(error.abs().max()),
-        "psnr_db": round(-10 * float(np.log10(mean_square)), 1) if mean_square else "exact",
-        "seams": "-" if seams is None else round(seams, 2),
-        "pixels_off_8bit": float((off.amax(-1) > 0).float().mean()),
-        "most_off_8bit": float(off.max()),
-        **known,
-    }  # fmt: skip
+        print(table(mine))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ attention, relative to the host's. Rows measured before are kept.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -42,7 +43,8 @@ def stock_work(sizes: Any, height: int, width: int) -> int:
     from pack.nodes.memory.vae_plan import vae_plan
 
     plan = vae_plan(sizes, height, width, prefer="speed", is_fused=False)
-    work = lean_vae_work(sizes, height, width, plan)
+    levels = tuple(dataclasses.replace(level, adds_after=False) for level in plan.levels)
+    work = lean_vae_work(sizes, height, width, dataclasses.replace(plan, levels=levels))
     if not sizes.is_decoder:  # ours makes the first map three times
         work -= 2 * 9 * sizes.widths[0] * sizes.picture_channels * height * width
     return work

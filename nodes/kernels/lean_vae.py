@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import torch
 
-from .row_map import Rows, Whole
+from .row_map import Remade, Rows, Whole
 from .strips import Tick
-from .vae_layers import Plan, VaeLayers
+from .vae_layers import LevelLayers, Plan, VaeLayers
 from .vae_work import Work
 
 # Takes the strips of the result in order, with their first row.
@@ -80,17 +80,34 @@ def encode(
     Exact: equal up to rounding to the host's encoder.
     """
     work = Work(plan.levels[0], tick)
-    source: Rows = work.convolved(Whole(picture, device), layers.conv_in)
-    for number, level in enumerate(layers.levels):
+    made = work.convolved(Whole(picture, device), layers.conv_in)
+    source = _encoder_level(work, made, layers.levels[0], made)
+    for number, level in enumerate(layers.levels[1:], 1):
         work.level = plan.levels[number]
-        # The first input is made of 3 channels: cheaper to make again than to keep.
-        source, norm = work.keep(source, level.blocks[0].norm1, is_stored=number > 0)
-        source = work.blocks(source, norm, level.blocks)
-        if level.resample is not None:
-            source = work.downsampled(source, level.resample)
+        source = _encoder_level(work, source, level, None)
     source = _middle(work, source, layers)
     source, norm = work.keep(source, layers.norm_out, is_stored=True)
     _write(work, work.convolved(source, layers.conv_out, norm), write)
+
+
+def _encoder_level(work: Work, source: Rows, level: LevelLayers, made: Remade | None) -> Rows:
+    """A level and the downsampling behind; `made` is the source where it is made of the picture."""
+    first, *others = level.blocks
+    # Of 3 channels: cheaper to make again than to keep.
+    source, norm = work.keep(source, first.norm1, is_stored=made is None)
+    source = (
+        work.block(source, norm, first) if made is None else work.first_block(made, norm, first)
+    )
+    last = others.pop() if others and level.resample and work.level.adds_after else None
+    for block in others:
+        source, norm = work.keep(source, block.norm1, is_stored=work.level.keeps_output)
+        source = work.block(source, norm, block)
+    if level.resample is None:
+        return source
+    if last is None:
+        return work.downsampled(source, level.resample)
+    source, norm = work.keep(source, last.norm1, is_stored=True)
+    return work.downsampled_sum(source, norm, last, level.resample)
 
 
 def _middle(work: Work, source: Rows, layers: VaeLayers) -> Rows:

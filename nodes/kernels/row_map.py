@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from .strips import Conv, RowQueue, Stage
+from .strips import RowQueue, Stage
 
 SLACK_ROWS = 2
 
@@ -30,6 +30,14 @@ class Rows(Protocol):
         ...
 
 
+class Remade(Rows, Protocol):
+    """A map that can be read from any row on, as often as it is needed."""
+
+    def read_from(self, start: int, limit: int) -> Iterator[torch.Tensor]:
+        """Yields the strips from row `start` to the last."""
+        ...
+
+
 class Whole:
     """A map that is a tensor [1, C, H, W], read as views on `device`; the caller keeps it."""
 
@@ -41,9 +49,13 @@ class Whole:
         for start, stop in even_runs(self.height, limit):
             yield self._rows[:, :, start:stop].to(self._device)
 
+    def read_from(self, start: int, limit: int) -> Iterator[torch.Tensor]:
+        for first, last in even_runs(self.height - start, limit):
+            yield self._rows[:, :, start + first : start + last].to(self._device)
+
 
 class Stored:
-    """A list of strips.
+    """A list of strips; `missing` rows are still to be appended.
 
     Args:
         height: rows of the map that will be appended.
@@ -58,7 +70,7 @@ class Stored:
         self._limit, self._in_ram = limit, in_ram
         self._strips: deque[torch.Tensor] = deque()
         self._short: list[torch.Tensor] = []
-        self._missing = height
+        self.missing = height
         self._device = torch.device("cpu")
 
     def append(self, rows: torch.Tensor) -> None:
@@ -69,13 +81,13 @@ class Stored:
         """
         _, self.channels, count, self.width = rows.shape
         self._device = rows.device
-        self._missing -= count
-        if self._missing < 0:
-            raise ValueError(f"the map has {-self._missing} rows less than were appended")
+        self.missing -= count
+        if self.missing < 0:
+            raise ValueError(f"the map has {-self.missing} rows less than were appended")
         self._short.append(rows)
         del rows
         waiting = sum(part.shape[2] for part in self._short)
-        if 2 * waiting > self._limit or not self._missing:
+        if 2 * waiting > self._limit or not self.missing:
             parts, self._short = self._short, []
             joined = parts.pop() if len(parts) == 1 else torch.cat(parts, 2)
             del parts
@@ -107,11 +119,12 @@ class Piped:
 
     Args:
         source: what is read.
-        open_stage: makes the stage for one reading, which may be the last (`drain`); may borrow
-            weights until the stack closes.
+        open_stage: makes the stage for one reading of so many rows, which may be the last
+            (`drain`); may borrow weights until the stack closes.
         channels: of the result.
         scale: rows of the result per row of the source: 1, 2, or 0.5.
         most: rows that the source shall give at a time at most.
+        reach: rows above one that it depends on; for `read_from`.
 
     Memory: that of the source's reading and the stage's.
     """
@@ -119,28 +132,62 @@ class Piped:
     def __init__(
         self,
         source: Rows,
-        open_stage: Callable[[ExitStack, bool], Stage],
+        open_stage: Callable[[ExitStack, bool, int], Stage],
         channels: int,
         scale: float = 1.0,
         most: int | None = None,
+        reach: int = 0,
     ) -> None:
         self._source, self._open, self._scale, self._most = source, open_stage, scale, most
-        self.channels = channels
+        self.channels, self._reach = channels, reach
         self.height, self.width = int(source.height * scale), int(source.width * scale)
 
     def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
         of_source = max(1, int(limit / self._scale))
         of_source = of_source if self._most is None else min(of_source, self._most)
         with ExitStack() as until:
-            stage = self._open(until, drain)
-            for rows in self._source.read(of_source, drain=drain):
-                given = [rows]
+            stage = self._open(until, drain, self._source.height)
+            yield from _pushed(self._source.read(of_source, drain=drain), stage)
+
+    def read_from(self, start: int, limit: int) -> Iterator[torch.Tensor]:
+        """See `Remade`.
+
+        Raises:
+            ValueError: the map has another size than its source, or the source cannot do it.
+        """
+        if self._scale != 1 or not isinstance(self._source, Whole | Piped):
+            raise ValueError("only a map of its source's size, made of one such, can be begun late")
+        # The rows above stand at the edge of what is read: they are made wrong, and dropped.
+        above = min(start, self._reach)
+        first = start - above
+        with ExitStack() as until:
+            stage = self._open(until, False, self.height - first)
+            for rows in _pushed(self._source.read_from(first, limit), stage):
+                dropped = min(above, rows.shape[2])
+                above -= dropped
+                given = [rows[:, :, dropped:]]
                 del rows
-                made = stage.push(given.pop())
-                if made is not None:
-                    given.append(made)
-                    del made
+                if given[0].shape[2]:
                     yield given.pop()
+
+
+class Part:
+    """The first rows of a map stored, the others made anew.
+
+    Args:
+        stored: the first rows.
+        remade: the whole map.
+
+    Memory: the stored rows, and what the others' reading holds.
+    """
+
+    def __init__(self, stored: Stored, remade: Remade) -> None:
+        self._stored, self._remade = stored, remade
+        self.height, self.width, self.channels = remade.height, remade.width, remade.channels
+
+    def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
+        yield from self._stored.read(limit, drain=drain)
+        yield from self._remade.read_from(self._stored.height, limit)
 
 
 class Joined:
@@ -148,9 +195,9 @@ class Joined:
 
     Args:
         hidden: what is convolved.
-        skip: what is added.
+        skip: what is added, of the result's size.
         open_conv: makes the convolution.
-        channels: of the result.
+        remade: the same map for who reads it more often.
 
     Memory: both sources' reading and the convolution's.
     """
@@ -159,11 +206,11 @@ class Joined:
         self,
         hidden: Rows,
         skip: Rows,
-        open_conv: Callable[[ExitStack], Conv],
-        channels: int,
+        open_conv: Callable[[ExitStack], Stage],
+        remade: Remade | None = None,
     ) -> None:
-        self._hidden, self._skip, self._open = hidden, skip, open_conv
-        self.channels, self.height, self.width = channels, hidden.height, hidden.width
+        self._hidden, self._skip, self._open, self.remade = hidden, skip, open_conv, remade
+        self.channels, self.height, self.width = skip.channels, skip.height, skip.width
 
     def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
         """See `Rows`.
@@ -189,6 +236,17 @@ class Joined:
                 given.append(made)
                 del made
                 yield given.pop()
+
+
+def _pushed(strips: Iterator[torch.Tensor], stage: Stage) -> Iterator[torch.Tensor]:
+    for rows in strips:
+        given = [rows]
+        del rows
+        made = stage.push(given.pop())
+        if made is not None:
+            given.append(made)
+            del made
+            yield given.pop()
 
 
 def even_runs(height: int, limit: int) -> Iterator[tuple[int, int]]:

@@ -82,6 +82,8 @@ class LevelPlan(Protocol):
     keeps_output: what a block gives.
     limit: rows of a strip.
     in_ram: what is stored lies in RAM.
+    share: of the rows, what is stored of an encoder's first level, from the top.
+    adds_after: an encoder's last block is added up behind the downsampling.
     """
 
     @property
@@ -94,6 +96,10 @@ class LevelPlan(Protocol):
     def limit(self) -> int: ...
     @property
     def in_ram(self) -> bool: ...
+    @property
+    def share(self) -> float: ...
+    @property
+    def adds_after(self) -> bool: ...
 
 
 class Plan(Protocol):

@@ -8,6 +8,11 @@ seldom as the plan says; what is not stored is computed again at each reading:
 | input, hidden, output | each convolution once | its input and its hidden map |
 | output | its first convolution twice | its input, which its output replaces strip by strip |
 | nothing | all that stands before it, twice more | what the level began with |
+
+An encoder has two more ways. Its first map is made of three channels, so the picture stands for it:
+the first block's hidden map is stored at no cost and replaced by its output; and of both, the plan
+may keep a share of the rows and make the others anew. The downsampling is linear: with `adds_after`
+the last block's sum is made behind it, so that the larger map is not held for the skip.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import torch
 from torch.nn import functional
 
 from .group_stats import GroupStats, NormSiLU
-from .row_map import Joined, Piped, Rows, Stored
+from .row_map import Joined, Part, Piped, Remade, Rows, Stored
 from .strips import Conv, DownConv, ResBlock, Stage, Tick, UpConv, shortcut_rows
 from .vae_layers import AttentionLayers, BlockLayers, ConvLayer, Fetch, LevelPlan, NormLayer
 
@@ -61,6 +66,22 @@ class Work:
             stored.append(given.pop())
         return stored
 
+    def _store_share(self, source: Rows, remade: Remade, stats: GroupStats, *, drain: bool) -> Rows:
+        """As `store`, but the plan's share of the rows; the others are made at each reading."""
+        top = max(1, int(self.level.share * source.height))
+        if top == source.height:
+            return self.store(source, stats, drain=drain)
+        stored = Stored(top, self.level.limit, in_ram=self.level.in_ram)
+        for rows in source.read(self.level.limit, drain=drain):
+            given = [rows]
+            del rows
+            stats.add(given[0])
+            if stored.missing < given[0].shape[2]:
+                given.append(given.pop()[:, :, : stored.missing].clone())  # a view would keep all
+            if stored.missing:
+                stored.append(given.pop())
+        return Part(stored, remade)
+
     def pool(self, source: Rows, norm: NormLayer) -> Pooled:
         """A norm with the statistics of the map, which stays."""
         stats = GroupStats(norm.groups)
@@ -75,7 +96,10 @@ class Work:
         if not is_stored:
             return source, self.pool(source, norm)
         stats = GroupStats(norm.groups)
-        stored = self.store(source, stats)
+        if isinstance(source, Joined) and source.remade is not None:
+            stored = self._store_share(source, source.remade, stats, drain=True)
+        else:
+            stored = self.store(source, stats)
         return stored, Pooled(norm, *stats.pooled())
 
     def blocks(self, source: Rows, norm: Pooled, blocks: Sequence[BlockLayers]) -> Rows:
@@ -86,19 +110,31 @@ class Work:
             source = self.block(source, norm, block)
         return source
 
+    def first_block(self, source: Remade, norm: Pooled, block: BlockLayers) -> Rows:
+        """A residual block of a map that costs next to nothing to make again."""
+        if block.shortcut is not None or not self.level.keeps_output:
+            return self.block(source, norm, block)
+        first, stats = self._first(source, norm, block), GroupStats(block.norm2.groups)
+        hidden = self._store_share(first, first, stats, drain=False)
+        norm2 = Pooled(block.norm2, *stats.pooled())
+        remade = self._piped(source, norm, norm2, block)
+        return Joined(hidden, source, self._open_second(source.height, norm2, block), remade)
+
     def block(self, source: Rows, norm: Pooled, block: BlockLayers) -> Rows:
         """A residual block's map; reading it with `drain` drains the source."""
         if self.level.keeps_hidden:
             return self._joined(source, norm, block)
         norm2 = self.pool(self._first(source, norm, block), block.norm2)
+        return self._piped(source, norm, norm2, block)
 
-        def open_block(until: ExitStack, is_last: bool) -> Stage:
-            first = self._conv(source.height, norm, block.conv1, until)
-            second = self._conv(source.height, norm2, block.conv2, until)
+    def _piped(self, source: Rows, norm: Pooled, norm2: Pooled, block: BlockLayers) -> Piped:
+        def open_block(until: ExitStack, is_last: bool, height: int) -> Stage:
+            first = self._conv(height, norm, block.conv1, until)
+            second = self._conv(height, norm2, block.conv2, until)
             shortcut = block.shortcut.fetch(until) if block.shortcut else None
             return ResBlock(first, second, shortcut, tick=self._tick)
 
-        return Piped(source, open_block, block.conv2.channels)
+        return Piped(source, open_block, block.conv2.channels, reach=2)
 
     def attended(self, source: Rows, norm: Pooled, layers: AttentionLayers) -> Stored:
         """The attention block's map, in the strips' own memory.
@@ -130,13 +166,13 @@ class Work:
         stored.append(rows)
         return stored
 
-    def convolved(self, source: Rows, conv: ConvLayer, norm: Pooled | None = None) -> Rows:
+    def convolved(self, source: Rows, conv: ConvLayer, norm: Pooled | None = None) -> Piped:
         """A 3 x 3 convolution of the map, of its SiLU after the norm if one is given."""
 
-        def open_conv(until: ExitStack, is_last: bool) -> Stage:
-            return self._conv(source.height, norm, conv, until)
+        def open_conv(until: ExitStack, is_last: bool, height: int) -> Stage:
+            return self._conv(height, norm, conv, until)
 
-        return Piped(source, open_conv, conv.channels)
+        return Piped(source, open_conv, conv.channels, reach=1)
 
     def upsampled(self, source: Rows, conv: ConvLayer, *, is_fused: bool) -> Rows:
         """Nearest upsampling by 2 and a convolution.
@@ -145,21 +181,54 @@ class Work:
         of taps shift every pixel, but hardly the moments of a group.
         """
 
-        def open_up(until: ExitStack, is_last: bool) -> Stage:
+        def open_up(until: ExitStack, is_last: bool, height: int) -> Stage:
             weight, bias = conv.fetch(until)
             fused = is_fused or not is_last
-            return UpConv(weight, bias, height=source.height, tick=self._tick, is_fused=fused)
+            return UpConv(weight, bias, height=height, tick=self._tick, is_fused=fused)
 
         return Piped(source, open_up, conv.channels, 2)
 
     def downsampled(self, source: Rows, conv: ConvLayer) -> Rows:
         """A convolution of stride 2."""
 
-        def open_down(until: ExitStack, is_last: bool) -> Stage:
+        def open_down(until: ExitStack, is_last: bool, height: int) -> Stage:
             weight, bias = conv.fetch(until)
-            return DownConv(weight, bias, height=source.height, tick=self._tick)
+            return DownConv(weight, bias, height=height, tick=self._tick)
 
         return Piped(source, open_down, conv.channels, 0.5, most=self.level.limit)
+
+    def downsampled_sum(
+        self, source: Rows, norm: Pooled, block: BlockLayers, conv: ConvLayer
+    ) -> Rows:
+        """A residual block without a shortcut, and a convolution of stride 2 on both its parts.
+
+        Memory: the hidden map, which replaces the source, and the source's part of the result.
+        """
+        stats, hidden = GroupStats(block.norm2.groups), self._empty(source)
+        skip = Stored(source.height // 2, self.level.limit, in_ram=self.level.in_ram)
+        with ExitStack() as until:
+            first = self._conv(source.height, norm, block.conv1, until)
+            weight, bias = conv.fetch(until)
+            down = DownConv(weight, bias, height=source.height, tick=self._tick)
+            for rows in source.read(self.level.limit, drain=True):
+                given = [rows]
+                del rows
+                made = down.push(given[0])
+                if made is not None:
+                    skip.append(made)
+                made = first.push(given.pop())
+                if made is not None:
+                    stats.add(made)
+                    hidden.append(made)
+                del made
+        norm2 = Pooled(block.norm2, *stats.pooled())
+        second = self.convolved(hidden, block.conv2, norm2)
+
+        def open_down(until: ExitStack) -> Stage:
+            weight, _ = conv.fetch(until)
+            return DownConv(weight, None, height=source.height, tick=self._tick)
+
+        return Joined(second, skip, open_down)
 
     def _empty(self, source: Rows) -> Stored:
         return Stored(source.height, self.level.limit, in_ram=self.level.in_ram)
@@ -171,25 +240,27 @@ class Work:
         write = norm.open(until).write
         return Conv(weight, bias, height=height, tick=self._tick, write=write)
 
-    def _first(self, source: Rows, norm: Pooled, block: BlockLayers) -> Rows:
+    def _first(self, source: Rows, norm: Pooled, block: BlockLayers) -> Piped:
         return self.convolved(source, block.conv1, norm)
+
+    def _open_second(
+        self, height: int, norm: Pooled, block: BlockLayers
+    ) -> Callable[[ExitStack], Conv]:
+        return lambda until: self._conv(height, norm, block.conv2, until)
 
     def _joined(self, source: Rows, norm: Pooled, block: BlockLayers) -> Rows:
         """The block with the map between its convolutions stored."""
         stats = GroupStats(block.norm2.groups)
         skip = source
-        if block.shortcut is not None and isinstance(source, Stored):
+        is_narrower = block.conv2.channels <= source.channels
+        if block.shortcut is not None and isinstance(source, Stored) and is_narrower:
             hidden, skip = self._split(source, norm, block, block.shortcut, stats)
         else:
             hidden = self.store(self._first(source, norm, block), stats, drain=False)
             if block.shortcut is not None:
                 skip = self._pointwise(source, block.shortcut)
         norm2 = Pooled(block.norm2, *stats.pooled())
-
-        def open_second(until: ExitStack) -> Conv:
-            return self._conv(source.height, norm2, block.conv2, until)
-
-        return Joined(hidden, skip, open_second, block.conv2.channels)
+        return Joined(hidden, skip, self._open_second(source.height, norm2, block))
 
     def _split(
         self,
@@ -216,7 +287,7 @@ class Work:
         return hidden, skip
 
     def _pointwise(self, source: Rows, conv: ConvLayer) -> Rows:
-        def open_pointwise(until: ExitStack, is_last: bool) -> Stage:
+        def open_pointwise(until: ExitStack, is_last: bool, height: int) -> Stage:
             return Pointwise(conv.fetch(until), self._tick)
 
         return Piped(source, open_pointwise, conv.channels)

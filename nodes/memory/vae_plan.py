@@ -15,6 +15,8 @@ LEAST_STRIP_PIXELS = 2**14
 # Into how many strips a small picture is cut, though not below the least pixels.
 STRIPS = {"speed": 8, "balance": 32, "smallest": 1}
 LEAST_ROWS = 2
+# Rows of an encoder's largest map that are stored.
+SHARES = {"speed": 1.0, "balance": 0.75, "smallest": 0.45}
 # Sizes of strips that are tried after an out-of-memory error, and the factor between them.
 RETRIES, SHRINK = 3, 4
 
@@ -66,6 +68,8 @@ class LevelPlan:
     keeps_output: what a block gives.
     limit: rows of a strip.
     in_ram: what is stored lies in RAM.
+    share: of the rows, what is stored of an encoder's first level, from the top.
+    adds_after: an encoder's last block is added up behind the downsampling.
     """
 
     keeps_input: bool
@@ -73,6 +77,8 @@ class LevelPlan:
     keeps_output: bool
     limit: int
     in_ram: bool = False
+    share: float = 1.0
+    adds_after: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,12 +155,25 @@ def _level_plan(
 ) -> LevelPlan:
     # Counted from the picture: its own size is 0, and each next one a fourth of the maps' pixels.
     from_picture = len(sizes.widths) - 1 - level if sizes.is_decoder else level
+    if not sizes.is_decoder:
+        return _encoder_plan(sizes, level, prefer, limit)
     if prefer == "speed" or from_picture > 2 or (prefer == "balance" and from_picture):
         return LevelPlan(True, True, True, limit)
     if prefer == "balance":
         return LevelPlan(False, False, True, limit)
-    if sizes.is_decoder and has_ram:
+    if has_ram:
         return LevelPlan(False, False, True, limit, in_ram=from_picture < 2)
     if from_picture == 2:
         return LevelPlan(True, True, True, limit)
     return LevelPlan(False, False, from_picture == 1, limit)
+
+
+def _encoder_plan(sizes: VaeSizes, level: int, prefer: Prefer, limit: int) -> LevelPlan:
+    if level == 0:
+        # Rows are made anew from one stored map: of several blocks' maps only the first is.
+        share = SHARES[prefer] if sizes.blocks == 2 else 1.0
+        is_speed = prefer == "speed"
+        return LevelPlan(False, is_speed, True, limit, share=share, adds_after=is_speed)
+    if level == 1 and prefer != "speed":
+        return LevelPlan(True, prefer == "balance", True, limit, adds_after=prefer == "balance")
+    return LevelPlan(True, True, True, limit)

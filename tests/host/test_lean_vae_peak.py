@@ -47,7 +47,7 @@ def _assert_predicted(fake: FakeVae, height: int, width: int, measured: Any) -> 
     tracker, work, plan = measured
     sizes = VaeSizes(**vae_layers.sizes(fake.model))
     predicted = lean_vae_peak_bytes(sizes, height, width, 2, plan)
-    assert tracker.peak_bytes <= predicted <= 1.1 * tracker.peak_bytes
+    assert 0.97 < predicted / tracker.peak_bytes < 1.03
     assert work == lean_vae_work(sizes, height, width, plan)
 
 
@@ -72,7 +72,7 @@ def test_stock_peaks(decoder: FakeVae, encoder: FakeVae) -> None:
 def test_encode_peaks(encoder: FakeVae, prefer: str) -> None:
     stock = encoder.stock(640, 640).peak_bytes
     measured = encoder.measure(640, 640, prefer)
-    share = {"speed": 0.8, "balance": 0.45, "smallest": 0.32}[prefer]
+    share = {"speed": 0.594, "balance": 0.332, "smallest": 0.23}[prefer]  # those of a decode
     assert measured[0].peak_bytes < share * stock
     _assert_predicted(encoder, 640, 640, measured)
 

@@ -11,11 +11,13 @@ from pack.nodes.memory.peak import PeakTracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
-def ddconfig(channels: int, latent: int, mult: Sequence[int] = (1, 2, 4, 4)) -> dict[str, Any]:
+def ddconfig(
+    channels: int, latent: int, mult: Sequence[int] = (1, 2, 4, 4), blocks: int = 2
+) -> dict[str, Any]:
     """What the host's VAE class makes its decoder and encoder of."""
     return {
         "double_z": True, "z_channels": latent, "resolution": 256, "in_channels": 3, "out_ch": 3,
-        "ch": channels, "ch_mult": list(mult), "num_res_blocks": 2, "attn_resolutions": [],
+        "ch": channels, "ch_mult": list(mult), "num_res_blocks": blocks, "attn_resolutions": [],
         "dropout": 0.0,
     }  # fmt: skip
 
@@ -45,12 +47,13 @@ def kl_vae(
     is_packed: bool = False,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    blocks: int = 2,
 ) -> Any:
     """A VAE of the class of SD1.5 and SDXL; packed: of Flux.2, which folds 2 x 2 latent pixels."""
     import comfy.sd
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
-    config = ddconfig(32, latent, mult)
+    config = ddconfig(32, latent, mult, blocks)
     if is_packed:
         config["batch_norm_latent"] = True
     params = {"ddconfig": config, "embed_dim": latent}

@@ -6,7 +6,8 @@ import weakref
 
 import pytest
 import torch
-from pack.nodes.kernels.row_map import Piped, Stored, Whole, even_runs
+from pack.nodes.kernels.row_map import Part, Piped, Stored, Whole, even_runs
+from pack.nodes.kernels.strips import Conv
 
 
 class _Double:
@@ -60,12 +61,43 @@ def test_a_drained_strip_is_free_before_the_next() -> None:
 
 def test_pipes_read_again() -> None:
     x = torch.randn(1, 2, 9, 3)
-    piped = Piped(Whole(x, x.device), lambda until, is_last: _Double(), 2)
+    piped = Piped(Whole(x, x.device), lambda until, is_last, height: _Double(), 2)
     for _ in range(2):
         assert torch.equal(torch.cat(list(piped.read(2, drain=False)), 2), 2 * x)
 
 
+def _conv(height: int, weight: torch.Tensor) -> Conv:
+    return Conv(weight, None, height=height, tick=lambda work: None)
+
+
+@pytest.mark.parametrize("stored_rows", [1, 2, 7, 12])
+@pytest.mark.parametrize("limit", [1, 3, 64])
+def test_a_part_makes_the_other_rows_anew(stored_rows: int, limit: int) -> None:
+    """Begun late, the rows above are made too, and dropped: their edge is not the map's."""
+    torch.manual_seed(0)
+    x, weights = torch.randn(1, 2, 13, 5), [torch.randn(2, 2, 3, 3) for _ in range(2)]
+    remade = Piped(
+        Whole(x, x.device), lambda until, last, height: _conv(height, weights[0]), 2, reach=1
+    )
+    remade = Piped(remade, lambda until, last, height: _conv(height, weights[1]), 2, reach=1)
+    wanted = x
+    for weight in weights:
+        wanted = torch.nn.functional.conv2d(wanted, weight, padding=1)
+    stored = Stored(stored_rows, limit)
+    stored.append(wanted[:, :, :stored_rows].clone())
+    part = Part(stored, remade)
+    for drain in (False, True):
+        made = torch.cat(list(part.read(limit, drain=drain)), 2)
+        assert (made - wanted).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="not complete or was drained"):
+        next(part.read(limit, drain=True))
+
+
 def test_errors() -> None:
+    x = torch.ones(1, 1, 4, 2)
+    doubled = Piped(Whole(x, x.device), lambda until, is_last, height: _Double(), 1, 2)
+    with pytest.raises(ValueError, match="only a map of its source's size"):
+        next(doubled.read_from(1, 2))
     with pytest.raises(ValueError, match="limit must be >= 1, got 0"):
         next(even_runs(3, 0))
     with pytest.raises(ValueError, match="not complete"):

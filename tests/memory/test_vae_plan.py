@@ -37,6 +37,18 @@ def test_each_preference_holds_less_and_computes_more() -> None:
         assert len(set(work)) == len(set(peaks)) == 3
 
 
+def test_an_encoder_stays_below_the_shares_of_a_decoder() -> None:
+    sizes = VaeSizes(is_decoder=False, widths=(128, 256, 512, 512), blocks=2, latent_channels=32)
+    for side in (1024, 2048, 4096):
+        stock, work = stock_vae_peak_bytes(sizes, side, side, 2), []
+        for prefer, share in (("speed", 0.594), ("balance", 0.332), ("smallest", 0.23)):
+            plan = vae_plan(sizes, side, side, prefer=prefer)
+            assert plan is not None
+            assert lean_vae_peak_bytes(sizes, side, side, 2, plan) < share * stock
+            work.append(lean_vae_work(sizes, side, side, plan))
+        assert work[0] < work[1] < work[2] < 1.4 * work[0]
+
+
 def test_the_peak_grows_with_the_picture() -> None:
     for prefer in PREFERENCES:
         peaks = [_peak(side, prefer=prefer, has_ram=True) for side in (512, 1024, 2048, 4096)]

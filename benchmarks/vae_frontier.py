@@ -1,0 +1,249 @@
+"""Memory against cost of the lean VAE decode: every mix of what its levels store, and where.
+
+    python run.py bench vae_frontier [--side 2048] [--check EEE] [--show]
+
+A mix has a letter for each of the three larger levels, smallest first: A stores all maps on the
+card, B the blocks' results, C nothing; D the blocks' results in RAM, E all maps in RAM.
+Memory: the predicted peak on the card (nodes/memory/vae_peak.py; within 3 % of what fake tensors
+measure for the three preferences, whose measured rows of `vae_peak` are ringed). Arithmetic and
+traffic with RAM: counted in one decode of 256x256 on fake tensors for each mix, in strips of whole
+maps, and scaled by the pixels; attention by its formula. Cost: the arithmetic at the stated card's
+peak, and the traffic at the stated rate after it, because the copies wait in the same stream.
+Nothing is timed. `--check` measures the peak of a mix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if __package__:
+    from .denoiser_peak import register_pack, versions
+    from .vae_peak import RESULTS as MEASURED
+    from .vae_peak import stock_work
+else:
+    from denoiser_peak import register_pack, versions
+    from vae_peak import RESULTS as MEASURED
+    from vae_peak import stock_work
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ROWS = RESULTS / "vae_frontier.jsonl"
+MIB, GIB = 2**20, 2**30
+# keeps_input, keeps_hidden, keeps_output, in_ram
+WAYS = {
+    "A": (True, True, True, False),
+    "B": (False, False, True, False),
+    "C": (False, False, False, False),
+    "D": (False, False, True, True),
+    "E": (True, True, True, True),
+}
+SIDE_PX = 256  # of the counted decodes
+# A GeForce RTX 4090 by its data sheet; pinned copies over PCIe 4.0 x16 at 80 % of its rate.
+CARD = "165 TFLOP/s, 25 GB/s to RAM"
+FLOPS_PER_S, RAM_BYTES_PER_S = 165e12, 25e9
+GOAL_MIB, GOAL_COST = 700, 1.25
+
+
+class RamTraffic(TorchDispatchMode):
+    """Counts the bytes that are copied between the card and RAM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("copy_", "to", "_to_copy"):
+            source = args[1] if name == "copy_" else args[0]
+            # The statistics of groups are small, and no maps.
+            if source.device != out.device and source.ndim == 4:
+                self.nbytes += out.numel() * out.element_size()
+        return out
+
+
+def plan_of(mix: str, sizes: Any, height: int, width: int, strip_rows: int = 0) -> Any:
+    """The plan of a mix, with the strips of `smallest`."""
+    from pack.nodes.memory.vae_plan import vae_plan
+
+    plan = vae_plan(
+        sizes, height, width, prefer="smallest", has_ram=True, is_fused=False, strip_rows=strip_rows
+    )
+    names = ("keeps_input", "keeps_hidden", "keeps_output", "in_ram")
+    changed = (
+        dataclasses.replace(level, **dict(zip(names, WAYS[way], strict=True)))
+        for level, way in zip(plan.levels[1:], mix, strict=True)
+    )
+    return dataclasses.replace(plan, levels=(plan.levels[0], *changed))
+
+
+def decode(fake: Any, plan: Any, side: int, mode: Any) -> int:
+    """Runs a decode on fake tensors under a mode; the multiply-adds of its convolutions."""
+    from pack.nodes.host import vae_layers
+    from pack.nodes.lean_vae import KERNELS
+
+    work: list[int] = []
+    with torch.inference_mode(), fake.mode:
+        x = torch.empty(1, fake.latent, side // 8, side // 8, dtype=torch.bfloat16, device="cuda")
+        with mode:
+            if hasattr(mode, "watch"):
+                mode.watch(x)
+            out = torch.empty(1, 3, side, side, dtype=torch.bfloat16, device="cuda")
+            fake._run(x, out[0], plan, work, vae_layers, KERNELS)
+    return sum(work)
+
+
+def mixes(fake: Any, side: int) -> list[dict[str, Any]]:
+    """A row for each mix."""
+    from pack.nodes.host import vae_layers
+    from pack.nodes.memory.vae_peak import lean_vae_peak_bytes, lean_vae_work
+    from pack.nodes.memory.vae_plan import VaeSizes
+
+    sizes = VaeSizes(**vae_layers.sizes(fake.model))
+    base, area = stock_work(sizes, side, side), (side / SIDE_PX) ** 2
+    rows = []
+    for mix in map("".join, itertools.product(WAYS, repeat=3)):
+        counted, traffic = plan_of(mix, sizes, SIDE_PX, SIDE_PX, SIDE_PX), RamTraffic()
+        work = decode(fake, counted, SIDE_PX, traffic)
+        if work != lean_vae_work(sizes, SIDE_PX, SIDE_PX, counted):
+            raise RuntimeError(f"the arithmetic of {mix} is not what the formula says")
+        plan = plan_of(mix, sizes, side, side)
+        work, ram_bytes = lean_vae_work(sizes, side, side, plan), traffic.nbytes * area
+        seconds = 2 * work / FLOPS_PER_S + ram_bytes / RAM_BYTES_PER_S
+        rows.append(
+            {"side_px": side, "mix": mix, "dtype": "bfloat16",
+             "peak_bytes": lean_vae_peak_bytes(sizes, side, side, 2, plan),
+             "arithmetic": round(work / base, 3), "ram_bytes": round(ram_bytes),
+             "cost": round(seconds * FLOPS_PER_S / 2 / base, 3)}
+        )  # fmt: skip
+    return rows
+
+
+def best(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """The rows that no other beats in both peak and `key`."""
+    kept: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row["peak_bytes"], row[key])):
+        if not kept or row[key] < kept[-1][key]:
+            kept.append(row)
+    return kept
+
+
+def chosen(side: int, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The measured rows of the preferences at that size, and the host's, with their cost."""
+    measured = map(json.loads, MEASURED.read_text().splitlines())
+    found = [r for r in measured if r["way"] == "decode" and r["batch"] == 1]
+    found = [r for r in found if r["width_px"] == r["height_px"] == side]
+    mix = {"speed": "AAA", "balance": "AAB", "smallest": "BDD"}
+    costs = {row["mix"]: row for row in rows}
+    for row in found:
+        like = costs.get(mix.get(row["prefer"], ""))
+        row["cost"], row["ram_bytes"] = (like["cost"], like["ram_bytes"]) if like else (1.0, 0)
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    heads = ("mix or preference", "peak", "arithmetic", "traffic with RAM", "cost")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in sorted(rows, key=lambda row: -row["peak_bytes"]):
+        name = row["mix"] if "mix" in row else f"**{row['prefer']}**"
+        lines.append(
+            f"| {name} | {row['peak_bytes'] / MIB:.0f} MiB | {row['arithmetic']:.2f}x | "
+            f"{row['ram_bytes'] / GIB:.1f} GiB | {row['cost']:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]], ringed: Sequence[dict[str, Any]], path: Path) -> None:
+    """Peak against arithmetic, and against the cost with the traffic."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, both = pyplot.subplots(1, 2, figsize=(10, 4.5), sharey=True)
+    heads = ("arithmetic", "arithmetic, stock = 1"), ("cost", f"cost at {CARD}, stock = 1")
+    for axes, (key, label) in zip(both, heads, strict=True):
+        for uses_ram in (False, True):
+            mine = [row for row in rows if (row["ram_bytes"] > 0) == uses_ram]
+            name = "with maps in RAM" if uses_ram else "on the card alone"
+            peaks = [row["peak_bytes"] / MIB for row in mine]
+            axes.plot(
+                [row[key] for row in mine], peaks, "o", ms=3, color=f"C{int(uses_ram)}", label=name
+            )
+        for row in ringed:
+            at = row[key], row["peak_bytes"] / MIB
+            axes.plot(*at, "o", ms=10, mfc="none", mec="k")
+            axes.annotate(row["prefer"], at, xytext=(7, 5), textcoords="offset points", fontsize=8)
+        axes.axhline(GOAL_MIB, lw=0.6, ls="--", color="grey")
+        axes.axvline(GOAL_COST, lw=0.6, ls="--", color="grey")
+        axes.set_xlabel(label)
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    both[0].set_ylabel("peak on the card, MiB")
+    both[0].legend(fontsize=8)
+    figure.suptitle("VAE decode: memory against cost of all mixes (ringed: measured)", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Prints the tables and draws the plot."""
+    side = rows[0]["side_px"]
+    ringed = chosen(side, rows)
+    plot(rows, ringed, RESULTS / f"vae_frontier_{side}.png")
+    for key, title in (("arithmetic", "arithmetic"), ("cost", f"cost at {CARD}")):
+        print(f"\n{side}x{side}, bfloat16: the best mixes of peak and {title}.\n")
+        print(table([*best(rows, key), *ringed]))
+    within = [row for row in rows if row["peak_bytes"] < GOAL_MIB * MIB]
+    for key in ("arithmetic", "cost"):
+        least = min(within, key=lambda row: row[key])
+        print(f"\nBelow {GOAL_MIB} MiB, the least {key}: {least[key]:.2f}x ({least['mix']}).")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--side", type=int, default=2048)
+    parser.add_argument("--check", help="only measure the peak of this mix")
+    parser.add_argument("--show", action="store_true", help="only show the rows counted before")
+    options = parser.parse_args()
+    if options.show:
+        show([json.loads(line) for line in ROWS.read_text().splitlines()])
+        return
+    register_pack()
+    from pack.tests.host.stock_forward import settle_host
+
+    with tempfile.TemporaryDirectory() as base_dir:
+        settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
+        from pack.nodes.host import vae_layers
+        from pack.nodes.memory.vae_peak import lean_vae_peak_bytes
+        from pack.nodes.memory.vae_plan import VaeSizes
+        from pack.tests.host.vae_models import CardTracker, FakeVae
+
+        fake, side = FakeVae(is_decoder=True), options.side
+        if options.check:
+            sizes, tracker = VaeSizes(**vae_layers.sizes(fake.model)), CardTracker()
+            plan = plan_of(options.check, sizes, side, side)
+            decode(fake, plan, side, tracker)
+            predicted = lean_vae_peak_bytes(sizes, side, side, 2, plan)
+            print(
+                f"{options.check} at {side}x{side}: {tracker.peak_bytes / MIB:.1f} MiB measured, "
+                f"{predicted / MIB:.1f} MiB predicted"
+            )
+            return
+        rows = [{**row, **versions()} for row in mixes(fake, side)]
+    ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
