@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .attention_slice import AttentionSlice
 from .gradient_checkpoint import ApplyGradientCheckpoint
+from .host import probe_route
 from .lean_vae import LeanVAE
 from .load_model import LoadZImageTurbo
 from .vram_probe import VRAMProbe
@@ -11,6 +12,9 @@ from .vram_probe import VRAMProbe
 
 class ZImageLowVRAM(ComfyExtension):
     """Z-Image Low VRAM."""
+
+    async def on_load(self) -> None:
+        probe_route.add()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [LoadZImageTurbo, ApplyGradientCheckpoint, AttentionSlice, LeanVAE, VRAMProbe]

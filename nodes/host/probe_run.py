@@ -141,7 +141,7 @@ class SamplingRun:
     def _show(self, record: Any) -> None:
         whole = record.as_json()
         self._settings.live.update(whole)
-        probe_events.send(self._place, whole)
+        self._watch.show(self._place, whole)
 
     def _shown(self, record: Any) -> Any:
         """Steps have peaks of their own only where the counter was set back between them."""

@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
+import { Follower } from "../../js/probe_follower.js";
 import * as numbers from "../../js/probe_numbers.js";
 import { Records, isEarlier, isNewer } from "../../js/probe_records.js";
 
@@ -145,7 +146,33 @@ test("the history's record counts where it is newer than the known one", () => {
   assert.ok(isNewer("b", undefined, history));
   assert.ok(isNewer("c", known("b", "done"), history));
   assert.ok(!isNewer("a", known("b", "done"), history));
-  assert.ok(!isNewer("b", known("b", "done"), history));
+  assert.ok(isNewer("b", known("b", "done"), history), "of a sampling that went on from there");
   assert.ok(isNewer("b", known("b", "running"), history));
   assert.ok(!isNewer("c", known("running now", "running"), history));
+});
+
+test("a run is followed until it is stopped, at most a few times a second", async () => {
+  const asked = [];
+  const shown = [];
+  const ask = (prompt) => async () => {
+    asked.push(prompt);
+    if (asked.length === 1) throw new Error("the host is away");
+    return { 20: { count: asked.length } };
+  };
+  const until = async (count) => {
+    while (asked.length < count) await new Promise((done) => setTimeout(done, 20));
+  };
+  const follower = new Follower();
+  follower.start("a", ask("a"), (node, record) => shown.push([node, record.count]));
+  follower.start("a", ask("a"), () => assert.fail("it is followed already"));
+  await until(1);
+  assert.equal(follower.prompt, "a");
+  const start = performance.now();
+  await until(2);
+  assert.ok(performance.now() - start > 300);
+  follower.start("b", ask("b"), (node, record) => shown.push([node, record.count]));
+  follower.stop();
+  await new Promise((done) => setTimeout(done, 700));
+  assert.deepEqual(asked, ["a", "a", "b"]);
+  assert.deepEqual(shown, [["20", 2]], "an answer that comes too late shows nothing");
 });
