@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from .host import probe_chart, probe_sampling, probe_stretch
 from .host.probe_tools import DETAILS, MODES, NODE_ID, RESET_ONLY, ProbeSettings
-from .memory import chart, record, recorder, report
+from .memory import chart, record, recorder, report, snapshot
 from .memory import history as rows
 from .memory.counter import Count, PeakCounter
 from .memory.peak import PeakTracker
@@ -28,6 +28,7 @@ TOOLS = SimpleNamespace(
     missed=report.missed,
     row=rows.row,
     append=rows.append,
+    write_snapshot=snapshot.write,
     workflow_hash=rows.workflow_hash,
 )
 GIB = 2**30

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,21 +106,37 @@ def versions() -> dict[str, str]:
     return found
 
 
-def figures(device: torch.device) -> Iterator[tuple[str, int | None, str | None]]:
-    """Name, bytes, and the reason where there are no bytes, of everything that can be asked."""
+def figures(
+    device: torch.device, streamed: Iterable[tuple[str, int | None, str | None]] | None = None
+) -> Iterator[tuple[str, int | None, str | None]]:
+    """Name, bytes, and the reason where there are no bytes, of everything that can be asked.
+
+    Args:
+        device: of which it is asked.
+        streamed: figures of that kind of a watched sampling.
+    """
     yield from _allocator_figures(device)
     yield from _driver_figures(device)
     for patcher in _loaded(device):
         yield from _model_figures(patcher)
     if not any(_is_dynamic(patcher) for patcher in _loaded(device)):
         yield "pages of dynamic VRAM", None, "no model here is loaded with dynamic VRAM"
-    yield "weights streamed per step", None, "the host keeps no count of what it streams"
+    if streamed is None:
+        yield "weights streamed per step", None, _streams_unseen(device)
+    else:
+        yield from streamed
     yield "pinned RAM of the host", *_pinned()
     memory = psutil.virtual_memory()
     yield "RAM of this process", psutil.Process().memory_info().rss, None
     _, peak = _process_gauge().read()
     yield "RAM of this process, highest since it was set back", peak, None
     yield "RAM in use on this machine", memory.total - memory.available, None
+
+
+def _streams_unseen(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "weights and arithmetic are both in RAM"
+    return "seen while a model is sampled behind a probe on its MODEL wire"
 
 
 def _loaded(device: torch.device) -> list[Any]:

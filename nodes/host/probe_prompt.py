@@ -7,6 +7,7 @@ is kept about a prompt goes with it: there is no thread and no global of ours.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,7 +209,7 @@ def current(tools: Tools) -> PromptWatch:
 
 
 def live_records(prompt_id: str) -> dict[str, dict[str, Any]]:
-    """The newest record of each probe of the prompt that runs now, by the id that the page knows."""
+    """The newest record of each probe of the running prompt, by the id that the page knows."""
     registry = get_progress_state()
     watch = registry.handlers.get(_NAME)
     if registry.prompt_id != prompt_id or not isinstance(watch, PromptWatch):
@@ -231,10 +232,14 @@ def blank_record(watch: PromptWatch, device: torch.device, settings: ProbeSettin
 
 
 def completed(
-    watch: PromptWatch, device: torch.device, settings: ProbeSettings, record: Any
+    watch: PromptWatch,
+    device: torch.device,
+    settings: ProbeSettings,
+    record: Any,
+    streamed: Iterable[tuple[str, int | None, str | None]] | None = None,
 ) -> Any:
     """The record with this moment's figures, the prompt's summary, and its reports."""
     tools = settings.tools
-    figures = tuple(tools.figure(*figure) for figure in probe_device.figures(device))
+    figures = tuple(tools.figure(*figure) for figure in probe_device.figures(device, streamed))
     others = watch.others(settings.node_id)
     return tools.completed(record, figures, others, probe_device.versions())

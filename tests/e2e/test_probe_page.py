@@ -358,8 +358,8 @@ def test_a_tab_opened_and_one_reloaded_in_mid_run_show_the_run(
         again.wait_for_step(again.wait_for_step(1) + 10)
     finally:
         server.post_json("/interrupt", {})
-    for probe in (probe, again):
-        probe.part("state.interrupted").wait_for()
+    for shown in (probe, again):
+        shown.part("state.interrupted").wait_for()
     asked.clear()
     first.page.wait_for_timeout(1200)
     assert not [url for url in asked if ROUTE in url], "nothing runs any more"
