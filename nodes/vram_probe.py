@@ -91,8 +91,9 @@ class VRAMProbe(io.ComfyNode):
                     tooltip=(
                         "How closely a sampling is watched, on a MODEL wire: one peak, one for "
                         "each step, one for each block, or also the largest tensors with their "
-                        "code lines (slow). From steps on, the counter is set back between them. "
-                        "Without a GPU, blocks and allocations count exact tensor bytes (slow)."
+                        "code lines and a file for torch's memory viewer (slow). From steps on, "
+                        "the counter is set back between them. Without a GPU, blocks and "
+                        "allocations count exact tensor bytes (slow)."
                     ),
                 ),
                 io.Combo.Input(
