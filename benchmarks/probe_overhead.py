@@ -162,7 +162,7 @@ def watching_seconds(*, trace: bool) -> float:
     plain, watched = [], []
     for _ in range(10):
         plain += sample(model, 6, SMALL_SIDE_PX)
-        with PeakTracker(trace=trace):
+        with PeakTracker(trace=trace, log=trace):
             watched += sample(model, 6, SMALL_SIDE_PX)
     return (min(watched) - min(plain)) / operations(model, SMALL_SIDE_PX)
 

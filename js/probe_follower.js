@@ -6,7 +6,10 @@ export class Follower {
   prompt = null; // that is followed
   #timer = null;
 
-  /** Asks at once and then again, until it is stopped or another prompt is to be followed.
+  /** Asks again and again, until it is stopped or another prompt is to be followed.
+   *
+   * The first question waits as well: a tab hears that a prompt runs before it hears that it is its
+   * own.
    *
    * @param ask gives a promise of the prompt's records by node.
    * @param show gets each node and its record.
@@ -21,7 +24,7 @@ export class Follower {
       for (const [node, record] of Object.entries(records)) show(node, record);
       this.#timer = setTimeout(again, EVERY_MS);
     };
-    again();
+    this.#timer = setTimeout(again, EVERY_MS);
   }
 
   stop() {
