@@ -248,26 +248,24 @@ def show(rows: list[dict[str, Any]], versions: str) -> None:
         f"VRAM Probe, {rows[0]['blocks']} blocks of Z-Image's width, float32, CPU, 1 thread, "
         f"thread time. {versions}.\n"
     )
-    print(
-        "| detail | size | a step | readings | events | watching | of the step | stopwatch "
-        "| its noise |\n|---|---|---|---|---|---|---|---|---|"
-    )
+    print("| detail | size | a step | readings | events | watching | of the step | target |")
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
-        watching = row["operations"] * row["operation_microseconds"]
-        own = row["reading_microseconds"] + row["events_microseconds"] + watching
+        each, count = row["operation_microseconds"], row["operations"]
+        own = row["reading_microseconds"] + row["events_microseconds"] + count * each
         target = TARGETS.get(row["detail"])
-        aim = "" if target is None else f" (target {100 * target:.1f} %)"
-        watched = "-"
-        if row["operations"]:
-            each = row["operation_microseconds"]
-            watched = f"{watching / 1e3:.1f} ms ({row['operations']} x {each:.0f} us)"
+        aim = "-" if target is None else f"{100 * target:.1f} %"
+        watched = f"{count * each / 1e3:.1f} ms ({count} x {each:.0f} us)" if count else "-"
         print(
             f"| {row['detail']} | {row['size']} | {row['step_seconds']:.2f} s "
             f"| {row['reading_microseconds'] / 1e3:.2f} ms "
             f"| {row['events_microseconds'] / 1e3:.2f} ms "
-            f"| {watched} | {own / 1e4 / row['step_seconds']:.3f} %{aim} "
-            f"| {spread(row['ratios'])} | {spread(row['noise'])} |"
+            f"| {watched} | {own / 1e4 / row['step_seconds']:.2f} % | {aim} |"
         )
+    print("\nBy the stopwatch, a step with the probe against one without, and two without:")
+    for row in rows:
+        told = f"{row['detail']}, {row['size']}"
+        print(f"- {told}: {spread(row['ratios'])}; {spread(row['noise'])}")
 
 
 def spread(ratios: list[float]) -> str:
