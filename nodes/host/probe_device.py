@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import comfy.memory_management as memory
 import comfy.model_management as management
 import comfyui_version
 import psutil
@@ -18,6 +19,7 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_AND_PAGES = ", and the pages of dynamic VRAM as they are at each reading"
 _RSS = re.compile(rb"VmHWM:\s+(\d+) kB\s+VmRSS:\s+(\d+) kB")
 # bytes, and why there are none
 Amount = tuple[int | None, str | None]
@@ -59,7 +61,7 @@ def gauge_of(device: torch.device) -> Gauge:
         return Gauge(
             read,
             lambda: counts.reset_peak_memory_stats(device),
-            f"torch's {device.type} allocator",
+            f"torch's {device.type} allocator" + (_AND_PAGES if memory.aimdo_enabled else ""),
         )
     return _process_gauge()
 
@@ -126,11 +128,11 @@ def figures(
     else:
         yield from streamed
     yield "pinned RAM of the host", *_pinned()
-    memory = psutil.virtual_memory()
+    ram = psutil.virtual_memory()
     yield "RAM of this process", psutil.Process().memory_info().rss, None
     _, peak = _process_gauge().read()
     yield "RAM of this process, highest since it was set back", peak, None
-    yield "RAM in use on this machine", memory.total - memory.available, None
+    yield "RAM in use on this machine", ram.total - ram.available, None
 
 
 def _streams_unseen(device: torch.device) -> str:

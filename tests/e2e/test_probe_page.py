@@ -97,7 +97,7 @@ class Probe:
         return self.part(name).inner_text()
 
     def wait_for_chart(self) -> None:
-        self.part("activations").wait_for()
+        self.part("legend").locator("b").first.wait_for()
 
     def wait_for_step(self, step: int) -> int:
         """Returns the last step in the strip below the chart, when it is at least this one."""
