@@ -1,20 +1,24 @@
 """What VRAM Probe costs per sampling step, on the CPU, by its detail.
 
-    python run.py bench probe_overhead [--pairs N] [--steps N]
+    python run.py bench probe_overhead [--side PX] [--pairs N] [--steps N] [--details D ...]
 
 The model has Z-Image's widths, one main layer and its four refiners, with random float32 weights.
-The host samples it at 128x128 in one thread, whose own time is taken, so that neighbours on the
-machine count little. Two figures for each detail:
+The host samples it in one thread, whose own time is taken. What the probe costs is counted, so that
+it does not depend on what else the machine does:
 
-- own time: what passes inside of the probe while a step runs, its readings and its events to the
-  page apart. It is what one compares with the time of a step of one's own; there are at most 8
-  events in a second, however many blocks there are.
-- ratio: a sampling with the probe against one without, in pairs, median of the steps. It includes
-  what the probe slows down outside of itself, and the noise of the machine.
+- readings and events: what passes inside of the probe while a step runs. There are at most 8 events
+  in a second, however many blocks there are.
+- watching: on a CPU the details blocks and allocations watch every operation. Time per watched
+  operation times the operations of a step. The first is taken on the same model at a tenth of its
+  widths and 64x64, where the arithmetic hides little of it: the fastest of many steps with the
+  tracker less the fastest without, over the number of operations.
 
-On a CPU the details blocks and allocations watch every operation. "blocks, counter only" reads a
-counter at the end of each block instead, as on a GPU: here it is the process' memory, whose reading
-is a file; a GPU's allocator is asked by one call of torch. The times on a GPU: not measured.
+The ratio is a check with a stopwatch: a sampling with the probe against the mean of one before and
+one after it without; beside it the one after against the one before, which is the machine's noise.
+
+"blocks, counter only" reads a counter at the end of each block instead, as on a GPU: here it is the
+process' memory, whose reading is a file; a GPU's allocator is asked by one call of torch. The times
+on a GPU: not measured.
 """
 
 from __future__ import annotations
@@ -41,9 +45,11 @@ else:
     from load_ram import REPO, register_pack
 
 RESULTS = REPO / "benchmarks" / "results" / "probe_overhead.jsonl"
-TARGETS = {"totals": 0.005, "steps": 0.01, "blocks, counter only": 0.03}
-VARIANTS = ("totals", "steps", "blocks, counter only", "blocks", "allocations")
-SIDE_PX = 128
+COUNTER_ONLY = "blocks, counter only"
+TARGETS = {"totals": 0.005, "steps": 0.01, COUNTER_ONLY: 0.03, "blocks": 0.03}
+VARIANTS = ("totals", "steps", COUNTER_ONLY, "blocks", "allocations")
+WATCHED = ("blocks", "allocations")
+SMALL_SIDE_PX = 64
 
 
 class Timed(NamedTuple):
@@ -55,18 +61,12 @@ class Timed(NamedTuple):
     event: float
 
 
-def make_model() -> Any:
-    """The host's Z-Image at full width with one main layer."""
+def make_model(heads: int) -> Any:
+    """The host's Z-Image with so many heads of 128, 30 being the full width, and one main layer."""
     from pack.tests.host import lean_models
 
-    config = {
-        **lean_models.Z_IMAGE,
-        "dim": 3840,
-        "n_heads": 30,
-        "n_kv_heads": 30,
-        "n_layers": 1,
-    }
-    return lean_models.built("ZImage", config)
+    widths = {"dim": 128 * heads, "n_heads": heads, "n_kv_heads": heads, "n_layers": 1}
+    return lean_models.built("ZImage", {**lean_models.Z_IMAGE, **widths})
 
 
 @contextmanager
@@ -107,13 +107,13 @@ def clocked(*, counter_only: bool) -> Iterator[dict[str, float]]:
         probe_sampling.SamplingRun = SamplingRun
 
 
-def sample(model: Any, steps: int) -> list[float]:
+def sample(model: Any, steps: int, side_px: int) -> list[float]:
     """Samples, and returns the seconds of each step but the first, which warms up."""
     import comfy.sample
     from pack.tests.host import lean_models
 
     marks: list[float] = []
-    noise = lean_models.latent(SIDE_PX // 8)
+    noise = lean_models.latent(side_px // 8)
     with torch.inference_mode():
         comfy.sample.sample(
             model, noise, steps + 1, 1.0, "euler", "simple", lean_models.prompt(),
@@ -123,43 +123,85 @@ def sample(model: Any, steps: int) -> list[float]:
     return [after - before for before, after in itertools.pairwise(marks)]
 
 
-def probed(model: Any, variant: str, steps: int) -> Timed:
+def probed(model: Any, variant: str, steps: int, side_px: int) -> Timed:
     """One sampling behind a probe."""
     from pack.nodes.vram_probe import VRAMProbe
 
-    with clocked(counter_only=variant == "blocks, counter only") as spent:
+    with clocked(counter_only=variant == COUNTER_ONLY) as spent:
         watched = VRAMProbe.execute(model, detail=variant.split(",")[0]).args[0]
-        seconds = sample(watched, steps)
+        seconds = sample(watched, steps, side_px)
     reading = spent["points"] - spent["events"]
     each = spent["events"] / max(spent["count"], 1)
     return Timed(seconds, reading / (steps + 1), spent["events"] / (steps + 1), each)
 
 
-def measure(model: Any, variant: str, *, pairs: int, steps: int) -> dict[str, Any]:
+def operations(model: Any, side_px: int) -> int:
+    """How many operations a step has, those inside of composite ones apart and together."""
+    from pack.nodes.memory.peak import PeakTracker
+
+    class Counted(PeakTracker):
+        count = 0
+
+        def __torch_dispatch__(self, *args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            return super().__torch_dispatch__(*args, **kwargs)
+
+    counts = []
+    for steps in (1, 2):
+        with Counted() as counted:
+            sample(model, steps, side_px)
+        counts.append(counted.count)
+    return counts[1] - counts[0]
+
+
+def watching_seconds(*, trace: bool) -> float:
+    """What the tracker takes for an operation."""
+    from pack.nodes.memory.peak import PeakTracker
+
+    model = make_model(3)
+    plain, watched = [], []
+    for _ in range(10):
+        plain += sample(model, 6, SMALL_SIDE_PX)
+        with PeakTracker(trace=trace, log=trace):
+            watched += sample(model, 6, SMALL_SIDE_PX)
+    return (min(watched) - min(plain)) / operations(model, SMALL_SIDE_PX)
+
+
+def measure(model: Any, variant: str, *, pairs: int, steps: int, side_px: int) -> dict[str, Any]:
     """One row of the table."""
-    ratios, runs, plain = [], [], []
+    ratios, nulls, runs, plain = [], [], [], []
     for _ in range(pairs):
-        before = sample(model, steps)
-        timed = probed(model, variant, steps)
-        plain += before
-        runs.append(timed)
-        ratios.append(statistics.median(timed.steps) / statistics.median(before))
+        before = sample(model, steps, side_px)
+        runs.append(probed(model, variant, steps, side_px))
+        after = sample(model, steps, side_px)
+        plain += before + after
+        first, second = statistics.median(before), statistics.median(after)
+        ratios.append(2 * statistics.median(runs[-1].steps) / (first + second))
+        nulls.append(second / first)
     denoiser = model.get_model_object("diffusion_model")
     blocks = len(denoiser.layers) + len(denoiser.noise_refiner) + len(denoiser.context_refiner)
-    return {
-        "detail": variant, "pairs": pairs, "steps": steps, "blocks": blocks,
+    row = {
+        "detail": variant, "size": f"{side_px}x{side_px}", "pairs": pairs, "steps": steps,
+        "blocks": blocks,
         "reading_microseconds": statistics.median(r.reading for r in runs) * 1e6,
         "events_microseconds": statistics.median(r.events for r in runs) * 1e6,
         "one_event_microseconds": statistics.median(r.event for r in runs) * 1e6,
+        "operations": 0, "operation_microseconds": 0.0,
         "step_seconds": statistics.median(plain),
-        "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
+        "ratios": ratios, "noise": nulls,
     }  # fmt: skip
+    if variant in WATCHED:
+        row["operations"] = operations(model, side_px)
+        row["operation_microseconds"] = watching_seconds(trace=variant == "allocations") * 1e6
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--side", type=int, default=128, help="pixels")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--details", nargs="+", choices=VARIANTS, default=VARIANTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     host_dir = os.environ["ZIMAGE_HOST_DIR"]
@@ -171,44 +213,63 @@ def main() -> None:
         import folder_paths  # noqa: F401 (before the pack's nodes, which write below it)
 
         register_pack()
-        model = make_model()
-        rows = [
-            measure(model, variant, pairs=options.pairs, steps=options.steps)
-            for variant in VARIANTS
+        model = make_model(30)
+        sample(model, 1, options.side)
+        measured = [
+            measure(model, variant, pairs=options.pairs, steps=options.steps, side_px=options.side)
+            for variant in options.details
         ]
     version = Path(host_dir, "comfyui_version.py").read_text().split('"')[1]
     known = {
         "host": version, "torch": torch.__version__, "dtype": "float32",
-        "device": f"cpu {platform.machine()}, 1 thread", "size": f"{SIDE_PX}x{SIDE_PX}",
+        "device": f"cpu {platform.machine()}, 1 thread",
     }  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("".join(json.dumps({**row, **known}) + "\n" for row in rows))
+    rows = keep([{**row, **known} for row in measured])
     show(rows, f"ComfyUI {version}, torch {torch.__version__}")
 
 
+def keep(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Writes these rows in place of those of the same size and detail; returns all."""
+
+    def place(row: dict[str, Any]) -> tuple[int, int]:
+        return int(row["size"].split("x")[0]), VARIANTS.index(row["detail"])
+
+    rows = {}
+    if RESULTS.exists():
+        rows = {place(row): row for row in map(json.loads, RESULTS.read_text().splitlines())}
+    rows |= {place(row): row for row in measured}
+    ordered = [rows[key] for key in sorted(rows)]
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    return ordered
+
+
 def show(rows: list[dict[str, Any]], versions: str) -> None:
-    first = rows[0]
     print(
-        f"VRAM Probe, {first['blocks']} blocks of Z-Image's width, {SIDE_PX}x{SIDE_PX}, float32, "
-        f"CPU, 1 thread, a step of {first['step_seconds']:.2f} s. {versions}."
+        f"VRAM Probe, {rows[0]['blocks']} blocks of Z-Image's width, float32, CPU, 1 thread, "
+        f"thread time. {versions}.\n"
     )
-    print("\n| detail | readings per step | events per step | of the step | step with / without |")
-    print("|---|---|---|---|---|")
+    print("| detail | size | a step | readings | events | watching | of the step | target |")
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
-        own = row["reading_microseconds"] + row["events_microseconds"]
+        each, count = row["operation_microseconds"], row["operations"]
+        own = row["reading_microseconds"] + row["events_microseconds"] + count * each
         target = TARGETS.get(row["detail"])
-        aim = "" if target is None else f" (target {100 * target:.1f} %)"
+        aim = "-" if target is None else f"{100 * target:.1f} %"
+        watched = f"{count * each / 1e3:.1f} ms ({count} x {each:.0f} us)" if count else "-"
         print(
-            f"| {row['detail']} | {row['reading_microseconds']:.0f} us | "
-            f"{row['events_microseconds']:.0f} us | {own / 1e4 / row['step_seconds']:.3f} %{aim} | "
-            f"{row['ratio']:.3f} ({row['ratio_min']:.3f} to {row['ratio_max']:.3f}) |"
+            f"| {row['detail']} | {row['size']} | {row['step_seconds']:.2f} s "
+            f"| {row['reading_microseconds'] / 1e3:.2f} ms "
+            f"| {row['events_microseconds'] / 1e3:.2f} ms "
+            f"| {watched} | {own / 1e4 / row['step_seconds']:.2f} % | {aim} |"
         )
-    counted = next(row for row in rows if row["detail"] == "blocks, counter only")
-    points = counted["blocks"] + 2  # behind the blocks and behind the step
-    print(
-        f"\nOne reading takes {counted['reading_microseconds'] / points:.0f} us, one event "
-        f"{counted['one_event_microseconds']:.0f} us."
-    )
+    print("\nBy the stopwatch, a step with the probe against one without, and two without:")
+    for row in rows:
+        told = f"{row['detail']}, {row['size']}"
+        print(f"- {told}: {spread(row['ratios'])}; {spread(row['noise'])}")
+
+
+def spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import {
   bytesText,
   heightOf,
   isFlat,
-  nearest,
+  sampleAt,
   secondsText,
   thin,
   tickDigits,
@@ -84,7 +84,7 @@ export function drawChart(svg, record, { width, height, closeUp, ids }) {
     closeUp,
     /** The index of the sample below a horizontal position. */
     sampleAt: (position) =>
-      nearest(times, start + ((position - box.left) / (box.right - box.left)) * (end - start)),
+      sampleAt(times, start + ((position - box.left) / (box.right - box.left)) * (end - start)),
     mark(index) {
       cursor.setAttribute("visibility", index === null ? "hidden" : "visible");
       if (index === null) return;
@@ -142,15 +142,20 @@ function cut(box, at) {
   return element("polyline", { class: "cut", points: points.join(" ") });
 }
 
+/** In steps: a sample is the highest since the one before, and what lay between is not known. */
 function areas(rows, x, y) {
   // A single sample is drawn as wide as the chart.
   const drawn = rows.length > 1 ? rows : [rows[0], [rows[0][T] + 1e-3, ...rows[0].slice(1)]];
-  const lower = drawn.map(() => 0);
+  const sums = drawn.map(() => 0);
+  const edge = () =>
+    drawn.slice(1).flatMap((row, i) => {
+      const height = y(sums[i + 1]).toFixed(1);
+      return [drawn[i], row].map((end) => `${x(end[T]).toFixed(1)},${height}`);
+    });
   return STACK.map(({ name, column }) => {
-    const bottom = drawn.map((row, i) => `${x(row[T]).toFixed(1)},${y(lower[i]).toFixed(1)}`);
-    drawn.forEach((row, i) => (lower[i] += row[column]));
-    const top = drawn.map((row, i) => `${x(row[T]).toFixed(1)},${y(lower[i]).toFixed(1)}`);
-    const points = [...top, ...bottom.reverse()].join(" ");
+    const bottom = edge();
+    drawn.forEach((row, i) => (sums[i] += row[column]));
+    const points = [...edge(), ...bottom.reverse()].join(" ");
     return element("polygon", { class: `part ${name}`, points });
   });
 }

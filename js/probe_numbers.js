@@ -52,16 +52,10 @@ export function tickDigits(values) {
   return Math.max(0, -Math.floor(Math.log10(values[1] - values[0]) + 1e-9));
 }
 
-/** The index of the sorted time that is nearest. */
-export function nearest(times, time) {
-  let low = 0;
-  let high = times.length - 1;
-  while (high - low > 1) {
-    const middle = (low + high) >> 1;
-    if (times[middle] <= time) low = middle;
-    else high = middle;
-  }
-  return time - times[low] <= times[high] - time ? low : high;
+/** The index of the sample that a time belongs to: the first of the sorted times not before it. */
+export function sampleAt(times, time) {
+  const index = times.findIndex((end) => end >= time);
+  return index === -1 ? times.length - 1 : index;
 }
 
 /** Whether the memory changes so little that a chart to scale would be one flat block. */

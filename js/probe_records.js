@@ -71,13 +71,13 @@ export function isEarlier(entry) {
   return Boolean(measured) && measured !== entry.prompt;
 }
 
-/** Whether the history's record of a prompt tells more than the one that is known.
+/** Whether the history's record of a prompt takes the place of the one that is known.
  *
  * @param prompts the history's prompts, the oldest first.
  */
 export function isNewer(prompt, known, prompts) {
   if (!known) return true;
-  if (known.prompt === prompt) return !isFinal(known);
+  if (known.prompt === prompt) return true; // a prompt in the history has ended
   const place = prompts.indexOf(known.prompt); // -1: it still runs, or the host was restarted
   return place !== -1 && place < prompts.indexOf(prompt);
 }

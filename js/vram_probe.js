@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { copyText } from "./probe_export.js";
+import { Follower } from "./probe_follower.js";
 import { Records, isEarlier, isFinal, isNewer } from "./probe_records.js";
 import { loadTexts, text } from "./probe_texts.js";
 import { ProbeView } from "./probe_view.js";
@@ -17,8 +18,10 @@ const HISTORY_ITEMS = 10;
 const records = new Records(window.sessionStorage);
 const views = new WeakMap(); // by the view's element
 const workflowOfPrompt = new Map(); // promises of a workflow's id, or of null
+const follower = new Follower();
 let isGraphLoaded = false;
-let isHeard = false; // whether the running prompt is this tab's own
+let heard = null; // the prompt whose events this tab gets
+let turns = 0; // of asking what runs
 
 const viewOf = (node) => {
   const widget = node?.widgets?.find((candidate) => candidate.name === WIDGET);
@@ -46,13 +49,20 @@ async function getJson(path) {
   return response.ok ? response.json() : {};
 }
 
+/** What the host runs now: number, id, nodes and extra data of each prompt. */
+async function runningPrompts() {
+  const { queue_running: running = [] } = await getJson("/queue");
+  return running;
+}
+
+const workflowIdIn = (extra) => extra?.extra_pnginfo?.workflow?.id ?? null;
+
 /** The id of the workflow that the prompt was made of; null where it names none. */
 function workflowOf(prompt) {
   const ask = async () => {
-    const { queue_running: running = [] } = await getJson("/queue");
-    const item = running.find(([, id]) => id === prompt);
+    const item = (await runningPrompts()).find(([, id]) => id === prompt);
     const data = item ?? (await getJson(`/history/${prompt}`))[prompt]?.prompt;
-    return data?.[3]?.extra_pnginfo?.workflow?.id ?? null;
+    return workflowIdIn(data?.[3]);
   };
   if (!workflowOfPrompt.has(prompt)) workflowOfPrompt.set(prompt, ask().catch(() => null));
   return workflowOfPrompt.get(prompt);
@@ -69,13 +79,39 @@ function keep(entry) {
 
 /** Keeps a record that has come over the socket, and shows it where its workflow is open. */
 async function receive(prompt, node, record) {
-  isHeard = true;
+  heard = prompt;
+  follower.stop();
   keep({ workflow: (await workflowOf(prompt)) ?? app.rootGraph.id, node, prompt, record });
 }
 
-/** Shows what is known of the open workflow's probes, and what the history has since. */
-function restore() {
-  askHistory().catch((error) => console.warn("VRAM Probe: no history:", error));
+/** Shows what is known of the open workflow's probes, and what the host has since. */
+async function restore() {
+  await askHistory();
+  await follow();
+}
+
+/** The host may be away; it is asked again when it says that its queue has changed. */
+function tryTo(act) {
+  act().catch((error) => console.warn("VRAM Probe: the host does not answer:", error));
+}
+
+/** Follows the running prompt where it is the open workflow's and this tab hears nothing of it. */
+async function follow() {
+  const workflow = app.rootGraph.id;
+  const ids = new Set([...probes()].map(([id]) => id));
+  if (ids.size === 0) return follower.stop();
+  const turn = ++turns;
+  const running = (await runningPrompts()).find(([, , nodes, extra]) => {
+    return workflowIdIn(extra) === workflow && Object.keys(nodes).some((id) => ids.has(id));
+  });
+  const prompt = running?.[1];
+  if (turn !== turns) return; // the queue has changed meanwhile
+  if (follower.prompt && follower.prompt !== prompt) await askHistory(); // how that one ended
+  if (!prompt || prompt === heard) return follower.stop();
+  const ask = () => getJson(`/z_image_low_vram/probes/${prompt}`);
+  follower.start(prompt, ask, (node, record) => {
+    if (ids.has(node) && workflow === app.rootGraph.id) keep({ workflow, node, prompt, record });
+  });
 }
 
 async function askHistory() {
@@ -90,7 +126,7 @@ async function askHistory() {
   const history = await getJson(`/history?max_items=${HISTORY_ITEMS}`);
   const prompts = Object.keys(history);
   for (const [id, { prompt: queued, outputs }] of Object.entries(history)) {
-    if (queued?.[3]?.extra_pnginfo?.workflow?.id !== workflow) continue;
+    if (workflowIdIn(queued?.[3]) !== workflow) continue;
     for (const [node, output] of Object.entries(outputs ?? {})) {
       const record = output[OUTPUT]?.[0];
       if (!record || !ids.has(node)) continue;
@@ -108,7 +144,7 @@ async function askHistory() {
 async function endLostRuns(workflow) {
   const open = records.of(workflow).filter((entry) => !isFinal(entry));
   if (open.length === 0) return;
-  const { queue_running: running = [] } = await getJson("/queue");
+  const running = await runningPrompts();
   for (const entry of open) {
     const isStale = records.get(workflow, entry.node) === entry;
     if (isStale && !running.some(([, id]) => id === entry.prompt)) {
@@ -178,6 +214,11 @@ app.registerExtension({
   name: "z-image-low-vram.vram_probe",
 
   async setup() {
+    // Only the tab that has queued a prompt hears this.
+    api.addEventListener("execution_start", ({ detail }) => {
+      heard = detail.prompt_id;
+      follower.stop();
+    });
     api.addEventListener(EVENT, ({ detail }) =>
       receive(detail.prompt_id, String(detail.node_id), detail.record),
     );
@@ -186,11 +227,12 @@ app.registerExtension({
       const node = String(detail.display_node ?? detail.node);
       if (record) return receive(detail.prompt_id, node, record);
     });
-    // Of a prompt that another tab has queued, this tab hears the end only.
+    // Of a prompt that another tab has queued, this tab hears that the queue has changed.
     api.addEventListener("status", ({ detail }) => {
-      if (detail?.exec_info?.queue_remaining !== 0 || !isGraphLoaded) return;
-      if (!isHeard) restore();
-      isHeard = false;
+      if (!detail?.exec_info || !isGraphLoaded) return;
+      const isIdle = detail.exec_info.queue_remaining === 0;
+      tryTo(isIdle && heard === null ? restore : follow);
+      if (isIdle) heard = null;
     });
     window.addEventListener("pagehide", () => records.save());
     await loadTexts();
@@ -202,7 +244,7 @@ app.registerExtension({
 
   afterConfigureGraph() {
     isGraphLoaded = true;
-    restore();
+    tryTo(restore);
   },
 
   getNodeMenuItems(node) {

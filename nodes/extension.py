@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .attention_slice import AttentionSlice
 from .fit_to_vram import FitToVRAM, register_route
 from .gradient_checkpoint import ApplyGradientCheckpoint
+from .host import probe_route
 from .lean_vae import LeanVAE
 from .load_model import LoadZImageTurbo
 from .vram_probe import VRAMProbe
@@ -15,6 +16,7 @@ class ZImageLowVRAM(ComfyExtension):
 
     async def on_load(self) -> None:
         register_route()
+        probe_route.add()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from .host import probe_chart, probe_sampling, probe_stretch
 from .host.probe_tools import DETAILS, MODES, NODE_ID, RESET_ONLY, ProbeSettings
-from .memory import chart, record, recorder, report
+from .memory import chart, record, recorder, report, snapshot
 from .memory import history as rows
 from .memory.counter import Count, PeakCounter
 from .memory.peak import PeakTracker
@@ -28,6 +28,7 @@ TOOLS = SimpleNamespace(
     missed=report.missed,
     row=rows.row,
     append=rows.append,
+    write_snapshot=snapshot.write,
     workflow_hash=rows.workflow_hash,
 )
 GIB = 2**30
@@ -90,8 +91,9 @@ class VRAMProbe(io.ComfyNode):
                     tooltip=(
                         "How closely a sampling is watched, on a MODEL wire: one peak, one for "
                         "each step, one for each block, or also the largest tensors with their "
-                        "code lines (slow). From steps on, the counter is set back between them. "
-                        "Without a GPU, blocks and allocations count exact tensor bytes (slow)."
+                        "code lines and a file for torch's memory viewer (slow). From steps on, "
+                        "the counter is set back between them. Without a GPU, blocks and "
+                        "allocations count exact tensor bytes (slow)."
                     ),
                 ),
                 io.Combo.Input(

@@ -6,11 +6,12 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import comfy.memory_management as memory
 import comfy.model_management as management
 import comfyui_version
 import psutil
@@ -18,6 +19,7 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_AND_PAGES = ", and the pages of dynamic VRAM as they are at each reading"
 _RSS = re.compile(rb"VmHWM:\s+(\d+) kB\s+VmRSS:\s+(\d+) kB")
 # bytes, and why there are none
 Amount = tuple[int | None, str | None]
@@ -59,7 +61,7 @@ def gauge_of(device: torch.device) -> Gauge:
         return Gauge(
             read,
             lambda: counts.reset_peak_memory_stats(device),
-            f"torch's {device.type} allocator",
+            f"torch's {device.type} allocator" + (_AND_PAGES if memory.aimdo_enabled else ""),
         )
     return _process_gauge()
 
@@ -106,21 +108,37 @@ def versions() -> dict[str, str]:
     return found
 
 
-def figures(device: torch.device) -> Iterator[tuple[str, int | None, str | None]]:
-    """Name, bytes, and the reason where there are no bytes, of everything that can be asked."""
+def figures(
+    device: torch.device, streamed: Iterable[tuple[str, int | None, str | None]] | None = None
+) -> Iterator[tuple[str, int | None, str | None]]:
+    """Name, bytes, and the reason where there are no bytes, of everything that can be asked.
+
+    Args:
+        device: of which it is asked.
+        streamed: figures of that kind of a watched sampling.
+    """
     yield from _allocator_figures(device)
     yield from _driver_figures(device)
     for patcher in _loaded(device):
         yield from _model_figures(patcher)
     if not any(_is_dynamic(patcher) for patcher in _loaded(device)):
         yield "pages of dynamic VRAM", None, "no model here is loaded with dynamic VRAM"
-    yield "weights streamed per step", None, "the host keeps no count of what it streams"
+    if streamed is None:
+        yield "weights streamed per step", None, _streams_unseen(device)
+    else:
+        yield from streamed
     yield "pinned RAM of the host", *_pinned()
-    memory = psutil.virtual_memory()
+    ram = psutil.virtual_memory()
     yield "RAM of this process", psutil.Process().memory_info().rss, None
     _, peak = _process_gauge().read()
     yield "RAM of this process, highest since it was set back", peak, None
-    yield "RAM in use on this machine", memory.total - memory.available, None
+    yield "RAM in use on this machine", ram.total - ram.available, None
+
+
+def _streams_unseen(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "weights and arithmetic are both in RAM"
+    return "seen while a model is sampled behind a probe on its MODEL wire"
 
 
 def _loaded(device: torch.device) -> list[Any]:

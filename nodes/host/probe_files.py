@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from comfy_execution.progress import get_progress_state
 
 from . import probe_device
-from .probe_tools import ProbeSettings
+from .probe_tools import ProbeSettings, Tools
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ HISTORY = f"{FOLDER}/vram_history.jsonl"
 _PIXELS_PER_LATENT = 8
 # Allocations that torch keeps; the oldest are dropped first.
 _ENTRIES = 500_000
+_TRACKED = "the file for torch's memory viewer has the operations that were watched"
 
 
 def about_sampling(patcher: Any, noise: Any) -> dict[str, Any]:
@@ -55,11 +56,12 @@ def keep(
     settings: ProbeSettings,
     about: dict[str, Any],
     device: torch.device,
+    streamed: Sequence[tuple[str, int | None, str | None]] | None = None,
 ) -> None:
     """Appends a row to the history; what prevents it becomes a note."""
     tools = settings.tools
     prompt = get_progress_state().dynprompt.get_original_prompt()
-    figures = tuple(tools.figure(*figure) for figure in probe_device.figures(device))
+    figures = tuple(tools.figure(*figure) for figure in probe_device.figures(device, streamed))
     row = tools.row(
         record,
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -79,39 +81,45 @@ def keep(
 
 
 @contextmanager
-def memory_history(device: torch.device, recorder: Any) -> Iterator[None]:
-    """Records torch's memory history, and writes it as torch's memory viewer opens it."""
-    if device.type != "cuda":
-        recorder.note(
-            f"no file for torch's memory viewer: torch records that history on CUDA, not on "
-            f"{device.type}"
-        )
-        yield
-        return
-    # Underscored, yet the documented way to this file.
-    record, dump = torch.cuda.memory._record_memory_history, torch.cuda.memory._dump_snapshot
-    try:
-        record(max_entries=_ENTRIES, stacks="python")
-    except RuntimeError as error:  # cudaMallocAsync keeps no history
-        _complain(recorder, f"no file for torch's memory viewer: {str(error).splitlines()[0]}")
-        yield
-        return
+def memory_history(
+    device: torch.device, recorder: Any, tracker: Any, tools: Tools
+) -> Iterator[None]:
+    """Writes what is allocated meanwhile as torch's memory viewer opens it.
+
+    It is torch's own history where torch keeps one; else what the tracker has logged.
+    """
+    why_not = _begin_history() if device.type == "cuda" else f"on {device.type}"
     try:
         yield
     finally:
-        name = f"{FOLDER}/vram_{time.strftime('%Y%m%d_%H%M%S')}.pickle"
-        path = _output() / name
+        name = f"{FOLDER}/vram_{time.strftime('%Y%m%d_%H%M%S')}_{time.time_ns() // 1000 % 10**6:06}"
+        path = _output() / f"{name}.pickle"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            dump(str(path))
+            if why_not is None:
+                torch.cuda.memory._dump_snapshot(str(path))
+            else:
+                tools.write_snapshot(path, tracker.log)
+                recorder.note(f"{_TRACKED}: torch keeps no such history {why_not}")
         except OSError as error:
             _complain(recorder, f"no file for torch's memory viewer: {error.strerror}")
         except RuntimeError as error:
             _complain(recorder, f"no file for torch's memory viewer: {str(error).splitlines()[0]}")
         else:
-            recorder.wrote(name)
+            recorder.wrote(f"{name}.pickle")
         finally:
-            record(enabled=None)
+            if why_not is None:
+                torch.cuda.memory._record_memory_history(enabled=None)
+
+
+def _begin_history() -> str | None:
+    """Has torch record its history of CUDA; returns why not where it refuses."""
+    try:
+        # Underscored, yet the documented way to this file.
+        torch.cuda.memory._record_memory_history(max_entries=_ENTRIES, stacks="python")
+    except RuntimeError:
+        return f"with the allocator {torch.cuda.get_allocator_backend()}"
+    return None
 
 
 def _output() -> Path:

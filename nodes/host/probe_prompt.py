@@ -7,13 +7,14 @@ is kept about a prompt goes with it: there is no thread and no global of ours.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from comfy_execution.progress import ProgressHandler, get_progress_state
 
-from . import probe_device
+from . import probe_device, probe_events
 from .probe_tools import NODE_ID, ProbeSettings, Tools
 
 _NAME = "z_image_low_vram.probe"
@@ -44,6 +45,7 @@ class PromptWatch(ProgressHandler):
     def __init__(self, tools: Tools) -> None:
         super().__init__(_NAME)
         self.records: dict[str, Any] = {}  # by node id, in the order in which they were measured
+        self.live: dict[str, dict[str, Any]] = {}  # by the id that the page knows: the newest
         self._tools = tools
         self._counters: dict[torch.device, tuple[Any, probe_device.Gauge]] = {}
         self._stretches: dict[torch.device, _Stretch] = {}
@@ -125,6 +127,12 @@ class PromptWatch(ProgressHandler):
             self.records.pop(node_id, None)
             self.records[node_id] = record
 
+    def show(self, place: probe_events.Place, record: dict[str, Any]) -> None:
+        """Sends a record to the page of the prompt, and keeps it for those that ask."""
+        if place.node_id is not None:
+            self.live[place.node_id] = record
+        probe_events.send(place, record)
+
     def others(self, node_id: str | None) -> list[Any]:
         """The records of the prompt's other probes so far, those from the cache first."""
         measured = [record for other, record in self.records.items() if other != node_id]
@@ -200,6 +208,15 @@ def current(tools: Tools) -> PromptWatch:
     return watch
 
 
+def live_records(prompt_id: str) -> dict[str, dict[str, Any]]:
+    """The newest record of each probe of the running prompt, by the id that the page knows."""
+    registry = get_progress_state()
+    watch = registry.handlers.get(_NAME)
+    if registry.prompt_id != prompt_id or not isinstance(watch, PromptWatch):
+        return {}
+    return dict(watch.live)
+
+
 def blank_record(watch: PromptWatch, device: torch.device, settings: ProbeSettings) -> Any:
     """A record of these settings on this device, without measurements."""
     tools = settings.tools
@@ -215,10 +232,14 @@ def blank_record(watch: PromptWatch, device: torch.device, settings: ProbeSettin
 
 
 def completed(
-    watch: PromptWatch, device: torch.device, settings: ProbeSettings, record: Any
+    watch: PromptWatch,
+    device: torch.device,
+    settings: ProbeSettings,
+    record: Any,
+    streamed: Iterable[tuple[str, int | None, str | None]] | None = None,
 ) -> Any:
     """The record with this moment's figures, the prompt's summary, and its reports."""
     tools = settings.tools
-    figures = tuple(tools.figure(*figure) for figure in probe_device.figures(device))
+    figures = tuple(tools.figure(*figure) for figure in probe_device.figures(device, streamed))
     others = watch.others(settings.node_id)
     return tools.completed(record, figures, others, probe_device.versions())

@@ -9,9 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from . import probe_device, probe_events, probe_files, probe_prompt
+from .probe_streaming import Streaming
 from .probe_tools import ProbeSettings
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ class SamplingRun:
     Args:
         settings: what the user asked.
         watch: the prompt's.
-        device: where the model computes.
+        patcher: of the model that is sampled.
         recorder: gets the readings.
         about: model, size, batch and dtype, for the history.
     """
@@ -35,13 +34,14 @@ class SamplingRun:
         self,
         settings: ProbeSettings,
         watch: probe_prompt.PromptWatch,
-        device: torch.device,
+        patcher: Any,
         recorder: Any,
         about: dict[str, Any],
     ) -> None:
         self._settings = settings
         self._watch = watch
-        self._device = device
+        device = self._device = patcher.load_device
+        self._streaming = Streaming(patcher)
         self._recorder = recorder
         self._about = about
         self._place = probe_events.place_of(settings.node_id)
@@ -68,16 +68,16 @@ class SamplingRun:
     def steps(self) -> Iterator[None]:
         """Around the sampler: what comes before it was loading."""
         with ExitStack() as until:
-            if self._is_tracked or self._settings.detail == "allocations":
-                self._tracker = self._settings.tools.tracker(
-                    trace=self._settings.detail == "allocations", device=self._device.type
-                )
+            tools, names = self._settings.tools, self._settings.detail == "allocations"
+            if self._is_tracked or names:
+                self._tracker = tools.tracker(trace=names, log=names, device=self._device.type)
                 until.callback(self._end_tracking)
                 until.enter_context(self._tracker)
-            if self._settings.detail == "allocations":
-                until.enter_context(probe_files.memory_history(self._device, self._recorder))
+            if names:
+                told = (self._device, self._recorder, self._tracker, tools)
+                until.enter_context(probe_files.memory_history(*told))
             self.point("loading")
-            self._recorder.begin_step()
+            self._begin_step()
             yield
             self._recorder.drop_step()
             self.point("after the last step")
@@ -86,6 +86,11 @@ class SamplingRun:
         """The sampler has ended a step."""
         self.point("sampler" if self._settings.sees_blocks else None)
         self._recorder.end_step()
+        self._streaming.end_step()
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        self._streaming.begin_step()
         self._recorder.begin_step()
 
     def point(self, block: str | None) -> None:
@@ -93,6 +98,7 @@ class SamplingRun:
         if threading.get_ident() != self._thread:
             return
         recorder, tools = self._recorder, self._settings.tools
+        self._streaming.read()
         weights = probe_device.weights_bytes(self._device)
         if self._is_tracked:
             if self._tracker is None:
@@ -123,11 +129,13 @@ class SamplingRun:
             recorder.note(probe_prompt.AT_LEAST)
         self._interval.close()
         self._whole.close()
+        device = self._device
+        streamed = None if device.type == "cpu" else tuple(self._streaming.figures())
         if settings.is_kept:
-            probe_files.keep(recorder, recorder.record(state), settings, self._about, self._device)
-        record = probe_prompt.completed(
-            self._watch, self._device, settings, self._shown(recorder.record(state))
-        )
+            seen = recorder.record(state)
+            probe_files.keep(recorder, seen, settings, self._about, device, streamed)
+        seen = self._shown(recorder.record(state))
+        record = probe_prompt.completed(self._watch, device, settings, seen, streamed)
         self._watch.put(settings.node_id, record)
         self._show(record)
         # What comes next, such as the decode, is not the sampling's.
@@ -141,7 +149,7 @@ class SamplingRun:
     def _show(self, record: Any) -> None:
         whole = record.as_json()
         self._settings.live.update(whole)
-        probe_events.send(self._place, whole)
+        self._watch.show(self._place, whole)
 
     def _shown(self, record: Any) -> Any:
         """Steps have peaks of their own only where the counter was set back between them."""

@@ -110,7 +110,7 @@ class _Watcher:
             self._recorder = settings.tools.recorder(blank)
             self._prompt_id = blank.prompt_id
         about = probe_files.about_sampling(patcher, args[0] if args else None)
-        return SamplingRun(settings, watch, patcher.load_device, self._recorder, about)
+        return SamplingRun(settings, watch, patcher, self._recorder, about)
 
 
 def _with_callback(

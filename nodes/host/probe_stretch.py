@@ -33,7 +33,7 @@ def measure(value: Any, settings: ProbeSettings) -> Any:
         record = recorder.record("done")
     record = probe_prompt.completed(watch, device, settings, record)
     watch.put(settings.node_id, record)
-    probe_events.send(probe_events.place_of(settings.node_id), record.as_json())
+    watch.show(probe_events.place_of(settings.node_id), record.as_json())
     return record
 
 

@@ -31,6 +31,7 @@ class Tools(Protocol):
     missed: Callable[[str], Any]
     row: Callable[..., dict[str, Any]]
     append: Callable[..., None]
+    write_snapshot: Callable[[Any, Any], None]
     workflow_hash: Callable[[Any], str]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .record import Record, Sample
-from .report import headline, size
+from .report import GIB, MIB, headline, size
 
 Point = tuple[float, float]
 # Blue, orange and grey hold on light and dark, and for the colour-blind.
@@ -80,8 +81,7 @@ def drawing(record: Record, *, width: int = 960, height: int = 420) -> Drawing:
     def y(count: float) -> float:
         return plot_bottom - (plot_bottom - _TOP) * count / top
 
-    for index in range(5):
-        count = top * index / 4
+    for count in _marks(top):
         shapes.append(Line((_LEFT, y(count)), (plot_right, y(count)), FAINT))
         shapes.append(Text((_LEFT - 8, y(count)), size(int(count)), TEXT, is_right=True))
     shapes += _areas(samples, x, y)
@@ -99,21 +99,34 @@ def drawing(record: Record, *, width: int = 960, height: int = 420) -> Drawing:
     return Drawing(width, height, BACKGROUND, tuple(shapes))
 
 
+def _marks(top: float) -> list[float]:
+    """Round numbers of bytes from 0 to the top, four or a few more steps apart."""
+    unit = GIB if top >= GIB else MIB
+    rough = top / unit / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(f * power for f in (0.5, 1, 2, 5) if 2 * f * power > rough) * unit
+    return [step * index for index in range(int(top / step) + 1)]
+
+
 def _areas(samples: tuple[Sample, ...], x, y) -> list[Area]:
-    """The three parts, one on top of the other: weights, other, activations."""
-    low = [0.0] * len(samples)
+    """The three parts, one on top of the other: weights, other, activations.
+
+    In steps: a sample is the highest since the one before, and what lay between is not known.
+    """
+    times = [x(s.t_s) for s in samples]
+    starts, ends, ended = times[:-1], times[1:], samples[1:]
+    if len(samples) == 1:  # a moment is drawn as wide as the plot
+        starts, ends, ended = [x(0.0)], [max(times[0], x(0.0) + 1)], samples
+
+    def edge(heights: list[int]) -> list[Point]:
+        bars = zip(starts, ends, heights, strict=True)
+        return [(side, y(height)) for start, end, height in bars for side in (start, end)]
+
+    low = [0] * len(ended)
     areas = []
     for name in ("weights", "other", "activations"):
-        high = [base + getattr(s.parts, name) for base, s in zip(low, samples, strict=True)]
-        upper = [(x(s.t_s), y(h)) for s, h in zip(samples, high, strict=True)]
-        lower = [(x(s.t_s), y(b)) for s, b in zip(samples, low, strict=True)]
-        if len(samples) == 1:  # a moment is drawn as wide as the plot
-            (_, top), (left, bottom) = upper[0], (x(0.0), lower[0][1])
-            right = max(x(samples[0].t_s), left + 1)
-            areas.append(Area(((left, top), (right, top), (right, bottom), (left, bottom)),
-                              COLOURS[name]))  # fmt: skip
-        else:
-            areas.append(Area((*upper, *reversed(lower)), COLOURS[name]))
+        high = [base + getattr(s.parts, name) for base, s in zip(low, ended, strict=True)]
+        areas.append(Area((*edge(high), *reversed(edge(low))), COLOURS[name]))
         low = high
     return areas
 

@@ -20,6 +20,7 @@ Known limitations:
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import weakref
@@ -36,8 +37,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
 _BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
-# Which operations are taken apart on a device, and by which kernel; filled as they come.
-_INNER_KEYS: dict[tuple[Any, str], Any] = {}
+# How an operation is watched on a device; filled as they come.
+_WAYS: dict[tuple[Any, str], tuple[Any, bool]] = {}
 # The softmax of math attention is no composite to autograd, but one to the devices: it allocates in
 # three steps.
 _SAFE_SOFTMAX = torch.ops.aten._safe_softmax.default
@@ -46,6 +47,7 @@ _LIFT_FRESH = torch.ops.aten.lift_fresh.default
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention.default
 _PLAIN = torch._C._disabled_torch_dispatch_impl
+_USUAL = (torch.Tensor, torch.nn.Parameter)
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 
 
@@ -176,26 +178,28 @@ class PeakTracker(TorchDispatchMode):
             kernel.__exit__(*exc)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(t is not FakeTensor and t.__torch_dispatch__ is not _PLAIN for t in types):
-            # A wrapper (a quantised tensor): it runs its inner operations, which come back here.
-            return NotImplemented
+        for kind in types:
+            if kind is not FakeTensor and kind.__torch_dispatch__ is not _PLAIN:
+                # A wrapper (a quantised tensor): it runs its inner operations, which come back.
+                return NotImplemented
         kwargs = kwargs or {}
-        if func.namespace == "prim":  # asks a fake tensor for its device; makes nothing
-            return func(*args, **kwargs)
         device_type = _device_type(args)
-        is_fake_cuda = device_type == "cuda" and isinstance(args[0], FakeTensor)
-        has_mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None) is not None
-        if func is _SDPA and is_fake_cuda and not has_mask and self._attention == "flash":
+        is_named = func is _SDPA and self._attention == "flash" and device_type == "cuda"
+        if is_named and isinstance(args[0], FakeTensor) and not _has_mask(args, kwargs):
             with self:  # torch would ask the device, which need not be here
                 return _FLASH(*args[:3], scale=kwargs.get("scale"))[0]
-        key = _inner_key(func, device_type)
-        if key is None and func.namespace in self._opened and _has_kernel(func, _EXPLICIT):
-            key = _EXPLICIT
+        try:
+            key, makes = _WAYS[func, device_type]
+        except KeyError:
+            key, makes = _WAYS[func, device_type] = _way_of(func, device_type)
+        if key is None and self._opened and func.namespace in self._opened:
+            key = _EXPLICIT if _has_kernel(func, _EXPLICIT) else None
         if key is not None:
             with self:
                 return func._op_dk(key, *args, **kwargs)
         out = func(*args, **kwargs)
-        self._count(func, args, kwargs, out)
+        if makes:
+            self._count(func, args, kwargs, out)
         return out
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -206,7 +210,7 @@ class PeakTracker(TorchDispatchMode):
             if entry is not None:
                 if entry[1].nbytes != storage.nbytes():  # resize_, or an out= that was too small
                     self._remove(storage._cdata)
-                    self._add(storage, str(func), tensor)
+                    self._add(storage, _name_of(func), tensor)
                 continue
             if not self._is_counted(storage):
                 continue
@@ -215,9 +219,9 @@ class PeakTracker(TorchDispatchMode):
                 if func is not _LIFT_FRESH:
                     given.update(t.untyped_storage()._cdata for t in _tensors((args, kwargs)))
             if storage._cdata not in given:  # else a view of a tensor that was there before
-                self._add(storage, str(func), tensor)
+                self._add(storage, _name_of(func), tensor)
         if self.current_bytes > self.peak_bytes:
-            self._note_peak(str(func))
+            self._note_peak(_name_of(func))
 
     def _is_counted(self, storage: torch.UntypedStorage) -> bool:
         return self._device is None or storage.device.type == self._device
@@ -255,21 +259,33 @@ def _device_type(args: Any) -> str:
     return ""
 
 
-def _inner_key(func: Any, device_type: str) -> Any:
-    """Returns the dispatch key under which `func` runs as steps that can be seen, or None.
+def _has_mask(args: Any, kwargs: Any) -> bool:
+    return kwargs.get("attn_mask", args[3] if len(args) > 3 else None) is not None
+
+
+def _way_of(func: Any, device_type: str) -> tuple[Any, bool]:
+    """How `func` is watched.
 
     An operation with a kernel of the device's own is one step there, composite or not.
+
+    Returns:
+        The dispatch key under which it runs as steps that can be seen, or None; and whether it may
+        return a storage that is not known yet.
     """
-    try:
-        return _INNER_KEYS[func, device_type]
-    except KeyError:
-        key = None
-        if func is _SAFE_SOFTMAX:
-            key = _EXPLICIT
-        elif _has_kernel(func, _COMPOSITE) and not _has_own_kernel(func, device_type):
-            key = _COMPOSITE
-        _INNER_KEYS[func, device_type] = key
-        return key
+    if func.namespace == "prim":  # asks a fake tensor for its device
+        return None, False
+    if func is _SAFE_SOFTMAX:
+        return _EXPLICIT, True
+    if _has_kernel(func, _COMPOSITE) and not _has_own_kernel(func, device_type):
+        return _COMPOSITE, True
+    # By its schema, a view looks at its input and makes nothing.
+    is_view = func.is_view and func.namespace == "aten" and func is not _LIFT_FRESH
+    return None, not is_view
+
+
+@functools.cache
+def _name_of(func: Any) -> str:
+    return str(func)
 
 
 def _has_own_kernel(func: Any, device_type: str) -> bool:
@@ -283,7 +299,10 @@ def _has_kernel(func: Any, key: Any) -> bool:
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:
     """Yields every tensor with a storage in nested tuples, lists and dicts."""
-    if isinstance(tree, torch.Tensor):
+    if type(tree) in _USUAL:
+        if tree.layout is torch.strided:
+            yield tree
+    elif isinstance(tree, torch.Tensor):
         if is_traceable_wrapper_subclass(tree):
             for name in tree.__tensor_flatten__()[0]:
                 yield from _tensors(getattr(tree, name))

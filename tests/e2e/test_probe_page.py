@@ -24,6 +24,7 @@ SIDE_PX, STEPS = 128, 3
 SETTINGS = ["measure and reset peak", "blocks", "off"]
 PARTS = ("weights", "activations", "other")
 EVENT = "z_image_low_vram.probe"
+ROUTE = "/z_image_low_vram/probes/"
 MiB, GiB = 2**20, 2**30
 
 
@@ -81,6 +82,7 @@ class Probe:
 
     def __init__(self, page: ComfyPage, node_id: int | str):
         self.page = page.page
+        self.node_id = node_id
         path = ".subgraph.getNodeById".join(f"('{part}')" for part in str(node_id).split(":"))
         self.node = f"app.rootGraph.getNodeById{path}"
         self.page.wait_for_function(f"{self.node}?.widgets?.some(w => w.name === 'vram_chart')")
@@ -95,7 +97,14 @@ class Probe:
         return self.part(name).inner_text()
 
     def wait_for_chart(self) -> None:
-        self.part("activations").wait_for()
+        self.part("legend").locator("b").first.wait_for()
+
+    def wait_for_step(self, step: int) -> int:
+        """Returns the last step in the strip below the chart, when it is at least this one."""
+        last = "[...root.querySelectorAll('svg .cell')].length"
+        root = f"document.querySelector('[data-probe=\"{self.node_id}\"]').shadowRoot"
+        counted = f"() => {{ const root = {root}; const n = {last}; return n >= {step} && n }}"
+        return self.page.wait_for_function(counted).json_value()
 
     def hover(self, share: float) -> None:
         """Rests the mouse over the chart, at that share of its width."""
@@ -318,6 +327,43 @@ def test_subgraphs_and_states_in_chinese_and_a_light_theme(open_page, server, pr
         assert page.faults == []
     finally:
         server.post_json("/settings/Comfy.ColorPalette", "dark")
+
+
+def test_a_tab_opened_and_one_reloaded_in_mid_run_show_the_run(
+    open_page, server, probed, artifacts
+):
+    _node(probed, SAMPLER)["widgets_values"][2] = 5000
+    first = open_page(nodes_2=False)
+    asked: list[str] = []
+    first.page.on("request", lambda request: asked.append(request.url))
+    first.load(probed)
+    first.page.get_by_test_id("queue-button").click()
+    try:
+        Probe(first, ON_MODEL).wait_for_step(1)
+        assert not [url for url in asked if ROUTE in url], "it hears the run, and need not ask"
+        other = open_page(nodes_2=False)
+        other.page.on("request", lambda request: asked.append(request.url))
+        other.page.wait_for_timeout(700)
+        assert not [url for url in asked if ROUTE in url], "no probe is open there"
+        other.load(probed)
+        probe = Probe(other, ON_MODEL)
+        probe.wait_for_step(probe.wait_for_step(1) + 10)
+        assert probe.text("state") == "measuring"
+        assert Probe(other, ON_IMAGE).part("head").is_hidden(), "not its turn yet"
+        other.keep_screenshot(artifacts, "probe_other_tab")
+        first.page.reload()
+        first.page.wait_for_function(READY)
+        first.load(probed)
+        again = Probe(first, ON_MODEL)
+        again.wait_for_step(again.wait_for_step(1) + 10)
+    finally:
+        server.post_json("/interrupt", {})
+    for shown in (probe, again):
+        shown.part("state.interrupted").wait_for()
+    asked.clear()
+    first.page.wait_for_timeout(1200)
+    assert not [url for url in asked if ROUTE in url], "nothing runs any more"
+    assert first.faults + other.faults == []
 
 
 def test_a_tab_reloaded_in_mid_run_goes_on_and_a_removed_node_listens_no_more(open_page, probed):

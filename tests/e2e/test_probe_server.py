@@ -14,6 +14,7 @@ from pack.benchmarks.harness.model_files import Models
 from pack.benchmarks.live_host import LiveHost
 
 EVENT = "z_image_low_vram.probe"
+ROUTE = "/z_image_low_vram/probes/"
 FILES = ("z_image_turbo_bf16.safetensors", "qwen_3_4b.safetensors", "ae.safetensors")
 TIMEOUT_S = 120
 
@@ -145,11 +146,22 @@ def test_a_cancelled_run_ends_with_a_record_that_says_so(server):
     assert entry[prompt_id]["outputs"]["1:8"]["z_image_vram_probe"] == [record]
 
 
-def test_without_a_page_the_prompt_runs_all_the_same(server):
-    outputs = server.wait(server.queue(prompt_with_probes(steps=2)), TIMEOUT_S)["outputs"]
+def test_without_a_page_the_prompt_runs_all_the_same_and_may_be_asked_about(server):
+    prompt_id = server.queue(prompt_with_probes(steps=60))
+    states = set()
+    while server.get_json("/queue")["queue_running"] or not states:
+        live = server.get_json(f"{ROUTE}{prompt_id}")
+        states.update(record["state"] for record in live.values())
+        time.sleep(0.05)
+    assert "running" in states
+    outputs = server.wait(prompt_id, TIMEOUT_S)["outputs"]
+    live = server.get_json(f"{ROUTE}{prompt_id}")
     (record,) = outputs["1:8"]["z_image_vram_probe"]
     assert record["state"] == "done"
-    assert len(record["steps"]) == 2
+    assert len(record["steps"]) == 60
+    assert live.keys() == {"1:8", "9"}
+    assert live["1:8"] == record
+    assert server.get_json(f"{ROUTE}another") == {}
 
 
 def test_object_info(server):

@@ -108,3 +108,12 @@ def _clean_host() -> Iterator[None]:
         sys.modules["folder_paths"].filename_list_cache.clear()
     if "comfy.model_management" in sys.modules:
         sys.modules["comfy.model_management"].unload_all_models()
+
+
+@pytest.fixture
+def output(host: Host, tmp_path: Path) -> Iterator[Path]:
+    """The host's output folder, for one test."""
+    before = host.folder_paths.get_output_directory()
+    host.folder_paths.set_output_directory(str(tmp_path / "output"))
+    yield tmp_path / "output"
+    host.folder_paths.set_output_directory(before)

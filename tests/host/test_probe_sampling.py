@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .probe_prompts import Bench, bench, sampling, shelf
 from .test_lean_faults import state
 
 pytestmark = pytest.mark.usefixtures("host")
+MIB = 2**20
 LAYERS = {"context_refiner.0", "noise_refiner.1", "layers.0", "layers.1"}
 
 
@@ -91,7 +93,27 @@ def test_the_largest_tensors_have_shape_dtype_and_line(loaded):
         assert "/" not in tensor["where"], "a code line names no folder"
     sizes = [tensor["bytes"] for tensor in record["largest"]]
     assert sizes == sorted(sizes, reverse=True)
-    assert any("CUDA" in note for note in record["notes"])
+
+
+def test_a_file_for_torchs_memory_viewer_tells_the_same_peak(prompts, loaded, output):
+    from torch.cuda import _memory_viz
+
+    record = prompts.record(sampling(loaded, detail="allocations"), "probe")
+    (name,) = record["files"]
+    seen = pickle.loads((output / name).read_bytes())
+    current = peak = 0
+    for event in seen["device_traces"][0]:
+        current += {"alloc": 1, "free_completed": -1}.get(event["action"], 0) * event["size"]
+        peak = max(peak, current)
+    assert peak == record["parts_at_peak"]["activations"]
+    assert current == sum(segment["allocated_size"] for segment in seen["segments"])
+    files = {frame["filename"] for event in seen["device_traces"][0] for frame in event["frames"]}
+    assert not any("/" in file for file in files), "a code line names no folder"
+    # torch's own readers of such files.
+    assert f"{len(seen['device_traces'][0])} entries" in _memory_viz.trace(seen)
+    assert "active_allocated" in _memory_viz.memory(seen, format_flamegraph=str)
+    assert "<script" in _memory_viz.trace_plot(seen)
+    assert any("torch keeps no such history on cpu" in note for note in record["notes"])
 
 
 class TestWithOurOtherNodes:
@@ -235,6 +257,26 @@ def test_at_most_ten_events_in_any_second(prompts, loaded):
         assert len([t for t in times if first <= t < first + 1]) <= 10
     assert len(record["timeline"]) <= 400
     assert records[-1] == record
+
+
+def test_what_is_not_on_the_device_when_a_step_begins_is_streamed_in_it(loaded):
+    from pack.nodes.host.probe_streaming import Streaming
+
+    patcher = loaded.model.clone()
+    whole, device = patcher.model_size(), patcher.load_device
+    patcher.load(device, full_load=True)
+    streaming = Streaming(patcher)
+    streaming.begin_step()
+    patcher.partially_unload(device, 2 * MIB)
+    streaming.end_step()
+    resident = patcher.loaded_size()
+    for _ in range(2):
+        streaming.begin_step()
+        streaming.end_step()
+    counts = [count for _, count, _ in streaming.figures()]
+    assert 2 * MIB <= whole - resident < whole
+    assert counts == [0, whole - resident, whole - resident]
+    loaded.model.load(device, full_load=True)
 
 
 def test_a_later_probe_lists_the_sampling(prompts, loaded):

@@ -43,15 +43,6 @@ def prompts(host: Any) -> Iterator[Bench]:
         yield made
 
 
-@pytest.fixture
-def output(host: Any, tmp_path: Path) -> Iterator[Path]:
-    """The host's output folder, for one test."""
-    before = host.folder_paths.get_output_directory()
-    host.folder_paths.set_output_directory(str(tmp_path / "output"))
-    yield tmp_path / "output"
-    host.folder_paths.set_output_directory(before)
-
-
 def execute(value: Any = None, **settings: Any) -> Any:
     from pack.nodes.vram_probe import VRAMProbe
 
@@ -193,10 +184,13 @@ class TestHistory:
 
     def test_a_folder_that_cannot_be_written_ends_no_run(self, prompts, loaded, output):
         output.write_text("a file where the folder should be", encoding="utf-8")
-        record = prompts.record(sampling(loaded, history="append a row"), "probe")
+        prompt = sampling(loaded, history="append a row", detail="allocations")
+        record = prompts.record(prompt, "probe")
         assert prompts.error is None
         assert record["state"] == "done"
-        assert [n for n in record["notes"] if n.startswith("the history was not written: ")]
+        assert record["files"] == []
+        for told in ("the history was not written: ", "no file for torch's memory viewer: "):
+            assert [n for n in record["notes"] if n.startswith(told)]
         assert "the history was not written" in record["report"]
         assert str(output) not in json.dumps(record)
 

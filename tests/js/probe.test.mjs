@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
+import { Follower } from "../../js/probe_follower.js";
 import * as numbers from "../../js/probe_numbers.js";
 import { Records, isEarlier, isNewer } from "../../js/probe_records.js";
 
@@ -36,13 +37,11 @@ test("ticks are round, inside, and never more than about the wanted", () => {
   }
 });
 
-test("the nearest sample, also outside of the times and among equal ones", () => {
+test("a time belongs to the sample that ends there or next, also outside of the times", () => {
   const times = [0, 1, 1, 4];
-  assert.equal(numbers.nearest(times, -3), 0);
-  assert.equal(numbers.nearest(times, 0.4), 0);
-  assert.equal(numbers.nearest(times, 2.6), 3);
-  assert.equal(numbers.nearest(times, 99), 3);
-  assert.equal(numbers.nearest([7], 2), 0);
+  const found = [-3, 0, 0.4, 1, 1.1, 4, 99].map((time) => numbers.sampleAt(times, time));
+  assert.deepEqual(found, [0, 0, 1, 1, 3, 3, 3]);
+  assert.equal(numbers.sampleAt([7], 2), 0);
 });
 
 test("thinning keeps the ends and the highest of each stretch", () => {
@@ -145,7 +144,33 @@ test("the history's record counts where it is newer than the known one", () => {
   assert.ok(isNewer("b", undefined, history));
   assert.ok(isNewer("c", known("b", "done"), history));
   assert.ok(!isNewer("a", known("b", "done"), history));
-  assert.ok(!isNewer("b", known("b", "done"), history));
+  assert.ok(isNewer("b", known("b", "done"), history), "of a sampling that went on from there");
   assert.ok(isNewer("b", known("b", "running"), history));
   assert.ok(!isNewer("c", known("running now", "running"), history));
+});
+
+test("a run is followed until it is stopped, at most a few times a second", async () => {
+  const asked = [];
+  const shown = [];
+  const ask = (prompt) => async () => {
+    asked.push(prompt);
+    if (asked.length === 1) throw new Error("the host is away");
+    return { 20: { count: asked.length } };
+  };
+  const until = async (count) => {
+    while (asked.length < count) await new Promise((done) => setTimeout(done, 20));
+  };
+  const follower = new Follower();
+  follower.start("a", ask("a"), (node, record) => shown.push([node, record.count]));
+  follower.start("a", ask("a"), () => assert.fail("it is followed already"));
+  assert.equal(follower.prompt, "a");
+  const start = performance.now();
+  await until(2);
+  assert.ok(performance.now() - start > 800);
+  await new Promise((done) => setTimeout(done, 0));
+  follower.start("b", ask("b"), () => assert.fail("it was stopped"));
+  follower.stop();
+  await new Promise((done) => setTimeout(done, 700));
+  assert.deepEqual(asked, ["a", "a"]);
+  assert.deepEqual(shown, [["20", 2]]);
 });
