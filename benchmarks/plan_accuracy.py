@@ -114,8 +114,8 @@ class Measures:
         from pack.tests.host.stock_forward import FakeDenoiser
 
         dtype = TYPES[case["dtype"]]
-        # Lean blocks peak alike; the host's own peak may stand in the second image refiner.
-        few = {"layers": 1, "refiner_layers": 1 if "groups" in case else 2}
+        # Lean blocks peak alike; the host's own may peak in the second block of a kind.
+        few = dict.fromkeys(("layers", "refiner_layers"), 1 if "groups" in case else 2)
         key = (case["dtype"], few["refiner_layers"])
         if key not in self._denoisers:
             sizes = dataclasses.replace(Z_IMAGE, **few)

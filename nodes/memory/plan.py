@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .shapes import PIXELS_PER_LATENT, Request, round_up
+from .shapes import PIXELS_PER_LATENT, Request, TransformerSizes, round_up
 
 # Chunks that keep a card's matrix units full: from 512 rows on, reading the weights again for each
 # chunk hides behind the arithmetic of common cards.
@@ -66,9 +66,19 @@ def lean_peak_bytes(request: Request, plan: DenoiserPlan) -> int:
 
     One stream of the whole batch, and for one sample the larger of its attention (what earlier
     groups attended to, k and v of one group, 2 or 3 chunks of the stream) and its feed-forward (a
-    chunk of 1 + 1 / HIDDEN_BLOCKS hidden widths and of the stream).
+    chunk of 1 + 1 / HIDDEN_BLOCKS hidden widths and of the stream). The refiners see part of the
+    stream, which may have a longer chunk.
     """
-    sizes, tokens = request.sizes, request.tokens
+    tokens = request.tokens
+    lengths = (tokens, request.padded_image_tokens, request.padded_text_tokens)
+    block = max(_block_elements(request.sizes, length, plan) for length in lengths)
+    elements = request.batch * tokens * request.sizes.dim + block
+    # The index of each token in the rope tables: three axes, 8 bytes.
+    return elements * request.dtype_bytes + _latent_and_text_bytes(request) + 24 * tokens
+
+
+def _block_elements(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan) -> int:
+    """Elements that a block holds beside the stream, for a sample of that many tokens."""
     chunk = longest_chunk(tokens, plan.chunk_tokens)
     per_group = -(-sizes.kv_heads // plan.groups)
     before_last = (sizes.kv_heads - 1) // per_group * per_group
@@ -87,10 +97,7 @@ def lean_peak_bytes(request: Request, plan: DenoiserPlan) -> int:
         copied = (1 + held_parts * repeats) * group
         attention = max(attention, tokens * (held + copied))
     hidden = sizes.ffn_dim + -(-sizes.ffn_dim // HIDDEN_BLOCKS)
-    feed_forward = chunk * (sizes.dim + hidden)
-    elements = request.batch * tokens * sizes.dim + max(attention, feed_forward)
-    # The index of each token in the rope tables: three axes, 8 bytes.
-    return elements * request.dtype_bytes + _latent_and_text_bytes(request) + 24 * tokens
+    return max(attention, chunk * (sizes.dim + hidden))
 
 
 def stock_peak_bytes(request: Request) -> int:
