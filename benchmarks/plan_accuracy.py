@@ -77,6 +77,7 @@ def _drawn(chance: random.Random, stage: str, number: int) -> dict[str, Any]:
         del case["text_tokens"]
         case["is_decode"] = chance.random() < 0.6
     if stage == "VAE":
+        case["dtype"] = "bfloat16"
         case["prefer"] = chance.choice(("speed", "balance", "smallest"))
         case["batch"] = chance.choice((1, 1, 2))
         case["strip_rows"] = chance.choice((0, 0, 0, 16, 64))
