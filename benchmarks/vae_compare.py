@@ -1,4 +1,4 @@
-"""One real decode on the CPU, in six ways: peak, time, error, PSNR, seams, and error maps.
+"""One real decode on the CPU, in six ways, or an encode: peak, time, error, seams, error maps.
 
     python run.py bench vae_compare [--side 512] [--pairs 1] [--way speed] [--exact] [--show]
 
@@ -11,7 +11,8 @@ pixels of the tiles' or strips' edges over that elsewhere; 1 is no seam. VAEDeco
 512 that overlap by 64. Fallback: the decode of the host whose first try runs out of memory
 (injected). Live: bytes of the tensors at the peak, weights excluded. Process: growth of the
 resident memory at its peak, workspaces of convolutions included, as Linux counts it. `--exact`
-adds a float64 decode, and how many 8-bit pixels equal it. Rows of other sizes are kept.
+adds a float64 decode, and how many 8-bit pixels equal it. `--encode` compares the host's encode
+with ours. Rows of other sizes are kept.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ ROWS = RESULTS / "vae_compare.jsonl"
 STOCK, TILED, FALLBACK = "stock", "VAEDecodeTiled", "fallback"
 OURS = ("speed", "balance", "smallest")
 WAYS = (STOCK, TILED, FALLBACK, *OURS)
-KEY = ("side_px", "contrast", "way")
+KEY = ("task", "side_px", "contrast", "way")
 # In latent pixels, as the node VAEDecodeTiled and the host's fallback call the host's tiles.
 TILES = {TILED: (64, 8), FALLBACK: (64, 16)}
 NEAR_PX = 4
@@ -141,16 +142,20 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     for parameter in vae.first_stage_model.decoder.conv_out.parameters():
         parameter.mul_(options.contrast)
     tile, overlap = TILES[TILED]
+    task = "encode" if options.encode else "decode"
     patched = {prefer: lean(vae, prefer) for prefer in OURS}
-    decoders: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        STOCK: vae.decode,
+    runs: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        STOCK: getattr(vae, task),
         TILED: lambda latent: vae.decode_tiled(latent, tile_x=tile, tile_y=tile, overlap=overlap),
         FALLBACK: fallback(vae),
-        **{prefer: patched[prefer].decode for prefer in OURS},
+        **{prefer: getattr(patched[prefer], task) for prefer in OURS},
     }
-    ways = [way for way in WAYS if way == STOCK or way in (options.way or WAYS)]
+    known = OURS if options.encode else WAYS
+    ways = [STOCK, *(way for way in known if way != STOCK and way in (options.way or WAYS))]
     torch.manual_seed(0)
-    latent = torch.randn(1, vae.latent_channels, side, side)
+    given = torch.randn(1, vae.latent_channels, side, side)
+    if options.encode:
+        given = torch.rand(1, options.side, options.side, 3)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     made: dict[str, torch.Tensor] = {}
     peaks: dict[str, tuple[int, int]] = {}
@@ -158,14 +163,14 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         for way in ways:
             with PeakProcess() as process, PeakTracker() as tracker:
                 start = time.process_time()
-                made[way] = decoders[way](latent)[0]
+                made[way] = runs[way](given)[0]
                 seconds[way].append(time.process_time() - start)
             peaks[way] = tracker.peak_bytes, process.nbytes
             print(
                 f"pair {pair}, {way}: {seconds[way][-1]:.1f} s, {peaks[way][0] / MIB:.0f} MiB live",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
-    exact = exact_decode(vae, latent) if options.exact else None
+    exact = exact_decode(vae, given) if options.exact else None
     rows = []
     for way in ways:
         edges: list[int] = []
@@ -174,55 +179,76 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         elif way in OURS:
             plan = Chosen(way, 0).plan(example_call(patched[way], options.side))
             edges = list(range(plan.levels[-1].limit, options.side, plan.levels[-1].limit))
-        error = made[way] - made[STOCK]
-        if way != STOCK and options.maps:
-            keep_map(error, RESULTS / f"vae_error_{way.lower()}.png")
-        mean_square = float(error.square().mean())
-        off, most = unequal(made[way], made[STOCK])
-        seams = seam_ratio(error, edges, both=way in TILES)
         ratios = (a / b for a, b in zip(seconds[way], seconds[STOCK], strict=True))
-        rows.append(
-            {"side_px": options.side, "contrast": options.contrast, "way": way,
-             "dtype": "float32", "device": "cpu", "threads": 1, "pairs": options.pairs,
-             "live_bytes": peaks[way][0], "process_bytes": peaks[way][1],
-             "seconds": [round(value, 2) for value in seconds[way]],
-             "time": round(statistics.median(ratios), 3),
-             "max_error": float(error.abs().max()),
-             "psnr_db": round(-10 * float(np.log10(mean_square)), 1) if mean_square else None,
-             "seams": None if seams is None else round(seams, 2),
-             "pixels_off_8bit": off, "most_off_8bit": most,
-             "pixels_off_float64": None if exact is None else unequal(made[way], exact)[0],
-             "clamped": float(((made[way] <= 0) | (made[way] >= 1)).float().mean())}
-        )  # fmt: skip
+        row = {
+            "task": task, "side_px": options.side, "contrast": options.contrast, "way": way,
+            "dtype": "float32", "device": "cpu", "threads": 1, "pairs": options.pairs,
+            "live_bytes": peaks[way][0], "process_bytes": peaks[way][1],
+            "seconds": [round(value, 2) for value in seconds[way]],
+            "time": round(statistics.median(ratios), 3),
+            "max_error": float((made[way] - made[STOCK]).abs().max()),
+        }  # fmt: skip
+        if not options.encode:
+            row |= _picture_figures(way, made, edges, exact, options)
+        rows.append(row)
     return rows
+
+
+def _picture_figures(
+    way: str,
+    made: dict[str, torch.Tensor],
+    edges: list[int],
+    exact: torch.Tensor | None,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    error = made[way] - made[STOCK]
+    if way != STOCK and options.maps:
+        keep_map(error, RESULTS / f"vae_error_{way.lower()}.png")
+    mean_square = float(error.square().mean())
+    off, most = unequal(made[way], made[STOCK])
+    seams = seam_ratio(error, edges, both=way in TILES)
+    return {
+        "psnr_db": round(-10 * float(np.log10(mean_square)), 1) if mean_square else None,
+        "seams": None if seams is None else round(seams, 2),
+        "pixels_off_8bit": off, "most_off_8bit": most,
+        "pixels_off_float64": None if exact is None else unequal(made[way], exact)[0],
+        "clamped": float(((made[way] <= 0) | (made[way] >= 1)).float().mean()),
+    }  # fmt: skip
 
 
 def kept_rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the results file and the measured ones, which replace those of their cell."""
     lines = ROWS.read_text().splitlines() if ROWS.exists() else []
     rows = {tuple(row[k] for k in KEY): row for row in [*map(json.loads, lines), *measured]}
-    return sorted(
-        rows.values(), key=lambda row: (row["side_px"], row["contrast"], WAYS.index(row["way"]))
-    )
+    return sorted(rows.values(), key=lambda row: (*_cell(row), WAYS.index(row["way"])))
+
+
+def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in KEY[:-1])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows of one size as Markdown."""
-    lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
+    """The rows of one cell as Markdown."""
+    is_picture = "psnr_db" in rows[0]
+    heads = HEADS if is_picture else HEADS[:5]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        seams, psnr, exact = row["seams"], row["psnr_db"], row["pixels_off_float64"]
         cells = [
             row["way"],
             f"{row['live_bytes'] / MIB:.0f} MiB",
             f"{row['process_bytes'] / MIB:.0f} MiB",
             f"{row['time']:.2f}x",
             f"{row['max_error']:.1e}",
-            "-" if psnr is None else f"{psnr} dB",
-            "-" if seams is None else f"{seams:.2f}",
-            f"{100 - 100 * row['pixels_off_8bit']:.3f} %",
-            f"{row['most_off_8bit']:.0f}",
-            "not measured" if exact is None else f"{100 - 100 * exact:.3f} %",
         ]
+        if is_picture:
+            seams, psnr, exact = row["seams"], row["psnr_db"], row["pixels_off_float64"]
+            cells += [
+                "-" if psnr is None else f"{psnr} dB",
+                "-" if seams is None else f"{seams:.2f}",
+                f"{100 - 100 * row['pixels_off_8bit']:.3f} %",
+                f"{row['most_off_8bit']:.0f}",
+                "not measured" if exact is None else f"{100 - 100 * exact:.3f} %",
+            ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -234,6 +260,7 @@ def main() -> None:
     parser.add_argument("--contrast", type=float, default=0.5, help="of the last convolution")
     parser.add_argument("--way", action="append", choices=WAYS[1:], help="only these, and stock")
     parser.add_argument("--exact", action="store_true", help="decode in float64 too")
+    parser.add_argument("--encode", action="store_true")
     parser.add_argument("--maps", action="store_true", help="keep the error maps")
     parser.add_argument("--show", action="store_true", help="print the rows measured before")
     options = parser.parse_args()
@@ -248,13 +275,16 @@ def main() -> None:
             rows = kept_rows([{**row, **known} for row in measure(options)])
             ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows = kept_rows([])
-    for side, contrast in sorted({(row["side_px"], row["contrast"]) for row in rows}):
-        mine = [row for row in rows if (row["side_px"], row["contrast"]) == (side, contrast)]
-        print(
-            f"\n{side}x{side}, float32, 1 thread, pairs: {mine[0]['pairs']}; of the values of the "
-            f"stock picture {100 * mine[0]['clamped']:.1f} % are clamped (contrast {contrast}).\n"
-        )
-        print(table(mine))
+    for cell in sorted({_cell(row) for row in rows}):
+        mine = [row for row in rows if _cell(row) == cell]
+        task, side, contrast = cell
+        text = f"{task} {side}x{side}, float32, 1 thread, pairs: {mine[0]['pairs']}"
+        if "clamped" in mine[0]:
+            text += (
+                f"; {100 * mine[0]['clamped']:.1f} % of the stock picture's values are clamped "
+                f"(contrast {contrast})"
+            )
+        print(f"\n{text}.\n\n{table(mine)}")
 
 
 if __name__ == "__main__":

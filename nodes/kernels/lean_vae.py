@@ -37,7 +37,7 @@ def decode(
         write: takes the rows of the picture.
         tick: see `Tick`.
 
-    Memory: the formula is in nodes/memory/vae_plan.py.
+    Memory: the formula is in nodes/memory/vae_peak.py.
     Exact: equal up to rounding to the host's decoder; with `plan.is_fused`, sums of taps
         are rounded to the dtype before they are multiplied.
     """
@@ -76,7 +76,7 @@ def encode(
         write: takes the rows of the moments.
         tick: see `Tick`.
 
-    Memory: the formula is in nodes/memory/vae_plan.py.
+    Memory: the formula is in nodes/memory/vae_peak.py.
     Exact: equal up to rounding to the host's encoder.
     """
     work = Work(plan.levels[0], tick)

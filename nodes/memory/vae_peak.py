@@ -36,7 +36,7 @@ def _level_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan, lev
     channels, inputs = sizes.widths[level], sizes.inputs(level)
     # Elements of a row of what the first block reads, and of what each block gives.
     read, own = inputs * columns, channels * columns
-    strip = min(rows, how.limit + 2 * SLACK_ROWS) + HALO_ROWS
+    strip = _strip_rows(rows, how.limit)
     # What the level began with, where that lies on the card.
     is_below_in_ram = level == 0 or plan.levels[level - 1].in_ram
     ends = 0 if is_below_in_ram else rows * read // 4
@@ -61,6 +61,12 @@ def _level_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan, lev
     return held + weights
 
 
+def _strip_rows(rows: int, limit: int) -> int:
+    """A strip as even_runs cuts it, with the rows that a stage held back, and its halo."""
+    parts = max(1, -(-(rows - SLACK_ROWS) // limit))
+    return -(-rows // parts) + SLACK_ROWS + HALO_ROWS
+
+
 def _encoder_level_elements(
     sizes: VaeSizes, height: int, width: int, plan: VaePlan, level: int
 ) -> int:
@@ -69,8 +75,7 @@ def _encoder_level_elements(
     rows, columns = height // scale, width // scale
     channels, inputs = sizes.widths[level], sizes.inputs(level)
     read, own = inputs * columns, channels * columns
-    # A strip as even_runs cuts it, with the rows that a stage held back, and its halo.
-    strip = -(-rows // max(1, -(-(rows - SLACK_ROWS) // how.limit))) + SLACK_ROWS + HALO_ROWS
+    strip = _strip_rows(rows, how.limit)
     adds = level + 1 < len(sizes.widths) and sizes.blocks > 1 and how.adds_after
     stored = max(1, int(how.share * rows)) if level == 0 else rows
     # Beside a map whose strip is at work: it normed, and with its halo; of a block in one go, its
