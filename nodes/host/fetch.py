@@ -12,6 +12,7 @@ from typing import Any
 
 import comfy.ops
 import torch
+from comfy.cli_args import args
 from torch import nn
 from torch.nn import functional
 
@@ -51,7 +52,8 @@ def fetch_linear(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> Fetc
         like: a tensor of the dtype and device that the layer's input has.
         until: gives the weight back to the host when it closes.
 
-    Memory: nothing where the weight lies on the device in that dtype without LoRA, else its size.
+    Memory: nothing where the weight lies on the device in that dtype without LoRA, else its size;
+    beside it the host's buffers of its copy streams.
     """
     if not is_plain(layer, _PLAIN.Linear):
         return None, None, layer
@@ -108,5 +110,25 @@ def _fetch(
     if not (layer.comfy_cast_weights or has_functions):
         return layer.weight, layer.bias
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-    until.callback(comfy.ops.uncast_bias_weight, layer, weight, bias, stream)
+    if _is_in_shared_buffer(layer, weight, stream):
+        weight, bias = weight.clone(), None if bias is None else bias.clone()
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    else:
+        until.callback(comfy.ops.uncast_bias_weight, layer, weight, bias, stream)
     return weight, bias
+
+
+def _is_in_shared_buffer(layer: nn.Module, weight: torch.Tensor, stream: Any) -> bool:
+    """True where the second next fetch would write over the weight.
+
+    The host streams through one buffer for each of its two copy streams, and a layer is done before
+    the next but one is fetched; we hold several. What has a page of its own, was allocated for the
+    copy, or was converted, lies elsewhere.
+
+    Source: cast_bias_weight and cast_modules_with_vbar in the host's comfy/ops.py.
+    """
+    if not isinstance(stream, tuple) or stream[0] is None:
+        return False
+    if hasattr(layer, "_v"):  # dynamic VRAM; the second entry names the device of its page
+        return stream[1] is None
+    return weight is stream[1] and not args.cuda_malloc

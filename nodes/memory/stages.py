@@ -124,11 +124,13 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
     A request that is not plain gets lean blocks under the host's own forward.
     """
     sizes = models.denoiser
-    # A block's weights as they are stored; where that is another type, the cast ones of its larger
-    # part, the feed-forward.
-    block = models.denoiser_weight_bytes * sizes.block_parameters // sizes.parameters
+    # Of a block's weights, those of its larger part, the feed-forward, are held at once in the type
+    # of the arithmetic: cast, or copied out of the host's two buffers for its largest matrix.
+    part = 3 * sizes.dim * sizes.ffn_dim * request.dtype_bytes
+    largest = sizes.dim * max(sizes.qkv_dim, sizes.ffn_dim)
+    buffers = 2 * models.denoiser_weight_bytes * largest // sizes.parameters
     is_cast = models.denoiser_weight_bytes < sizes.parameters * request.dtype_bytes
-    cast = 3 * sizes.dim * sizes.ffn_dim * request.dtype_bytes if is_cast else 0
+    cast = part if is_cast else 0
     names = ("", " + Attention Slice auto", " + Attention Slice max")
 
     def stage(name: str, groups: int) -> Stage:
@@ -138,7 +140,7 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
             "denoise",
             f"Apply Gradient Checkpoint{name}",
             weight_bytes=models.denoiser_weight_bytes,
-            buffer_bytes=block,
+            buffer_bytes=buffers + part - cast,
             activation_bytes=live,
             stock_bytes=stock_peak_bytes(request),
             workspace_bytes=need - live + cast,

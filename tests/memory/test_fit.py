@@ -125,7 +125,9 @@ def test_cast_weights_and_requests_that_are_not_plain_need_more():
     quantised = denoise_stages(published_models(weight_bits=8), request)[0]
     usual = denoise_stages(MODELS, request)[0]
     assert quantised.workspace_bytes - usual.workspace_bytes == 3 * 3840 * 10240 * 2
-    assert quantised.buffer_bytes == pytest.approx(usual.buffer_bytes / 2, rel=1e-6)
+    matrix = 3840 * 3 * 3840
+    assert quantised.buffer_bytes == pytest.approx(2 * matrix, rel=1e-6)
+    assert usual.buffer_bytes == pytest.approx(2 * (2 * matrix + 3 * 3840 * 10240), rel=1e-6)
 
 
 def test_what_would_fit_does_and_a_little_more_does_not():
