@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from .host import budget, fit_patch, fit_route, latents, lean_patch, lean_vae, notice
+from .host import attention, budget, fit_patch, fit_route, latents, lean_patch, lean_vae, notice
 from .host.lean_block import BlockSettings
 from .kernels.toolboxes import BLOCK, VAE
 from .memory import fit_report
@@ -146,11 +146,19 @@ class FitToVRAM(io.ComfyNode):
             int(budget_gib * GIB),
             budget.margin_bytes(),
             prefer,
+            floor_bytes=budget.floor_bytes(model),
+            has_text=conditioning is None,
+            has_lean_vae=vae is not None and lean_vae.sizes_of(vae) is not None,
         )
         room = budget.room_bytes(model.load_device)
         plan = planner.plan(request, room)
         others = planner.others(plan)
-        notes = [f"Kept to: {budget.enforcement(model)}."]
+        notes = [f"Here {budget.enforcement(model)}."]
+        if attention.holds_scores():
+            notes.append(
+                "This host's attention keeps scores, which are not in the figures: add Attention "
+                "Slice."
+            )
         report = fit_report.text(
             plan,
             others=others,
@@ -205,7 +213,7 @@ def _lean_vae(vae, planner: Planner, node_id: str | None):
         plan=lambda call, attempt: choice(call).plan(call, attempt),
         work=lambda call, plan: choice(call).work(call, plan),
         need=lambda call: choice(call).need(call),
-        budget=lambda: planner.budget_bytes(budget.room_bytes(vae.device)),
+        budget=planner.named_bytes or None,
     )
     lean, reason = lean_vae.with_lean_vae(vae, settings, node_id)
     if reason is not None:

@@ -103,6 +103,11 @@ def head_groups(transformer_options: Mapping[str, Any], heads: int) -> int:
     return max(fitted, -(-heads // min(heads, of_mode[asked["mode"]])))
 
 
+def holds_scores() -> bool:
+    """Whether the attention that the host has chosen keeps a matrix of scores."""
+    return attention.optimized_attention.__name__ in _WITH_SCORES
+
+
 def within_groups(transformer_options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options for the attention calls of a block that honours `head_groups`.
 

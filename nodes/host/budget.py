@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,19 +12,19 @@ from typing import Any
 import comfy.model_management as management
 import torch
 
+logger = logging.getLogger(__name__)
+
 _COPY_BYTES, _COPIES = 64 * 2**20, 3
 
 
 def room_bytes(device: torch.device) -> int | None:
     """What is free on the card with none of the host's models on it; None where there is no card.
 
-    What other processes hold is not in it.
+    What other processes hold is not in it. A DirectML card does not tell: it counts as none.
     """
-    if device.type in ("cpu", "meta", "mps"):
+    if device.type not in ("cuda", "xpu"):
         return None
-    patchers = [p for p in management.loaded_models() if p is not None]
-    loaded = sum(p.loaded_size() for p in patchers if p.load_device == device)
-    return int(management.get_free_memory(device) + loaded)
+    return int(management.get_free_memory(device) + sum(p.loaded_size() for p in _loaded(device)))
 
 
 def margin_bytes() -> int:
@@ -31,77 +32,89 @@ def margin_bytes() -> int:
     return int(management.extra_reserved_memory())
 
 
-def fence_bytes(device: torch.device, budget_bytes: int | None) -> int:
-    """What of the card lies beyond the budget, less the margin that the host adds by itself.
-
-    Told to the host on top of a need, it makes it keep its weights within the budget.
-    """
-    room = room_bytes(device)
-    if room is None or budget_bytes is None:
+def floor_bytes(patcher: Any) -> int:
+    """What a host that loads by estimate leaves free of weights, beside its margin."""
+    if room_bytes(patcher.load_device) is None or _is_dynamic(patcher):
         return 0
-    return max(0, room - budget_bytes - margin_bytes())
+    return max(0, int(management.minimum_inference_memory()) - margin_bytes())
 
 
-def make_room(patcher: Any, need_bytes: int, budget_bytes: int | None) -> None:
-    """Frees the weights of other models, so that this one and its need stay within the budget.
+def make_room(patcher: Any, bytes_for_it: int, budget_bytes: int | None) -> None:
+    """Sends weights of other models to RAM, until those that stay leave so much of the budget.
 
     Where weights lie in pages the host leaves the other models' until the card itself is full.
     """
-    device = patcher.load_device
-    room = room_bytes(device)
-    if room is None or budget_bytes is None:
+    if budget_bytes is None or room_bytes(patcher.load_device) is None:
         return
-    mine = [m for m in management.current_loaded_models if _is_of(m.model, patcher)]
-    loaded = sum(m.model.loaded_size() for m in mine)
-    wanted = need_bytes + max(0, room - budget_bytes) + max(0, patcher.model_size() - loaded)
-    management.free_memory(min(wanted, room - loaded), device, mine)
+    others = [p for p in _loaded(patcher.load_device) if not p.is_clone(patcher)]
+    excess = sum(p.loaded_size() for p in others) - max(0, budget_bytes - bytes_for_it)
+    for other in reversed(others):  # the least recently used first
+        if excess > 0:
+            excess -= other.partially_unload(other.offload_device, excess)
 
 
-def _is_of(loaded: Any, patcher: Any) -> bool:
-    return loaded is not None and loaded.is_clone(patcher)
+def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] | None:
+    """Bounds the weights of a loaded model on the card.
+
+    Returns:
+        What lifts the bound; None where nothing is left to lift.
+
+    Source: ModelVBAR in comfy_aimdo: its watermark is the first page that is never resident, while
+    its watermark *limit* is what others may not take. The host lifts it whenever it loads.
+    """
+    if limit_bytes is None or room_bytes(patcher.load_device) is None:
+        return None
+    if not _is_dynamic(patcher):
+        excess = patcher.loaded_size() - limit_bytes
+        if excess > 0:
+            patcher.partially_unload(patcher.offload_device, excess)
+        return None
+    pages = patcher.model.dynamic_vbars.get(patcher.load_device)
+    if not hasattr(pages, "set_watermark"):
+        logger.warning("Fit to VRAM: this ComfyUI's pages know no limit, nothing is enforced")
+        return None
+    pages.set_watermark(limit_bytes)
+    return lambda: pages.set_watermark(pages.max_size)
+
+
+def _loaded(device: torch.device) -> list[Any]:
+    patchers = [p for p in management.loaded_models() if p is not None]
+    return [p for p in patchers if p.load_device == device]
+
+
+def _is_dynamic(patcher: Any) -> bool:
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
 @contextmanager
-def reserved(patcher: Any, latent_shape: Any, reserve_bytes: int) -> Iterator[None]:
-    """The host's estimate for a latent of that shape is the reserve, for as long as it plans."""
+def reserved(patcher: Any, estimate_bytes: float, reserve_bytes: int) -> Iterator[None]:
+    """The host reckons with the reserve instead of that estimate of its own, while it plans."""
     base = patcher.model
     factor = base.memory_usage_factor
-    estimate = base.memory_required(list(latent_shape))
-    base.memory_usage_factor = factor * reserve_bytes / max(estimate, 1)
+    base.memory_usage_factor = factor * min(1.0, reserve_bytes / max(estimate_bytes, 1))
     try:
         yield
     finally:
         base.memory_usage_factor = factor
 
 
-def limit_pages(patcher: Any, limit_bytes: int | None) -> Callable[[], None] | None:
-    """Bounds the pages of a model's weights on the card, and gives what lifts the bound.
-
-    Returns:
-        None where there are no pages to bound: on hosts that load by estimate, and on the CPU.
-
-    Source: ModelVBAR in comfy_aimdo; its watermark is the first page that is never resident, while
-    its watermark *limit* is what others may not take. The host lifts it whenever it loads.
-    """
-    pages = getattr(patcher.model, "dynamic_vbars", {}).get(patcher.load_device)
-    if limit_bytes is None or not hasattr(pages, "set_watermark"):
-        return None
-    pages.set_watermark(limit_bytes)
-    return lambda: pages.set_watermark(pages.max_size)
-
-
 def enforcement(patcher: Any) -> str:
-    """How a budget is kept to for this model, for a reader."""
+    """How a named budget is kept to for this model, for a reader."""
     if room_bytes(patcher.load_device) is None:
-        return "nothing is enforced: the model runs without a GPU"
-    if getattr(patcher, "is_dynamic", bool)():
-        return "enforced by the limit of the model's pages (dynamic VRAM)"
-    return "enforced by the memory that the host is told to keep free (loading by estimate)"
+        return "nothing is enforced: no NVIDIA, AMD or Intel card computes this model"
+    if _is_dynamic(patcher):
+        return "a named budget is kept by a limit on the model's pages (dynamic VRAM)"
+    return "a named budget is kept by sending weights beyond it to RAM (loading by estimate)"
 
 
 def copy_bytes_per_s(device: torch.device) -> float | None:
-    """Measured speed of a copy from pinned RAM to the card; None without an NVIDIA or AMD card."""
-    return _copy_bytes_per_s(device.index or 0) if device.type == "cuda" else None
+    """Measured speed of a copy from pinned RAM to the card; None where it cannot be measured."""
+    if device.type != "cuda":
+        return None
+    try:
+        return _copy_bytes_per_s(device.index or 0)
+    except RuntimeError:  # no room on the card or in pinned RAM
+        return None
 
 
 @functools.lru_cache

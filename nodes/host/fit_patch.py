@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
+from comfy import sampler_helpers
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
@@ -17,14 +19,17 @@ logger = logging.getLogger(__name__)
 
 _KEY = f"{OPTIONS_KEY}.fit_to_vram"
 MIB = 2**20
+# Share by which predicted and measured may differ without a warning.
+APART = 0.05
 
 
 class Situation(NamedTuple):
     """What is known when a sampling begins.
 
-    latent_shape: [B, C, H, W].
+    latent_shape: [B, C, H, W] of a call; with guidance the prompts may go in one.
     text_tokens: of the longest prompt; None if no prompt tells.
     weight_bytes: of the model with its LoRAs.
+    other_bytes: of the models that are loaded with it.
     room_bytes: see `budget.room_bytes`.
     is_plain: no patch or control asks for the host's own forward.
     """
@@ -32,6 +37,7 @@ class Situation(NamedTuple):
     latent_shape: Sequence[int]
     text_tokens: int | None
     weight_bytes: int
+    other_bytes: int
     room_bytes: int | None
     is_plain: bool
 
@@ -56,66 +62,86 @@ class Watch:
 
     def __init__(self, decide: DecideFn, node_id: str | None) -> None:
         self._decide, self._node_id = decide, node_id
+        self._is_sampling, self._is_guided = False, False
         self._decision: Decision | None = None
         self._lift: Callable[[], None] | None = None
 
     def prepare(self, executor, model, noise_shape, conds, *args, **kwargs):
         """PREPARE_SAMPLING: plans, and has the host load within the plan."""
+        if kwargs.get("force_full_load") or kwargs.get("force_offload"):  # training
+            return executor(model, noise_shape, conds, *args, **kwargs)
         options = kwargs.get("model_options") or {}
-        situation = Situation(
-            list(noise_shape),
-            _text_tokens(conds),
-            weight_bytes(model),
-            budget.room_bytes(model.load_device),
-            _is_plain(conds, options.get("transformer_options", {})),
+        prompts = sum(bool(found) for found in conds.values()) if self._is_guided else 1
+        decision = self._decision = self._decide(
+            Situation(
+                [noise_shape[0] * max(1, prompts), *noise_shape[1:]],
+                _text_tokens(conds),
+                weight_bytes(model),
+                _other_bytes(model, conds),
+                budget.room_bytes(model.load_device),
+                _is_plain(conds, options.get("transformer_options", {})),
+            )
         )
-        decision = self._decision = self._decide(situation)
-        level = logging.WARNING if decision.is_warning else logging.INFO
-        logger.log(level, "Fit to VRAM: %s", decision.text)
-        notice.show_text(self._node_id, decision.text)
+        self._say(decision.text, is_warning=decision.is_warning)
         _ask_groups(options, decision.groups)
-        budget.make_room(model, decision.need_bytes, decision.budget_bytes)
-        reserve = decision.need_bytes + budget.fence_bytes(model.load_device, decision.budget_bytes)
-        with budget.reserved(model, noise_shape, reserve):
+        weights = weight_bytes(model) if decision.limit_bytes is None else decision.limit_bytes
+        budget.make_room(model, decision.need_bytes + weights, decision.budget_bytes)
+        _, estimate = sampler_helpers.estimate_memory(model, noise_shape, conds)
+        with budget.reserved(model, estimate, decision.need_bytes):
             result = executor(model, noise_shape, conds, *args, **kwargs)
-        self._lift = budget.limit_pages(model, decision.limit_bytes)
+        self._lift = budget.limit_weights(model, decision.limit_bytes)
         return result
 
     def outer_sample(self, executor, *args, **kwargs):
         """OUTER_SAMPLE: lifts the limit at the end, and compares the peak with the plan."""
-        patcher = executor.class_obj.model_patcher
-        self._decision = None
-        gauge = probe_device.gauge_of(patcher.load_device)
-        _, peak_before = gauge.read()
-        try:
+        if self._is_sampling:  # a sampling inside of a sampling
             return executor(*args, **kwargs)
+        guider = executor.class_obj
+        device = guider.model_patcher.load_device
+        self._is_guided = getattr(guider, "cfg", 1.0) != 1.0
+        self._is_sampling, self._decision = True, None
+        before = _readings(device)
+        try:
+            result = executor(*args, **kwargs)
         finally:
+            self._is_sampling = False
             if self._lift is not None:
                 self._lift()
                 self._lift = None
-            decision, self._decision = self._decision, None
-            if decision is not None:
-                self._compare(decision, patcher, peak_before, gauge.read()[1])
+        if self._decision is None:
+            self._say("a node behind this one has replaced its plan: nothing is kept to")
+        elif before is not None:
+            self._compare(self._decision, before, _readings(device))
+        return result
 
-    def _compare(
-        self, decision: Decision, patcher: ModelPatcher, peak_before: int, peak_bytes: int
-    ) -> None:
-        device = patcher.load_device
-        if budget.room_bytes(device) is None:
-            return
-        predicted = decision.activation_bytes + probe_device.weights_bytes(device)
-        line = f"predicted {_mib(predicted)}"
-        level = logging.INFO
-        if peak_bytes <= peak_before:
-            line += f", measured: not above the earlier peak of {_mib(peak_before)}"
-        else:
-            line += f", measured {_mib(peak_bytes)}"
-            off = abs(peak_bytes - predicted) / predicted
-            if off > 0.05:
-                level = logging.WARNING
-                line += f": {100 * off:.0f} % apart"
-        logger.log(level, "Fit to VRAM: weights and activations while sampling: %s", line)
-        notice.show_text(self._node_id, f"{decision.text}\n{line}")
+    def _compare(self, decision: Decision, before: Any, after: Any) -> None:
+        # What neither the models nor this sampling hold was there before.
+        weights_then, current, peak_then = before
+        weights, _, peak = after
+        if peak <= peak_then:
+            line = f"measured: not above the earlier peak of {_mib(peak_then)}"
+            return self._say(f"{decision.text}\n{line}")
+        predicted = decision.activation_bytes + weights
+        measured = peak - (current - weights_then)
+        off = abs(measured - predicted) / predicted
+        line = f"weights and activations: predicted {_mib(predicted)}, measured {_mib(measured)}"
+        if off > APART:
+            line += f", {100 * off:.0f} % apart"
+        self._say(f"{decision.text}\n{line}", is_warning=off > APART)
+
+    def _say(self, text: str, *, is_warning: bool = False) -> None:
+        level = logging.WARNING if is_warning else logging.INFO
+        logger.log(level, "Fit to VRAM: %s", text)
+        notice.show_text(self._node_id, text)
+
+
+def _readings(device: torch.device) -> tuple[int, int, int] | None:
+    """Of torch's allocator: the weights in it, current and peak bytes; None without a card."""
+    if budget.room_bytes(device) is None:
+        return None
+    current, peak = probe_device.gauge_of(device).read()
+    pages = probe_device.pages_bytes(device)
+    return probe_device.weights_bytes(device) - pages, current - pages, peak - pages
 
 
 def with_watch(model: ModelPatcher, watch: Watch) -> ModelPatcher:
@@ -128,6 +154,13 @@ def with_watch(model: ModelPatcher, watch: Watch) -> ModelPatcher:
 def weight_bytes(patcher: Any) -> int:
     """Bytes of a model's weights with its LoRAs."""
     return patcher.model_size() + budget.patch_bytes(patcher)
+
+
+def _other_bytes(model: ModelPatcher, conds: Mapping[str, Any]) -> int:
+    """Bytes of the models that the host loads with it: patches, ControlNets."""
+    others, _ = sampler_helpers.get_additional_models(conds, model.model_dtype())
+    others += model.get_nested_additional_models()
+    return sum(p.model_size() for p in dict.fromkeys([*model.model_patches_models(), *others]))
 
 
 def _text_tokens(conds: Mapping[str, Any]) -> int | None:

@@ -33,7 +33,7 @@ def register(answer: AnswerFn) -> None:
             asked = await request.json()
             device = management.get_torch_device()
             made = answer(asked, budget.room_bytes(device))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             return web.json_response({"error": str(error)}, status=400)
         total = None if device.type == "cpu" else int(management.get_total_memory(device))
         return web.json_response({**made, "card_bytes": total})

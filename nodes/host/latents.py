@@ -24,5 +24,5 @@ def shape_of(latent: dict[str, Any], channels: int) -> tuple[int, ...]:
 
 def text_tokens(conditioning: Any) -> int | None:
     """Length of the longest prompt on a CONDITIONING wire; None without one."""
-    found = [entry[0].shape[1] for entry in conditioning or ()]
+    found = [entry[0].shape[1] for entry in conditioning or () if entry[0] is not None]
     return max(found, default=None)

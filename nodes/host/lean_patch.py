@@ -165,9 +165,8 @@ def tell_need(need: NeedFn) -> Callable[..., Any]:
     """A PREPARE_SAMPLING wrapper: the host plans with our need instead of its estimate."""
 
     def prepare(executor, model, noise_shape, *args, **kwargs):
-        # Never more than its own estimate.
-        least = min(need(noise_shape), model.model.memory_required(list(noise_shape)))
-        with reserved(model, noise_shape, least):
+        estimate = model.model.memory_required(list(noise_shape))
+        with reserved(model, estimate, need(noise_shape)):
             return executor(model, noise_shape, *args, **kwargs)
 
     return prepare

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from . import notice, vae_layers
-from .budget import fence_bytes, make_room
+from .budget import make_room
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +49,14 @@ class VaeSettings:
     plan: the plan for a call after so many that ran out of memory; None if there is no smaller.
     work: multiply-adds of a plan.
     need: bytes that the host shall reckon with for a call.
-    budget: what the VAE and the need may take together; None for no limit.
+    budget: bytes that all models and the need may take together; None for no limit.
     """
 
     kernels: Any
     plan: Callable[[Call, int], Any]
     work: Callable[[Call, Any], int]
     need: Callable[[Call], int]
-    budget: Callable[[], int | None] = lambda: None
+    budget: int | None = None
 
 
 class LeanForward:
@@ -85,7 +85,9 @@ class LeanForward:
             shape = self.output_shape(given.shape)
             output_buffer = torch.empty(shape, dtype=given.dtype, device=given.device)
         call = self.call(given.shape, given.dtype, given.device)
-        make_room(self._patcher, self._settings.need(call), self._settings.budget())
+        if self._settings.budget is not None:
+            taken = self._settings.need(call) + self._patcher.model_size()
+            make_room(self._patcher, taken, self._settings.budget)
         for index in range(given.shape[0]):
             self._run(given[index : index + 1], output_buffer[index : index + 1])
         return output_buffer
@@ -283,8 +285,7 @@ class _Need:
         result = self._forward.output_shape(sample)
         later = dtype.itemsize * (result[0] - 1) * result[1] * result[2] * result[3]
         estimate = self.stock((*shape[:2], *shape[-2:]), dtype)
-        need = min(estimate, self._settings.need(call) + later)
-        return need + fence_bytes(self._device, self._settings.budget())
+        return min(estimate, self._settings.need(call) + later)
 
 
 def _is_oom(error: Exception) -> bool:

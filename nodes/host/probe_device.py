@@ -142,7 +142,9 @@ def _streams_unseen(device: torch.device) -> str:
 
 
 def _loaded(device: torch.device) -> list[Any]:
-    return [p for p in management.loaded_models() if p.load_device == device]
+    # The host keeps the place of a model that was deleted.
+    patchers = [p for p in management.loaded_models() if p is not None]
+    return [p for p in patchers if p.load_device == device]
 
 
 def _is_dynamic(patcher: Any) -> bool:

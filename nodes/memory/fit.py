@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from .shapes import Request
-from .stages import Models, Stage, denoise_stages, head_groups, text_stage, vae_stages
+from .stages import (
+    Models,
+    Stage,
+    denoise_stages,
+    head_groups,
+    text_stage,
+    vae_stage,
+    vae_stages,
+)
 from .vae_plan import PREFERENCES, Prefer
 
 # Sides of pictures that are looked at, in pixels.
@@ -36,16 +44,16 @@ class Fit:
     @property
     def verdict(self) -> Verdict:
         """fits; tight: only without room for workspaces; too large: cannot run at all."""
-        budget = self.budget_bytes
-        if budget is None or all(stage.least_bytes <= budget for stage in self.stages):
+        budget, judged = self.budget_bytes, [stage for stage in self.stages if stage.is_judged]
+        if budget is None or all(stage.least_bytes <= budget for stage in judged):
             return "fits"
-        is_possible = all(stage.hard_least_bytes <= budget for stage in self.stages)
+        is_possible = all(stage.hard_least_bytes <= budget for stage in judged)
         return "tight" if is_possible else "too large"
 
     @property
     def missing_bytes(self) -> int:
         """What the budget lacks for the stage that needs most."""
-        least = max(stage.least_bytes for stage in self.stages)
+        least = max((stage.least_bytes for stage in self.stages if stage.is_judged), default=0)
         return 0 if self.budget_bytes is None else max(0, least - self.budget_bytes)
 
     def stage(self, name: str) -> Stage:
@@ -60,7 +68,10 @@ def fit(
     *,
     prefer: Prefer = "balance",
     has_encode: bool = False,
+    has_text: bool = True,
+    has_lean_vae: bool = True,
     is_plain: bool = True,
+    least_need_bytes: int = 0,
 ) -> Fit:
     """The fastest settings whose peaks fit, from those that the preference allows; else smaller.
 
@@ -70,7 +81,10 @@ def fit(
         budget_bytes: see `Fit`.
         prefer: speed begins at the fastest settings, balance at the next, smallest at the last.
         has_encode: whether a picture is encoded first.
+        has_text: whether the prompt is still to be encoded.
+        has_lean_vae: whether Lean VAE decodes; else the host's own decode is shown, not judged.
         is_plain: see `denoise_stages`.
+        least_need_bytes: what the host keeps free of weights while it denoises, at least.
 
     Raises:
         ValueError: prefer is none of `PREFERENCES`, or the budget is not positive.
@@ -89,14 +103,16 @@ def fit(
         return next((i for i in fitting if stages[i].least_bytes <= budget_bytes), len(stages) - 1)
 
     denoise = denoise_stages(models, request, is_plain=is_plain)
+    denoise = tuple(_with_least_need(stage, least_need_bytes) for stage in denoise)
     decode = vae_stages(models, request)
     chosen, chosen_vae = choose(denoise), choose(decode)
-    stages = [text_stage(models, request.text_tokens)]
+    stages = [text_stage(models, request.text_tokens)] if has_text else []
     if has_encode:
         encode = vae_stages(models, request, is_decode=False)
         chosen_vae = max(chosen_vae, choose(encode))
         stages.append(encode[chosen_vae])
-    stages += [denoise[chosen], decode[chosen_vae]]
+    last = decode[chosen_vae] if has_lean_vae else vae_stage(models, request, None)
+    stages += [denoise[chosen], last]
     return Fit(
         request,
         budget_bytes,
@@ -107,12 +123,17 @@ def fit(
     )
 
 
-def alternatives(models: Models, plan: Fit, *, has_encode: bool = False) -> Iterator[str]:
-    """What would fit the budget where the plan does not, a few words each."""
+def _with_least_need(stage: Stage, need_bytes: int) -> Stage:
+    more = max(0, need_bytes - stage.need_bytes)
+    return replace(stage, workspace_bytes=stage.workspace_bytes + more)
+
+
+def alternatives(models: Models, plan: Fit, **options: Any) -> Iterator[str]:
+    """What would fit the budget where the plan does not, a few words each; options as for `fit`."""
     wanted = plan.request
 
     def fits(request: Request, of: Models = models) -> bool:
-        tried = fit(of, request, plan.budget_bytes, prefer="smallest", has_encode=has_encode)
+        tried = fit(of, request, plan.budget_bytes, prefer="smallest", **options)
         return tried.verdict == "fits"
 
     if wanted.batch > 1:

@@ -24,8 +24,9 @@ class Decision:
     groups: of heads in the lean blocks, at least.
     activation_bytes: predicted live bytes at the peak.
     need_bytes: everything but weights.
-    limit_bytes: weights on the card at most; None for no limit.
-    budget_bytes: of weights and everything; None for no limit.
+    limit_bytes: weights on the card at most; None for no limit, and without a named budget: then
+        the card itself is the limit.
+    budget_bytes: of all weights and everything; None likewise.
     text: for the node and the log.
     is_warning: whether it may fail.
     """
@@ -44,7 +45,9 @@ class Planner:
     """Plans anew whenever something begins.
 
     request: as far as it is known; its type and sizes are the model's.
-    named_bytes: the budget; 0 for what the card has free, less `margin_bytes`.
+    named_bytes: the budget; 0 for what the card has free. Less `margin_bytes`, in both cases.
+    floor_bytes: what the host leaves free of weights on the card, beside the margin.
+    has_text, has_lean_vae: as for `fit`.
     """
 
     models: Models
@@ -52,12 +55,16 @@ class Planner:
     named_bytes: int
     margin_bytes: int
     prefer: Prefer
+    floor_bytes: int = 0
+    has_text: bool = True
+    has_lean_vae: bool = True
 
     def budget_bytes(self, room_bytes: int | None) -> int | None:
         """The budget on a card with so much room; None for no limit, where there is no card."""
         if room_bytes is None:
             return self.named_bytes or None
-        return max(1, min(self.named_bytes or room_bytes - self.margin_bytes, room_bytes))
+        room = max(1, room_bytes - self.margin_bytes)
+        return min(self.named_bytes or room, room)
 
     def plan(
         self,
@@ -65,14 +72,39 @@ class Planner:
         room_bytes: int | None,
         *,
         weight_bytes: int | None = None,
+        other_bytes: int = 0,
         is_plain: bool = True,
     ) -> Fit:
-        """The plan of a whole run; weight_bytes instead of the denoiser's where they are known."""
+        """The plan of a whole run.
+
+        Args:
+            request: the picture, the batch and the prompt's length.
+            room_bytes: on the card; None without one.
+            weight_bytes: of the denoiser, where it is known better than from the models.
+            other_bytes: of models that are on the card beside it.
+            is_plain: as for `fit`.
+        """
         models = self.models
         if weight_bytes is not None:
             models = replace(models, denoiser_weight_bytes=weight_bytes)
-        limit = self.budget_bytes(room_bytes)
-        return fit(models, request, limit, prefer=self.prefer, is_plain=is_plain)
+        limit, floor = self.budget_bytes(room_bytes), 0
+        if limit is not None:
+            room = limit if room_bytes is None else room_bytes - self.margin_bytes
+            limit = max(1, limit - other_bytes)
+            floor = max(0, self.floor_bytes - max(0, room - limit))
+        return fit(
+            models,
+            request,
+            limit,
+            prefer=self.prefer,
+            is_plain=is_plain,
+            least_need_bytes=floor,
+            **self._options,
+        )
+
+    @property
+    def _options(self) -> dict[str, bool]:
+        return {"has_text": self.has_text, "has_lean_vae": self.has_lean_vae}
 
     def others(self, plan: Fit) -> list[str]:
         """What would fit instead of a plan that may fail; nothing for one that fits.
@@ -82,17 +114,18 @@ class Planner:
         """
         if plan.verdict == "fits":
             return []
-        found = list(alternatives(self.models, plan))
+        found = list(alternatives(self.models, plan, **self._options))
         if plan.verdict == "too large":
             instead = f"; what would fit: {', or '.join(found)}" if found else ""
-            raise ValueError(f"{fit_report.headline(plan)}{instead}")
+            raise ValueError(f"Fit to VRAM: {fit_report.headline(plan)}{instead}")
         return found
 
     def decide(self, situation: Any) -> Decision:
         """The plan of a sampling that begins.
 
         Args:
-            situation: has latent_shape, text_tokens, weight_bytes, room_bytes and is_plain.
+            situation: has latent_shape, text_tokens, weight_bytes, other_bytes, room_bytes and
+                is_plain.
 
         Raises:
             ValueError: it cannot run in the budget.
@@ -103,6 +136,7 @@ class Planner:
             request,
             situation.room_bytes,
             weight_bytes=situation.weight_bytes,
+            other_bytes=situation.other_bytes,
             is_plain=situation.is_plain,
         )
         # The other stages are planned when they come.
@@ -117,8 +151,8 @@ class Planner:
             plan.groups,
             stage.activation_bytes,
             stage.need_bytes,
-            None if limit is None or resident == stage.weight_bytes else resident,
-            limit,
+            None if not self.named_bytes or resident == stage.weight_bytes else resident,
+            limit if self.named_bytes else None,
             text,
             plan.verdict != "fits",
         )

@@ -30,6 +30,7 @@ class Stage:
     workspace_bytes: what is kept free beside them, for kernels, the allocator and requests that
         only the host's own forward knows.
     is_repeated: whether it runs once per sampling step, and streams what is not resident each time.
+    is_judged: whether it counts for what fits; the host's own decode has ways out that it takes.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Stage:
     stock_bytes: int
     workspace_bytes: int
     is_repeated: bool = False
+    is_judged: bool = True
 
     @property
     def need_bytes(self) -> int:
@@ -109,7 +111,7 @@ def text_stage(models: Models, tokens: int) -> Stage:
     embedding = models.text_encoder.vocabulary * models.text_encoder.hidden
     return Stage(
         "text encode",
-        "ComfyUI's own",
+        "ComfyUI's own, not limited",
         weight_bytes=models.text_weight_bytes,
         buffer_bytes=models.text_weight_bytes * embedding // models.text_encoder.parameters,
         activation_bytes=live,
@@ -131,14 +133,14 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
     buffers = 2 * models.denoiser_weight_bytes * largest // sizes.parameters
     is_cast = models.denoiser_weight_bytes < sizes.parameters * request.dtype_bytes
     cast = part if is_cast else 0
-    names = ("", " + Attention Slice auto", " + Attention Slice max")
 
-    def stage(name: str, groups: int) -> Stage:
+    def stage(groups: int) -> Stage:
+        name = f"{groups} head groups" if groups < sizes.kv_heads else "one head at a time"
         live = denoiser_live_bytes(request, groups, is_plain=is_plain)
         need = denoiser_need_bytes(request, groups, is_plain=is_plain)
         return Stage(
             "denoise",
-            f"Apply Gradient Checkpoint{name}",
+            f"Apply Gradient Checkpoint, {name}",
             weight_bytes=models.denoiser_weight_bytes,
             buffer_bytes=buffers + part - cast,
             activation_bytes=live,
@@ -147,7 +149,7 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
             is_repeated=True,
         )
 
-    return tuple(stage(*pair) for pair in zip(names, head_groups(sizes), strict=True))
+    return tuple(stage(groups) for groups in head_groups(sizes))
 
 
 def head_groups(sizes: TransformerSizes) -> tuple[int, int, int]:
@@ -189,4 +191,5 @@ def vae_stage(
         activation_bytes=live,
         stock_bytes=stock,
         workspace_bytes=vae_need_bytes(live) - live,
+        is_judged=prefer is not None,
     )

@@ -54,9 +54,9 @@ def test_the_published_models_weigh_what_they_weigh():
 @pytest.mark.parametrize(
     ("prefer", "chosen"),
     [
-        ("speed", ["Apply Gradient Checkpoint", "Lean VAE speed"]),
-        ("balance", ["Apply Gradient Checkpoint + Attention Slice auto", "Lean VAE balance"]),
-        ("smallest", ["Apply Gradient Checkpoint + Attention Slice max", "Lean VAE smallest"]),
+        ("speed", ["Apply Gradient Checkpoint, 2 head groups", "Lean VAE speed"]),
+        ("balance", ["Apply Gradient Checkpoint, 3 head groups", "Lean VAE balance"]),
+        ("smallest", ["Apply Gradient Checkpoint, one head at a time", "Lean VAE smallest"]),
     ],
 )
 def test_a_preference_begins_at_its_setting(prefer, chosen):
@@ -217,7 +217,7 @@ def test_json_adds_up():
 
 @pytest.mark.parametrize(
     ("named", "room", "budget"),
-    [(0, 10, 9), (4, 10, 4), (40, 10, 10), (0, None, None), (4, None, 4), (0, 1, 1)],
+    [(0, 10, 9), (4, 10, 4), (40, 10, 9), (0, None, None), (4, None, 4), (0, 1, 1)],
 )
 def test_budget_is_the_named_one_or_what_is_free_less_the_margin(named, room, budget):
     planner = Planner(MODELS, Request(1024, 1024), named, 1, "balance")
@@ -229,6 +229,7 @@ def situation(side: int, *, room: float = 24, **changed):
         "latent_shape": (1, 16, side // 8, side // 8),
         "text_tokens": 30,
         "weight_bytes": MODELS.denoiser_weight_bytes,
+        "other_bytes": 0,
         "room_bytes": int(room * GIB),
         "is_plain": True,
     }
@@ -237,16 +238,45 @@ def situation(side: int, *, room: float = 24, **changed):
 
 def test_decides_each_sampling_by_what_is_there_then():
     planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
-    whole, bounded = planner.decide(situation(1024)), planner.decide(situation(1024, room=6))
-    assert (whole.groups, whole.limit_bytes) == (2, None)
+    whole = planner.decide(situation(1024))
+    assert (whole.groups, whole.limit_bytes, whole.budget_bytes) == (2, None, None)
+    named = replace(planner, named_bytes=12 * GIB)
+    assert named.decide(situation(1024)).limit_bytes is None
+    bounded = named.decide(situation(1024, room=6))  # another process took the rest
     assert bounded.limit_bytes is not None
     assert bounded.limit_bytes + bounded.need_bytes < 6 * GIB == bounded.budget_bytes
-    grown = planner.decide(situation(1024, weight_bytes=MODELS.denoiser_weight_bytes + 13 * GIB))
-    assert grown.limit_bytes is not None  # a LoRA made the weights larger than the card
+    with_lora = named.decide(situation(1024, weight_bytes=MODELS.denoiser_weight_bytes + GIB))
+    assert with_lora.limit_bytes is not None
+    with_control = named.decide(situation(1024, other_bytes=3 * GIB))
+    assert with_control.limit_bytes is not None
+    less = with_lora.limit_bytes - with_control.limit_bytes
+    assert less == pytest.approx(3 * GIB, rel=0.01)
     tight = planner.decide(situation(8192, room=5))
     assert tight.is_warning and tight.groups == 30 and "what would fit" in tight.text
     assert planner.decide(situation(1024, is_plain=False)).need_bytes > whole.need_bytes
     assert planner.decide(situation(2048)).text.startswith("2048x2048, batch 1, 30 text tokens")
+
+
+def test_a_host_that_loads_by_estimate_keeps_more_free_on_a_small_card():
+    planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
+    request, room = Request(1024, 1024), 8 * GIB
+    usual, floored = (
+        replace(planner, floor_bytes=floor).plan(request, room).stage("denoise")
+        for floor in (0, GIB)
+    )
+    assert usual.need_bytes < GIB == floored.need_bytes
+    # A budget far below the room leaves as much free already.
+    named = replace(planner, floor_bytes=GIB, named_bytes=6 * GIB).plan(request, room)
+    assert named.stage("denoise").need_bytes == usual.need_bytes
+
+
+def test_what_the_host_decodes_is_shown_and_not_judged():
+    planner = Planner(MODELS, Request(4096, 4096), 4 * GIB, 0, "balance", has_lean_vae=False)
+    made = planner.plan(planner.request, None)
+    assert made.stages[-1].setting == "ComfyUI's own" and made.verdict == "fits"
+    assert made.stages[-1].activation_bytes > 20 * GIB
+    done = replace(planner, has_text=False).plan(planner.request, None)
+    assert [stage.name for stage in done.stages] == ["denoise", "VAE decode"]
 
 
 def test_decides_against_what_cannot_run():
