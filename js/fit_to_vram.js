@@ -39,6 +39,7 @@ class FitPanel {
   #seen = null; // the question at the last look
   #shown = null; // the question to which what is shown belongs
   #run = null; // { question, plan } of the last run
+  #turn = 0; // how often something else was to be shown
 
   constructor(node) {
     const ended = new AbortController();
@@ -69,6 +70,7 @@ class FitPanel {
     this.#seen = asked;
     if (!isSettled || asked === this.#shown) return;
     this.#shown = asked;
+    this.#turn += 1;
     const run = this.#run;
     if (run?.question === asked) this.#view.show(run.plan, "ran");
     else if (question.width !== null) this.#ask(asked);
@@ -77,8 +79,10 @@ class FitPanel {
   }
 
   async #ask(asked) {
+    const turn = this.#turn;
     const show = await answerTo(asked);
-    if (asked === this.#shown) show(this.#view); // else another was asked meanwhile
+    // Else something newer is shown: another answer, or a run of the same question.
+    if (turn === this.#turn) show(this.#view);
   }
 }
 

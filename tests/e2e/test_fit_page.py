@@ -13,6 +13,7 @@ from pack.benchmarks.live_host import REPO
 pytest.importorskip("playwright", reason="needs Playwright")
 
 from pack.tests.e2e.page import READY, ComfyPage
+from playwright.sync_api import Route
 
 pytestmark = pytest.mark.browser
 
@@ -76,6 +77,21 @@ def fit_view(page: ComfyPage) -> None:
     page.page.wait_for_timeout(700)
 
 
+def hold(page: ComfyPage, url: str) -> list[Route]:
+    """Requests to there wait until they are released."""
+    held: list[Route] = []
+    page.page.route(url, lambda route: held.append(route))
+    return held
+
+
+def release(page: ComfyPage, held: list[Route]) -> None:
+    """Lets them through once one has come."""
+    page.page.wait_for_timeout(1000)
+    assert held
+    for route in held:
+        route.continue_()
+
+
 def _shown(plan: dict[str, Any]) -> list[str]:
     """The peaks as the page writes them."""
     texts = []
@@ -131,9 +147,15 @@ def test_before_a_run_after_it_and_after_a_reload(open_page, server, workflow, a
     ran = page.page.evaluate("app.rootGraph.serialize()")
     page.page.reload()
     page.page.wait_for_function(READY)
+    # The history comes after the plan was asked for, and the answer after the history.
+    histories, answers = hold(page, "**/history?*"), hold(page, f"**{ROUTE}")
     page.load(ran)
     plan = Plan(page)
+    release(page, histories)
     plan.wait_for("foot", "Planned in the last run")
+    release(page, answers)
+    page.page.wait_for_timeout(500)
+    assert "Planned in the last run" in plan.text("foot")
     assert plan.peaks() == _shown(planned)
     assert page.faults == []
 
