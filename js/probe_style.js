@@ -1,10 +1,10 @@
-// How a probe looks. Colours of text and ground are the theme's own.
+// How a probe looks, and what it shares with our other panels.
 
-export const style = new CSSStyleSheet();
-style.replaceSync(`
+/** Rules for a panel, its legend and what is hidden. Text and ground are the theme's own colours. */
+export const panelRules = `
   :host { display: block; height: 100%; min-height: 0; box-sizing: border-box; }
   * { box-sizing: border-box; }
-  .probe {
+  .panel {
     --weights: #4c86e0; --activations: #f0a030; --other: #8d93a1; --alarm: #e5484d;
     --ground: var(--comfy-input-bg, #222); --ink: var(--input-text, #ddd);
     --muted: color-mix(in srgb, var(--ink) 68%, transparent);
@@ -15,13 +15,25 @@ style.replaceSync(`
     font-family: inherit; font-size: 11px; line-height: 1.35;
     font-variant-numeric: tabular-nums; cursor: default;
   }
-  .probe.nodes-2 {
+  .panel.nodes-2 {
     --ground: var(--component-node-widget-background, var(--comfy-input-bg, #222));
     --ink: var(--component-node-foreground, var(--input-text, #ddd));
   }
   [hidden] { display: none !important; }
   .empty { margin: auto; max-width: 32em; text-align: center; color: var(--muted); }
   .head { display: flex; align-items: baseline; gap: 2px 8px; white-space: nowrap; }
+  .legend { display: flex; flex-wrap: wrap; gap: 0 10px; }
+  .legend .part { white-space: nowrap; }
+  .legend .part::before {
+    content: ""; display: inline-block; width: 9px; height: 9px; margin-right: 5px;
+    border-radius: 2px; background: var(--part);
+  }
+  .legend b { font-weight: 600; margin-left: 4px; }
+`;
+
+export const style = new CSSStyleSheet();
+style.replaceSync(`
+  ${panelRules}
   .peak { font-size: 16px; font-weight: 650; line-height: 1.2; }
   .share { color: var(--muted); overflow: hidden; text-overflow: ellipsis; }
   .state { margin-left: auto; padding: 1px 7px; border-radius: 9px; background: var(--line); }
@@ -54,13 +66,6 @@ style.replaceSync(`
     stroke: var(--ground); stroke-width: 3px; stroke-linejoin: round;
   }
   svg .cursor { stroke: var(--ink); stroke-width: 1; }
-  .legend { display: flex; flex-wrap: wrap; gap: 0 10px; }
-  .legend .part { white-space: nowrap; }
-  .legend .part::before {
-    content: ""; display: inline-block; width: 9px; height: 9px; margin-right: 5px;
-    border-radius: 2px; background: var(--part);
-  }
-  .legend b { font-weight: 600; margin-left: 4px; }
   .details { flex: 1 1 0; min-height: 72px; overflow: auto; overscroll-behavior: contain; }
   .details h4 { margin: 6px 0 2px; font-size: 11px; color: var(--muted); font-weight: 600; }
   .details h4:first-child { margin-top: 0; }

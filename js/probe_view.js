@@ -13,7 +13,7 @@ const TOLD_MS = 1600;
 let viewsMade = 0;
 
 const LAYOUT = `
-  <div class="probe">
+  <div class="panel">
     <div class="empty"></div>
     <div class="head">
       <span class="peak"></span><span class="share"></span><span class="state"></span>
@@ -118,7 +118,7 @@ export class ProbeView {
     const isKnown = record?.version === RECORD_VERSION;
     const hasChart = isKnown && record.timeline.length > 0;
     const hasPeak = isKnown && record.peak_bytes !== null;
-    parts.probe.classList.toggle("nodes-2", this.element.closest(".lg-node") !== null);
+    parts.panel.classList.toggle("nodes-2", this.element.closest(".lg-node") !== null);
     parts.empty.hidden = hasChart || this.#figures;
     parts.empty.textContent = text(emptyText(record, isKnown));
     for (const name of ["head", "where"]) parts[name].hidden = !hasPeak;

@@ -179,8 +179,9 @@ class FitToVRAM(io.ComfyNode):
         lean = None if vae is None else _lean_vae(vae, planner, node_id)
         logger.info("Fit to VRAM: %s", fit_report.headline(plan))
         notice.show_text(node_id, fit_report.headline(plan))
-        ui = {fit_route.UI_KEY: [fit_report.as_json(plan, others=others)]}
-        return io.NodeOutput(patched, lean, report, ui=ui)
+        shown = fit_report.as_json(plan, others=others)
+        shown["card_bytes"] = budget.card_bytes(model.load_device)
+        return io.NodeOutput(patched, lean, report, ui={fit_route.UI_KEY: [shown]})
 
 
 def _models(model, vae, sizes: TransformerSizes) -> Models:

@@ -27,6 +27,11 @@ def room_bytes(device: torch.device) -> int | None:
     return int(management.get_free_memory(device) + sum(p.loaded_size() for p in _loaded(device)))
 
 
+def card_bytes(device: torch.device) -> int | None:
+    """The size of the card; None where there is no card."""
+    return None if device.type == "cpu" else int(management.get_total_memory(device))
+
+
 def margin_bytes() -> int:
     """What the host itself leaves free for other programs."""
     return int(management.extra_reserved_memory())

@@ -35,5 +35,4 @@ def register(answer: AnswerFn) -> None:
             made = answer(asked, budget.room_bytes(device))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             return web.json_response({"error": str(error)}, status=400)
-        total = None if device.type == "cpu" else int(management.get_total_memory(device))
-        return web.json_response({**made, "card_bytes": total})
+        return web.json_response({**made, "card_bytes": budget.card_bytes(device)})

@@ -86,9 +86,13 @@ def text(
 
 def as_json(plan: Fit, *, others: Sequence[str] = ()) -> dict[str, Any]:
     """The plan for the page: bytes by stage, in the order in which they run."""
-    budget = plan.budget_bytes
+    budget, request = plan.budget_bytes, plan.request
     return {
         "headline": headline(plan),
+        "width": request.width_px,
+        "height": request.height_px,
+        "batch_size": request.batch,
+        "text_tokens": request.text_tokens,
         "verdict": plan.verdict,
         "budget_bytes": budget,
         "missing_bytes": plan.missing_bytes,

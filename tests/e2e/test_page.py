@@ -18,10 +18,11 @@ pytestmark = pytest.mark.browser
 
 EXAMPLES = REPO / "example_workflows"
 PLAIN, LOW_VRAM, PROBES = "z_image_turbo", "z_image_turbo_low_vram", "z_image_turbo_probes"
-LARGE = "z_image_turbo_2048"
+LARGE, EIGHT_GIB = "z_image_turbo_2048", "z_image_turbo_8gib"
 NODE_TYPE = "ZImageTurboLoader"
-# Ids of the workflows' nodes; PLAIN ends with SAVE, and LEAN_VAE is in LARGE only.
+# Ids of the workflows' nodes; PLAIN ends with SAVE, LEAN_VAE is in LARGE and FIT in EIGHT_GIB only.
 LOADER, SAMPLER, SIZE, SAVE, CHECKPOINT, SLICE, LEAN_VAE = 1, 5, 4, 7, 9, 10, 11
+FIT = 9
 OURS = {
     LOADER: NODE_TYPE,
     CHECKPOINT: "ZImageGradientCheckpoint",
@@ -66,8 +67,8 @@ def _smaller(workflow: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "nodes_2"),
-    [(PLAIN, False), (PLAIN, True), (LOW_VRAM, True), (PROBES, True), (LARGE, True)],
-    ids=["classic canvas", "nodes 2.0", "low vram", "probes", "2048"],
+    [(PLAIN, False), *((n, True) for n in (PLAIN, LOW_VRAM, PROBES, LARGE, EIGHT_GIB))],
+    ids=["classic canvas", "nodes 2.0", "low vram", "probes", "2048", "8 gib"],
 )
 def test_example_runs_to_a_picture(open_page, server, artifacts, name, nodes_2):
     # Else the second renderer finds every node's result in the cache and shows nothing new.
@@ -93,6 +94,8 @@ def test_example_runs_to_a_picture(open_page, server, artifacts, name, nodes_2):
         reports[LEAN_VAE] = ("predicted at 2048x2048", "decode")
     if name in (LOW_VRAM, LARGE):
         reports |= {CHECKPOINT: ("predicted at 2048x2048", "exact"), SLICE: ("heads",)}
+    if name == EIGHT_GIB:
+        reports[FIT] = ("budget 8.00 GiB: fits", "256x256", "Apply Gradient Checkpoint")
     for node_id, words in reports.items():
         report = page.node(node_id)["texts"][-1]
         assert [word for word in words if word not in report] == []
@@ -199,7 +202,7 @@ def test_absent_files_are_listed_with_their_folders(open_page, workflow, artifac
 
 def test_templates_offer_the_examples(open_page, server, artifacts):
     names = server.get_json("/workflow_templates")["z-image-low-vram"]
-    assert sorted(names) == [PLAIN, LARGE, LOW_VRAM, PROBES]
+    assert sorted(names) == [PLAIN, LARGE, EIGHT_GIB, LOW_VRAM, PROBES]
     page = open_page(nodes_2=False)
     page.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.page.get_by_text("Z-Image Low VRAM").first.click()

@@ -1,0 +1,78 @@
+// What Fit to VRAM is asked: its inputs, as they stand in the open graph or in a prompt.
+//
+// A question is { width, height, batch_size, budget_gib, prefer }; a size that only the run will
+// tell, such as that of a loaded picture, is null. No page is needed here.
+
+export const SIZES = ["width", "height", "batch_size"];
+const SUBGRAPH_INPUT = -10; // the origin of a link that comes from outside of a subgraph
+const RUNS = new Set([undefined, 0]); // a node's mode where it is neither muted nor bypassed
+
+/** The question that a node of the open graph asks now.
+ *
+ * @param outerOf gives the node that stands for a subgraph.
+ */
+export function questionOf(node, outerOf = () => null) {
+  const asks = (of) => (name) => valueOf(of, name, outerOf);
+  const own = asks(node);
+  let sized = own;
+  const latent = latentOf(node);
+  if (latent) {
+    const origin = originOf(node, latent, outerOf)?.node;
+    sized = origin && RUNS.has(origin.mode) ? asks(origin) : () => null;
+  }
+  return question(sized, own);
+}
+
+/** The node's input for a latent where something is wired to it. */
+export function latentOf(node) {
+  return node.inputs?.find((input) => input.name === "latent" && input.link != null);
+}
+
+/** The question that the node asked in a prompt; null where the prompt does not have it. */
+export function questionInPrompt(nodes, id) {
+  const own = nodes?.[id]?.inputs;
+  if (!own) return null;
+  const linked = (value) => (Array.isArray(value) ? nodes[value[0]]?.inputs : null);
+  const asks = (inputs) => (name) => {
+    const value = inputs?.[name];
+    return Array.isArray(value) ? linked(value)?.value : value;
+  };
+  return question(asks("latent" in own ? linked(own.latent) : own), asks(own));
+}
+
+function question(sized, own) {
+  const sizes = SIZES.map((name) => [name, sized(name)]);
+  const isKnown = sizes.every(([, value]) => typeof value === "number");
+  const asked = Object.fromEntries(sizes.map(([name, value]) => [name, isKnown ? value : null]));
+  return { ...asked, budget_gib: own("budget_gib") ?? null, prefer: own("prefer") ?? null };
+}
+
+/** The value of a node's widget, or of what is wired to it. */
+function valueOf(node, name, outerOf) {
+  const input = node.inputs?.find((candidate) => candidate.name === name);
+  if (input && input.link != null) {
+    const { node: origin, widget } = originOf(node, input, outerOf) ?? {};
+    const found = widget ?? origin?.widgets?.find((candidate) => candidate.name === "value");
+    return found?.value;
+  }
+  return widgetOf(node, name)?.value;
+}
+
+const widgetOf = (node, name) => node.widgets?.find((candidate) => candidate.name === name);
+
+/** The node that an input comes from, or the widget that a subgraph's node shows in its place. */
+function originOf(node, input, outerOf) {
+  const link = node.graph?.getLink?.(input.link) ?? node.graph?.links?.[input.link];
+  if (!link) return null;
+  if (link.origin_id !== SUBGRAPH_INPUT) {
+    const origin = node.graph.getNodeById(link.origin_id);
+    if (origin?.type === "Reroute") return originOf(origin, origin.inputs[0], outerOf);
+    return origin?.subgraph ? null : { node: origin };
+  }
+  const outer = outerOf(node.graph);
+  const slot = outer?.inputs?.[link.origin_slot];
+  if (!slot) return null;
+  if (slot.link != null) return originOf(outer, slot, outerOf);
+  const widget = slot._widget ?? widgetOf(outer, slot.widget?.name ?? slot.name);
+  return widget ? { widget } : null;
+}

@@ -1,0 +1,203 @@
+"""Fit to VRAM in ComfyUI's own page: its plan before a run, of a run, and after a reload."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pack.benchmarks.live_host import REPO
+
+pytest.importorskip("playwright", reason="needs Playwright")
+
+from pack.tests.e2e.page import READY, ComfyPage
+from playwright.sync_api import Route
+
+pytestmark = pytest.mark.browser
+
+SIZE, SAMPLER, FIT = 4, 5, 9
+SIDE_PX, STEPS = 256, 3
+ROUTE = "/z_image_low_vram/fit"
+QUESTION = {"width": 2048, "height": 2048, "batch_size": 1, "budget_gib": 8, "prefer": "balance"}
+GIB = 2**30
+
+
+@pytest.fixture
+def workflow() -> dict[str, Any]:
+    """The example, under an id of which the history knows nothing yet."""
+    path = REPO / "example_workflows" / "z_image_turbo_8gib.json"
+    return {**json.loads(path.read_text("utf-8")), "id": str(uuid.uuid4())}
+
+
+class Plan:
+    """The panel of a Fit to VRAM node on the open page."""
+
+    def __init__(self, page: ComfyPage, node_id: int | str = FIT):
+        self.page = page.page
+        path = ".subgraph.getNodeById".join(f"('{part}')" for part in str(node_id).split(":"))
+        self.node = f"app.rootGraph.getNodeById{path}"
+        self.page.wait_for_function(f"{self.node}?.widgets?.some(w => w.name === 'vram_plan')")
+        widget = f"{self.node}.widgets.find(w => w.name === 'vram_plan')"
+        self.page.evaluate(f"{widget}.element.dataset.plan = '{node_id}'")
+        self.element = self.page.locator(f"[data-plan='{node_id}']")
+
+    def wait_for(self, part: str, words: str) -> None:
+        """Returns when that part of the panel says so."""
+        self.element.locator(f".{part}").filter(has_text=words).first.wait_for()
+
+    def text(self, part: str) -> str:
+        return self.element.locator(f".{part}").first.text_content() or ""
+
+    def peaks(self) -> list[str]:
+        return self.element.locator(".stage .peak").all_text_contents()
+
+
+def set_widgets(page: ComfyPage, node_id: int, **values: Any) -> None:
+    """Changes widgets as a script would: no event tells of it."""
+    page.page.evaluate(
+        """([id, values]) => { const node = app.graph.getNodeById(id);
+            for (const [name, value] of Object.entries(values))
+                node.widgets.find(w => w.name === name).value = value }""",
+        [node_id, values],
+    )
+
+
+def keep(page: ComfyPage, folder: Path, name: str) -> None:
+    """A picture with the node as large as the screen allows."""
+    page.page.evaluate("id => app.canvas.selectNode(app.graph.getNodeById(id))", FIT)
+    fit_view(page)
+    page.keep_screenshot(folder, name)
+
+
+def fit_view(page: ComfyPage) -> None:
+    """Moves the view to what is selected, else to all nodes."""
+    page.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.page.wait_for_timeout(700)
+
+
+def hold(page: ComfyPage, url: str) -> list[Route]:
+    """Requests to there wait until they are released."""
+    held: list[Route] = []
+    page.page.route(url, lambda route: held.append(route))
+    return held
+
+
+def release(page: ComfyPage, held: list[Route]) -> None:
+    """Lets them through once one has come."""
+    page.page.wait_for_timeout(1000)
+    assert held
+    for route in held:
+        route.continue_()
+
+
+def _shown(plan: dict[str, Any]) -> list[str]:
+    """The peaks as the page writes them."""
+    texts = []
+    for stage in plan["stages"]:
+        size = stage["peak"]
+        in_mib = f"{size / 2**20:.0f} MiB" if size >= 100 * 2**20 else f"{size / 2**20:.1f} MiB"
+        texts.append(f"{size / GIB:.2f} GiB" if size >= GIB else in_mib)
+    return texts
+
+
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["classic canvas", "nodes 2.0"])
+def test_before_a_run_after_it_and_after_a_reload(open_page, server, workflow, artifacts, nodes_2):
+    # Else the second renderer finds the node's result in the cache, and nothing is given out.
+    server.post_json("/free", {"unload_models": True, "free_memory": True})
+    name = f"fit_{'nodes_2' if nodes_2 else 'classic'}"
+    page = open_page(nodes_2=nodes_2)
+    page.load(workflow)
+    plan = Plan(page)
+    plan.wait_for("verdict", "Fits")
+    predicted = server.post_json(ROUTE, QUESTION)
+    assert plan.peaks() == _shown(predicted)
+    assert "2048 \u00d7 2048, batch 1" in plan.text("asked")
+    streamed = next(s["streamed"] for s in predicted["stages"] if s["name"] == "denoise")
+    assert f"streams {streamed / GIB:.2f} GiB" in plan.text("foot")
+    keep(page, artifacts, f"{name}_before")
+
+    set_widgets(page, FIT, budget_gib=2)
+    set_widgets(page, SIZE, width=8192, height=8192)
+    plan.wait_for("verdict", "Does not fit")
+    refusal = server.post_json(ROUTE, {**QUESTION, "budget_gib": 2, "width": 8192, "height": 8192})
+    assert f"Would fit: {refusal['others'][0]}" in plan.text("short")
+    assert plan.element.locator(".stage.over").count() == 2  # sampling and decoding
+    keep(page, artifacts, f"{name}_refusal")
+
+    set_widgets(page, FIT, budget_gib=8)
+    set_widgets(page, SIZE, width=SIDE_PX, height=SIDE_PX)
+    set_widgets(page, SAMPLER, steps=STEPS)
+    prompt_id = page.run()
+    plan.wait_for("foot", "Planned in the last run")
+    (planned,) = server.wait(prompt_id, 60)["outputs"][str(FIT)]["z_image_fit"]
+    assert plan.peaks() == _shown(planned)
+    small = {**QUESTION, "width": SIDE_PX, "height": SIDE_PX}
+    assert plan.peaks() != _shown(server.post_json(ROUTE, small)), "another model's weights"
+    keep(page, artifacts, f"{name}_after")
+    set_widgets(page, SIZE, width=2048, height=2048)
+    plan.wait_for("foot", "Predicted for the published")
+    page.page.evaluate("app.canvas.deselectAll()")
+    fit_view(page)
+    page.keep_graph(artifacts, f"{name}_graph", workflow)  # the example's picture
+    set_widgets(page, SIZE, width=SIDE_PX, height=SIDE_PX)
+    plan.wait_for("foot", "Planned in the last run")
+
+    ran = page.page.evaluate("app.rootGraph.serialize()")
+    page.page.reload()
+    page.page.wait_for_function(READY)
+    # The history comes after the plan was asked for, and the answer after the history.
+    histories, answers = hold(page, "**/history?*"), hold(page, f"**{ROUTE}")
+    page.load(ran)
+    plan = Plan(page)
+    release(page, histories)
+    plan.wait_for("foot", "Planned in the last run")
+    release(page, answers)
+    page.page.wait_for_timeout(500)
+    assert "Planned in the last run" in plan.text("foot")
+    assert plan.peaks() == _shown(planned)
+    assert page.faults == []
+
+
+def test_what_is_told_in_place_of_a_plan(open_page, server, workflow, artifacts):
+    """In Chinese and a light theme; and a node that is removed asks no more."""
+    server.post_json("/settings/Comfy.ColorPalette", "light")
+    try:
+        page = open_page(nodes_2=True, locale="zh")
+        page.load(workflow)
+        plan = Plan(page)
+        plan.wait_for("verdict", "放得下")
+        keep(page, artifacts, "fit_chinese_light")
+        set_widgets(page, SIZE, batch_size=64)
+        plan.wait_for("short", "批次 ")
+        page.page.evaluate(f"app.graph.getNodeById({SIZE}).mode = 4")  # bypassed
+        plan.wait_for("empty", "图片尺寸由 latent 决定")
+        page.page.evaluate(f"app.graph.getNodeById({FIT}).disconnectInput(2)")
+        plan.wait_for("asked", "2048 \u00d7 2048")
+        set_widgets(page, FIT, prefer="nonsense")
+        plan.wait_for("error", "prefer must be one of")
+        keep(page, artifacts, "fit_refused")
+
+        asked: list[str] = []
+        page.page.route(f"**{ROUTE}", lambda route: (asked.append(""), route.fulfill(status=404)))
+        set_widgets(page, FIT, prefer="speed")
+        plan.wait_for("error", "服务器不回答这个问题")
+        inner = page.page.evaluate(
+            """id => { const node = app.graph.getNodeById(id);
+                const made = app.graph.convertToSubgraph(new Set([node]));
+                return `${made.node.id}:${made.subgraph.nodes[0].id}` }""",
+            FIT,
+        )
+        page.page.unroute(f"**{ROUTE}")
+        page.page.evaluate(
+            """id => { const node = app.rootGraph.getNodeById(id);
+                app.canvas.openSubgraph(node.subgraph, node) }""",
+            inner.split(":")[0],
+        )
+        plan = Plan(page, inner)
+        page.page.evaluate(f"{plan.node}.widgets.find(w => w.name === 'prefer').value = 'smallest'")
+        plan.wait_for("setting", "Lean VAE smallest")
+        assert page.faults == []
+    finally:
+        server.post_json("/settings/Comfy.ColorPalette", "dark")

@@ -1,0 +1,123 @@
+// What Fit to VRAM asks and how long its bars are; run by tests/test_js.py.
+
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { barsOf, highest } from "../../js/fit_bars.js";
+import { questionInPrompt, questionOf } from "../../js/fit_question.js";
+
+const OWN = { budget_gib: 8, prefer: "balance", width: 1024, height: 768, batch_size: 2 };
+const widgets = (values) => Object.entries(values).map(([name, value]) => ({ name, value }));
+
+/** A graph as the page has it: nodes by id, and links [id, origin, slot, target, slot]. */
+function graphOf(nodes, links = []) {
+  const graph = {
+    links: Object.fromEntries(links.map(([id, origin_id, origin_slot]) => {
+      return [id, { id, origin_id, origin_slot }];
+    })),
+    getLink: (id) => graph.links[id],
+    getNodeById: (id) => nodes[id],
+  };
+  for (const [id, node] of Object.entries(nodes)) Object.assign(node, { id: Number(id), graph });
+  return graph;
+}
+
+const fitNode = (latent = null, values = OWN) => {
+  return { inputs: [{ name: "latent", link: latent }], widgets: widgets(values) };
+};
+const sized = (width, height, batch_size, more = {}) => {
+  return { mode: 0, widgets: widgets({ width, height, batch_size }), ...more };
+};
+
+test("without a latent the node's own widgets are asked", () => {
+  const node = fitNode();
+  graphOf({ 1: node });
+  assert.deepEqual(questionOf(node), OWN);
+});
+
+test("a latent's node gives the size, through reroutes too", () => {
+  const node = fitNode(3);
+  const reroute = { type: "Reroute", inputs: [{ name: "", link: 2 }] };
+  graphOf({ 1: node, 2: reroute, 3: sized(512, 640, 4) }, [[3, 2, 0], [2, 3, 0]]);
+  assert.deepEqual(questionOf(node), { ...OWN, width: 512, height: 640, batch_size: 4 });
+});
+
+test("a size that the run decides is not known, and no part of it is", () => {
+  const unknown = { ...OWN, width: null, height: null, batch_size: null };
+  const upscaled = { mode: 0, widgets: widgets({ width: 512, height: 512 }) };
+  const bypassed = sized(512, 512, 1, { mode: 4 });
+  for (const origin of [upscaled, bypassed, { mode: 0 }, { mode: 0, subgraph: {} }]) {
+    const node = fitNode(3);
+    graphOf({ 1: node, 2: origin }, [[3, 2, 0]]);
+    assert.deepEqual(questionOf(node), unknown);
+  }
+});
+
+test("what is wired to a widget counts, and not what stands on it", () => {
+  const node = fitNode();
+  node.inputs.push({ name: "width", link: 5, widget: { name: "width" } });
+  graphOf({ 1: node, 2: { mode: 0, widgets: [{ name: "value", value: 320 }] } }, [[5, 2, 0]]);
+  assert.equal(questionOf(node).width, 320);
+});
+
+test("a subgraph takes the latent and the sizes from outside", () => {
+  const node = fitNode(3);
+  const inside = graphOf({ 1: node }, [[3, -10, 0]]);
+  const outer = { inputs: [{ name: "latent", link: 7 }], subgraph: inside };
+  graphOf({ 1: outer, 2: sized(512, 512, 1) }, [[7, 2, 0]]);
+  assert.equal(questionOf(node, (graph) => (graph === inside ? outer : null)).width, 512);
+
+  const alone = fitNode();
+  alone.inputs.push({ name: "width", link: 4, widget: { name: "width" } });
+  const within = graphOf({ 1: alone }, [[4, -10, 0]]);
+  const shown = { inputs: [{ name: "width", link: null }], widgets: widgets({ width: 384 }) };
+  graphOf({ 1: { ...shown, subgraph: within } });
+  assert.equal(questionOf(alone, () => shown).width, 384);
+});
+
+test("a prompt asks the same as the graph that it was made of", () => {
+  const prompt = {
+    4: { inputs: { width: 512, height: ["8", 0], batch_size: 4 } },
+    8: { inputs: { value: 640 } },
+    9: { inputs: { ...OWN, latent: ["4", 0] } },
+    10: { inputs: { ...OWN, latent: ["8", 0] } },
+    11: { inputs: OWN },
+  };
+  const asked = { ...OWN, width: 512, height: 640, batch_size: 4 };
+  const unknown = { ...OWN, width: null, height: null, batch_size: null };
+  assert.deepEqual(questionInPrompt(prompt, "9"), asked);
+  assert.deepEqual(questionInPrompt(prompt, "10"), unknown);
+  assert.deepEqual(questionInPrompt(prompt, "11"), OWN);
+  assert.equal(questionInPrompt(prompt, "12"), null);
+  assert.equal(questionInPrompt(null, "9"), null);
+  const node = fitNode(3);
+  graphOf({ 1: node, 2: sized(512, 640, 4) }, [[3, 2, 0]]);
+  const told = [questionOf(node), questionInPrompt(prompt, "9")].map((asks) => JSON.stringify(asks));
+  assert.equal(told[0], told[1], "compared as text");
+});
+
+const stage = (name, weights, activations, workspace, stock = activations) => {
+  return { name, weights, activations, workspace, stock, peak: weights + activations + workspace };
+};
+
+test("the axis ends at the card, and without one at the larger of budget and peaks", () => {
+  const stages = [stage("denoise", 4, 1, 1), stage("VAE decode", 1, 2, 1)];
+  const ends = (budget_bytes, card_bytes) => barsOf({ stages, budget_bytes, card_bytes }).end;
+  assert.deepEqual([ends(8, 24), ends(8, null), ends(2, null), ends(null, null)], [24, 8, 6, 6]);
+  assert.equal(ends(30, 4), 30, "what is larger than the card is still drawn");
+  const bars = barsOf({ stages, budget_bytes: 8, card_bytes: 16 });
+  assert.deepEqual([bars.budget, bars.card], [50, 100]);
+  assert.equal(barsOf({ stages, budget_bytes: null, card_bytes: null }).budget, null);
+});
+
+test("the parts of a bar add up to its peak, and stock never leaves the axis", () => {
+  const stages = [stage("denoise", 4, 1, 1, 3), stage("VAE decode", 1, 2, 1, 50)];
+  const bars = barsOf({ stages, budget_bytes: 8, card_bytes: null });
+  const widths = bars.stages.map(({ parts }) => parts.reduce((sum, part) => sum + part.width, 0));
+  assert.deepEqual(widths, [75, 50]);
+  assert.deepEqual(bars.stages[0].stock, { left: 50, width: 37.5 });
+  assert.deepEqual(bars.stages[1].stock, { left: 12.5, width: 87.5 });
+  const same = barsOf({ stages: [stage("text encode", 1, 1, 1)], budget_bytes: 8 });
+  assert.equal(same.stages[0].stock, null);
+  assert.equal(highest(stages).name, "denoise");
+});
