@@ -59,8 +59,8 @@ class FitToVRAM(io.ComfyNode):
                     options=list(PREFERENCES),
                     default="balance",
                     tooltip=(
-                        "speed: the fastest settings that fit. balance: begins at Attention Slice "
-                        "auto and Lean VAE balance. smallest: the least memory, the slowest."
+                        "speed: the fastest settings that fit. balance: begins at three head "
+                        "groups and Lean VAE balance. smallest: the least memory, the slowest."
                     ),
                 ),
                 io.Int.Input(
