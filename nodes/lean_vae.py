@@ -41,7 +41,7 @@ class LeanVAE(io.ComfyNode):
                         "it for a tenth (float32) to a quarter (bf16) more arithmetic. smallest: "
                         "below 0.1 on NVIDIA cards, where the large maps wait in RAM and are "
                         "copied, which costs time; elsewhere 0.1 for about twice the arithmetic. "
-                        "That is decode; encode: 0.5, 0.3 and 0.2 for up to a third more."
+                        "That is decode; encode: 0.5, 0.3 and 0.2 for up to two fifths more."
                     ),
                 ),
                 io.Int.Input(
