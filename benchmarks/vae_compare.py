@@ -133,8 +133,8 @@ def unequal(one: torch.Tensor, two: torch.Tensor) -> tuple[float, float]:
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each way."""
     from pack.nodes.host.lean_vae import example_call
-    from pack.nodes.lean_vae import Chosen
     from pack.nodes.memory.peak import PeakTracker
+    from pack.nodes.memory.vae_choice import VaeChoice
     from pack.tests.host.vae_models import engine_vae, lean
 
     torch.set_num_threads(1)
@@ -177,7 +177,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         if way in TILES:
             edges = sorted({8 * edge for edge in tile_edges(side, *TILES[way])})
         elif way in OURS:
-            plan = Chosen(way, 0).plan(example_call(patched[way], options.side))
+            plan = VaeChoice(way, 0).plan(example_call(patched[way], options.side))
             edges = list(range(plan.levels[-1].limit, options.side, plan.levels[-1].limit))
         ratios = (a / b for a, b in zip(seconds[way], seconds[STOCK], strict=True))
         row = {

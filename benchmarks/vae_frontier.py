@@ -90,7 +90,7 @@ def plan_of(mix: str, sizes: Any, height: int, width: int, strip_rows: int = 0) 
 def decode(fake: Any, plan: Any, side: int, mode: Any) -> int:
     """Runs a decode on fake tensors under a mode; the multiply-adds of its convolutions."""
     from pack.nodes.host import vae_layers
-    from pack.nodes.lean_vae import KERNELS
+    from pack.nodes.kernels.toolboxes import VAE
 
     work: list[int] = []
     with torch.inference_mode(), fake.mode:
@@ -99,7 +99,7 @@ def decode(fake: Any, plan: Any, side: int, mode: Any) -> int:
             if hasattr(mode, "watch"):
                 mode.watch(x)
             out = torch.empty(1, 3, side, side, dtype=torch.bfloat16, device="cuda")
-            fake._run(x, out[0], plan, work, vae_layers, KERNELS)
+            fake._run(x, out[0], plan, work, vae_layers, VAE)
     return sum(work)
 
 

@@ -58,6 +58,10 @@ def _level_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan, lev
     weights = TAPS * (inputs + channels) * channels
     if level and not how.keeps_input:
         weights += (FUSED_WEIGHTS if plan.is_fused else TAPS) * inputs**2
+        # Made for its statistics it is fused in any case; the level's own map is not there yet.
+        statistics = ends + 3 * read * strip
+        statistics += FUSED_WEIGHTS * inputs**2 + TAPS * inputs * channels
+        return max(held + weights, statistics)
     return held + weights
 
 
