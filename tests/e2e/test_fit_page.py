@@ -169,6 +169,12 @@ def test_what_is_told_in_place_of_a_plan(open_page, server, workflow, artifacts)
         plan = Plan(page)
         plan.wait_for("verdict", "放得下")
         keep(page, artifacts, "fit_chinese_light")
+        lines = (REPO / "js/docs/ZImageFitToVRAM/zh.md").read_text("utf-8").splitlines()
+        headings = [line.lstrip("# ") for line in lines if line.startswith("#")]
+        assert page.node(FIT)["title"] == headings[0]
+        shown = page.open_help(FIT, headings[0])
+        page.keep_screenshot(artifacts, "fit_help")
+        assert [heading for heading in headings if heading not in shown] == []
         set_widgets(page, SIZE, batch_size=64)
         plan.wait_for("short", "批次 ")
         page.page.evaluate(f"app.graph.getNodeById({SIZE}).mode = 4")  # bypassed
