@@ -35,7 +35,7 @@ REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "plan_accuracy.jsonl"
 MIB = 2**20
 # Cases by stage: more than 300 in all.
-CASES = {"text encode": 60, "denoise": 100, "denoise, stock": 60, "VAE": 40, "VAE, stock": 60}
+CASES = {"text encode": 60, "denoise": 81, "denoise, stock": 60, "VAE": 40, "VAE, stock": 60}
 GROUPS, CHUNKS = (1, 2, 3, 5, 6, 10, 15, 30), (0, 0, 256, 512, 1024, 2048)
 BATCHES = (1, 1, 1, 1, 2, 3, 4, 8)
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -157,3 +157,31 @@ def test_the_ci_script_finds_a_python_and_runs_the_tests_of_run_py():
     result = subprocess.run([REPO / ".ci" / "run", "--help"], capture_output=True, text=True)
     assert result.returncode == 0
     assert result.stdout.startswith("usage: run.py test")
+
+
+def _plan(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-S", str(REPO / "run.py"), "plan", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_plan_needs_nothing_but_the_standard_library():
+    made = _plan("--width", "2048", "--height", "2048", "--batch", "2", "--vram", "8")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith(
+        "2048x2048, batch 2, 256 text tokens, prefer balance; budget 8.00"
+    )
+    rows = re.findall(r"^\| (text encode|denoise|VAE \w+) ", made.stdout, re.M)
+    assert rows == ["text encode", "denoise", "VAE decode"]
+    encode = _plan("--img2img", "--prefer", "speed", "--weights", "fp8", "--copy-gbs", "12")
+    assert "VAE encode" in encode.stdout and "Lean VAE speed" in encode.stdout
+
+
+def test_plan_says_what_would_fit_and_refuses_what_is_no_size():
+    made = _plan("--width", "8192", "--height", "8192", "--vram", "2")
+    assert made.returncode == 1 and "does not fit: " in made.stdout
+    assert re.search(r"What would fit: \d+x\d+", made.stdout)
+    for option, told in (("--width=0", "whole number >= 1"), ("--vram=-1", "a number above 0")):
+        bad = _plan(option)
+        assert bad.returncode == 2 and told in bad.stderr
+    tiny = _plan("--width", "4")
+    assert tiny.returncode == 1 and tiny.stderr == "run.py: width_px must be >= 8, got 4\n"
