@@ -128,7 +128,9 @@ def test_ctrl_c_ends_the_child_before_the_command(tmp_path):
     child = "import os, signal, sys, time; signal.signal(2, signal.SIG_IGN)\n"
     child += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     parent = (
-        "import sys; from benchmarks.harness import environment as e\n"
+        "import signal, sys; from benchmarks.harness import environment as e\n"
+        # A shell's background job, as CI may be, inherits an ignored SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"e.STOP_S = 1\nsys.exit(e.call([sys.executable, '-c', {child!r}]))"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=REPO, stderr=subprocess.DEVNULL)
