@@ -154,7 +154,8 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
 
 def head_groups(sizes: TransformerSizes) -> tuple[int, int, int]:
     """Groups of heads with the settings of `denoise_stages`."""
-    return DEFAULT_GROUPS, -(-sizes.kv_heads // SLICE_HEADS), sizes.kv_heads
+    auto = max(DEFAULT_GROUPS, -(-sizes.kv_heads // SLICE_HEADS))
+    return DEFAULT_GROUPS, auto, max(auto, sizes.kv_heads)
 
 
 def vae_stages(models: Models, request: Request, *, is_decode: bool = True) -> tuple[Stage, ...]:
