@@ -10,7 +10,6 @@ The outputs are compared bit for bit. Rows measured before are kept.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -24,8 +23,10 @@ from typing import Any
 import torch
 
 if __package__:
+    from .harness.rows import merged, write
     from .load_ram import REPO, register_pack
 else:
+    from harness.rows import merged, write
     from load_ram import REPO, register_pack
 
 RESULTS = REPO / "benchmarks" / "results" / "block_time.jsonl"
@@ -128,12 +129,10 @@ def main() -> None:
         "host": version, "torch": torch.__version__, "dtype": "bfloat16",
         "device": f"cpu {platform.machine()}, 1 thread",
     }  # fmt: skip
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    kept = {(row["tokens"], row["variant"]): row for row in map(json.loads, lines)}
-    kept |= {(row["tokens"], row["variant"]): {**row, **known} for row in rows}
-    shown = [row for row in kept.values() if row["variant"] in VARIANTS]
+    kept = merged(RESULTS, [{**row, **known} for row in rows], ("tokens", "variant"))
+    shown = [row for row in kept if row["variant"] in VARIANTS]
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in shown))
+    write(RESULTS, shown)
     print(
         "One full-width block, bfloat16, CPU, 1 thread; time as a multiple of the host's, median "
         f"of the pairs (min to max). ComfyUI {version}, torch {torch.__version__}."

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import os
 import platform
 import sys
@@ -34,6 +33,11 @@ if TYPE_CHECKING:
     from pack.nodes.memory.peak import PeakTracker
     from pack.nodes.memory.shapes import Request
     from pack.tests.host.stock_forward import FakeDenoiser
+
+if __package__:
+    from .harness.rows import merged, write
+else:
+    from harness.rows import merged, write
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "denoiser_peak.jsonl"
@@ -193,14 +197,9 @@ def table(rows: Sequence[dict[str, Any]], route: str) -> str:
 
 def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows in the results file and the measured ones, which replace those of the same cell."""
-
-    def cell(row: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(row[key] for key in ("variant", "route", "width_px", "height_px", "batch"))
-
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    rows = {cell(row): row for row in [*map(json.loads, lines), *measured]}
+    rows = merged(RESULTS, measured, ("variant", "route", "width_px", "height_px", "batch"))
     order = list(VARIANTS)
-    known = [row for row in rows.values() if row["variant"] in order]
+    known = [row for row in rows if row["variant"] in order]
     return sorted(
         known,
         key=lambda row: (
@@ -280,7 +279,7 @@ def main() -> None:
     if is_published and not options.eager:
         rows = kept_rows([{**row, **known} for row in rows])
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write(RESULTS, rows)
     form = ", comfy-kitchen's eager form" if options.eager else ""
     print(
         f"Live-bytes peak of one forward, bfloat16, {options.layers} main layers (columns of our "

@@ -8,14 +8,15 @@ it, and times are not measured by this.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 if __package__:
     from .denoiser_peak import register_pack
+    from .harness.rows import write
 else:
     from denoiser_peak import register_pack
+    from harness.rows import write
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "fit_table.jsonl"
@@ -79,7 +80,7 @@ def table(made: list[dict[str, Any]]) -> str:
 def main() -> None:
     register_pack()
     made = rows()
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in made))
+    write(RESULTS, made)
     print(
         f"Weights streamed from RAM in each step, as planned (prefer balance; bfloat16, "
         f"{TEXT_TOKENS} text tokens), and the largest that fits (prefer smallest).\n"

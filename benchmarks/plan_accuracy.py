@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import random
 import statistics
@@ -28,8 +27,10 @@ import torch
 
 if __package__:
     from .denoiser_peak import register_pack, versions
+    from .harness.rows import cell_of, merged, write
 else:
     from denoiser_peak import register_pack, versions
+    from harness.rows import cell_of, merged, write
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "plan_accuracy.jsonl"
@@ -152,13 +153,9 @@ class Measures:
         return vae_peak_bytes(sizes, height, width, batch, size, plan), tracker.peak_bytes
 
 
-def kept_rows(new: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The rows of the results file, and the new one, which replaces that of its case."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    rows = {tuple(row[k] for k in KEY): row for row in map(json.loads, lines)}
-    if new is not None:
-        rows[tuple(new[k] for k in KEY)] = new
-    return sorted(rows.values(), key=lambda row: tuple(row[k] for k in KEY))
+def kept_rows(*new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the results file, and the new ones, which replace those of their case."""
+    return sorted(merged(RESULTS, new, KEY), key=lambda row: cell_of(row, KEY))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -211,7 +208,7 @@ def main() -> None:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
         known = versions()
         measure: Callable[[str, dict[str, Any]], tuple[int, int]] = Measures()
-        done = set() if options.again else {tuple(row[k] for k in KEY) for row in kept_rows()}
+        done = set() if options.again else {cell_of(row, KEY) for row in kept_rows()}
         for stage in () if options.show else options.stage or CASES:
             for number in range(options.cases or CASES[stage]):
                 if (stage, options.seed, number) in done:
@@ -224,7 +221,7 @@ def main() -> None:
                     "device": "fake cuda", "seconds": round(time.perf_counter() - start, 1),
                     **known,
                 }  # fmt: skip
-                RESULTS.write_text("".join(json.dumps(r) + "\n" for r in kept_rows(row)))
+                write(RESULTS, kept_rows(row))
                 print(f"{stage} {number}: {predicted / measured:.4f} {case}", file=sys.stderr)
     print(
         "Peak of live bytes as the planner's formulas have it, over that on fake tensors of a "

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import ctypes
-import json
 import os
 import statistics
 import sys
@@ -35,8 +34,10 @@ import torch
 
 if __package__:
     from .denoiser_peak import register_pack, versions
+    from .harness.rows import cell_of, merged, write
 else:
     from denoiser_peak import register_pack, versions
+    from harness.rows import cell_of, merged, write
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results"
@@ -221,13 +222,8 @@ def _picture_figures(
 
 def kept_rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the results file and the measured ones, which replace those of their cell."""
-    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
-    rows = {tuple(row[k] for k in KEY): row for row in [*map(json.loads, lines), *measured]}
-    return sorted(rows.values(), key=lambda row: (*_cell(row), WAYS.index(row["way"])))
-
-
-def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in KEY[:-1])
+    rows = merged(ROWS, measured, KEY)
+    return sorted(rows, key=lambda row: (*cell_of(row, KEY[:-1]), WAYS.index(row["way"])))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -275,11 +271,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as base_dir, torch.inference_mode():
             settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
             known = versions()
-            rows = kept_rows([{**row, **known} for row in measure(options)])
-            ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write(ROWS, kept_rows([{**row, **known} for row in measure(options)]))
     rows = kept_rows([])
-    for cell in sorted({_cell(row) for row in rows}):
-        mine = [row for row in rows if _cell(row) == cell]
+    for cell in sorted({cell_of(row, KEY[:-1]) for row in rows}):
+        mine = [row for row in rows if cell_of(row, KEY[:-1]) == cell]
         task, side, contrast = cell
         text = f"{task} {side}x{side}, float32, 1 thread, pairs: {mine[0]['pairs']}"
         if "clamped" in mine[0]:

@@ -29,10 +29,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 if __package__:
     from .denoiser_peak import register_pack, versions
+    from .harness.rows import write
     from .vae_peak import RESULTS as MEASURED
     from .vae_peak import stock_work
 else:
     from denoiser_peak import register_pack, versions
+    from harness.rows import write
     from vae_peak import RESULTS as MEASURED
     from vae_peak import stock_work
 
@@ -241,7 +243,7 @@ def main() -> None:
             )
             return
         rows = [{**row, **versions()} for row in mixes(fake, side)]
-    ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(ROWS, rows)
     show(rows)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import tempfile
@@ -24,8 +23,10 @@ from typing import Any
 
 if __package__:
     from .denoiser_peak import register_pack, versions
+    from .harness.rows import cell_of, merged, write
 else:
     from denoiser_peak import register_pack, versions
+    from harness.rows import cell_of, merged, write
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "vae_peak.jsonl"
@@ -74,10 +75,8 @@ def measure(fake: Any, way: str, prefer: str, case: tuple[int, int, int]) -> dic
 
 def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the results file and the measured ones, which replace those of their cell."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    rows = {tuple(row[k] for k in KEY): row for row in [*map(json.loads, lines), *measured]}
     return sorted(
-        rows.values(),
+        merged(RESULTS, measured, KEY),
         key=lambda row: (
             WAYS.index(row["way"]),
             CASES.index((row["width_px"], row["height_px"], row["batch"])),
@@ -88,7 +87,7 @@ def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]], way: str) -> str:
     """The rows of one way as Markdown: a line per case, a column per preference."""
-    cells = {tuple(row[k] for k in KEY[1:]): row for row in rows if row["way"] == way}
+    cells = {cell_of(row, KEY[1:]): row for row in rows if row["way"] == way}
     lines = [f"| {way} | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for case in CASES:
         shown = []
@@ -130,7 +129,7 @@ def main() -> None:
                     continue
                 for prefer in options.prefer or COLUMNS:
                     row = {**measure(fake, way, prefer, case), **known}
-                    RESULTS.write_text("".join(json.dumps(r) + "\n" for r in kept_rows([row])))
+                    write(RESULTS, kept_rows([row]))
                     print(
                         f"{way} {case} {prefer}: {row['peak_bytes'] / MIB:.1f} MiB, "
                         f"{row['arithmetic']}x, {row['seconds']} s",

@@ -40,9 +40,7 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     models = stages.published_models(weight_bits=WEIGHT_BITS[options.weights])
     budget, has_encode = int(options.vram * GIB), options.img2img
     plan = fit.fit(models, request, budget, prefer=options.prefer, has_encode=has_encode)
-    others = []
-    if plan.verdict != "fits":
-        others = list(fit.alternatives(models, plan, has_encode=has_encode))
+    others = list(fit.alternatives(models, plan, has_encode=has_encode))
     notes = [
         f"Transformer in {options.weights}, Qwen3-4B and VAE in bf16; one sample per picture and "
         "call (cfg 1).",
