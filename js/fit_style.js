@@ -10,18 +10,14 @@ style.replaceSync(`
     overscroll-behavior: contain;
   }
   .verdict { font-size: 14px; font-weight: 650; line-height: 1.2; }
-  .verdict::before {
+  .verdict::before, .error::before {
     content: ""; display: inline-block; width: 9px; height: 9px; margin-right: 6px;
     border-radius: 50%; background: var(--verdict, var(--other));
   }
   .fits { --verdict: var(--fits); } .tight { --verdict: var(--tight); }
   .too-large { --verdict: var(--alarm); }
   .asked { color: var(--muted); overflow: hidden; text-overflow: ellipsis; }
-  .error { color: inherit; overflow-wrap: anywhere; user-select: text; }
-  .error::before {
-    content: ""; display: inline-block; width: 9px; height: 9px; margin-right: 6px;
-    border-radius: 50%; background: var(--alarm);
-  }
+  .error { --verdict: var(--alarm); color: inherit; overflow-wrap: anywhere; user-select: text; }
   .chart { position: relative; flex: 1 0 auto; display: flex; flex-direction: column; }
   .above, .below { position: relative; height: 14px; color: var(--muted); font-size: 10px; }
   .above span, .below span { position: absolute; white-space: nowrap; }

@@ -188,5 +188,5 @@ function placed(className, label, percent) {
 function otherText(phrase) {
   const batch = /^a batch of (\d+)$/.exec(phrase);
   if (batch) return text("batchOf", batch[1]);
-  return phrase === "weights in fp8" ? text("fp8") : phrase;
+  return phrase === "transformer and text encoder in fp8" ? text("fp8") : phrase;
 }
