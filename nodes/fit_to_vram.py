@@ -63,21 +63,16 @@ class FitToVRAM(io.ComfyNode):
                         "groups and Lean VAE balance. smallest: the least memory, the slowest."
                     ),
                 ),
-                io.Int.Input(
-                    "width",
-                    default=1024,
-                    min=16,
-                    max=LARGEST_PX,
-                    step=16,
-                    tooltip="Of the picture, in pixels; not used where a latent is connected.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=1024,
-                    min=16,
-                    max=LARGEST_PX,
-                    step=16,
-                    tooltip="Of the picture, in pixels; not used where a latent is connected.",
+                *(
+                    io.Int.Input(
+                        side,
+                        default=1024,
+                        min=16,
+                        max=LARGEST_PX,
+                        step=16,
+                        tooltip="Of the picture, in pixels; not used where a latent is connected.",
+                    )
+                    for side in ("width", "height")
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -140,19 +135,19 @@ class FitToVRAM(io.ComfyNode):
             request = of_latent(request, latents.shape_of(latent, sizes.channels))
         tokens = latents.text_tokens(conditioning)
         request = replace(request, text_tokens=tokens or TEXT_TOKENS)
+        vae_sizes = None if vae is None else lean_vae.sizes_of(vae)
         planner = Planner(
-            _models(model, vae, sizes),
+            _models(model, vae, sizes, vae_sizes),
             request,
             int(budget_gib * GIB),
             budget.margin_bytes(),
             prefer,
             floor_bytes=budget.floor_bytes(model),
             has_text=conditioning is None,
-            has_lean_vae=vae is not None and lean_vae.sizes_of(vae) is not None,
+            has_lean_vae=vae_sizes is not None,
         )
-        room = budget.room_bytes(model.load_device)
-        plan = planner.plan(request, room)
-        others = planner.others(plan)
+        plan = planner.plan(request, budget.room_bytes(model.load_device))
+        others, headline = planner.others(plan), fit_report.headline(plan)
         notes = [f"Here {budget.enforcement(model)}."]
         if attention.holds_scores():
             notes.append(
@@ -175,29 +170,29 @@ class FitToVRAM(io.ComfyNode):
         patched = lean_patch.with_lean_blocks(
             model, settings, blocks="all", prepare=watch.prepare, node_id=node_id
         )
-        fit_patch.with_watch(patched, watch)
+        fit_patch.put_watch(patched, watch)
         lean = None if vae is None else _lean_vae(vae, planner, node_id)
-        logger.info("Fit to VRAM: %s", fit_report.headline(plan))
-        notice.show_text(node_id, fit_report.headline(plan))
+        logger.info("Fit to VRAM: %s", headline)
+        notice.show_text(node_id, headline)
         shown = fit_report.as_json(plan, others=others)
         shown["card_bytes"] = budget.card_bytes(model.load_device)
         return io.NodeOutput(patched, lean, report, ui={fit_route.UI_KEY: [shown]})
 
 
-def _models(model, vae, sizes: TransformerSizes) -> Models:
+def _models(model, vae, sizes: TransformerSizes, vae_sizes) -> Models:
     """The run's models: those at hand as they are, the others as they are published."""
     models = replace(
         published_models(),
         denoiser=sizes,
-        denoiser_weight_bytes=fit_patch.weight_bytes(model),
+        denoiser_weight_bytes=budget.weight_bytes(model),
         has_ram=model.load_device.type == "cuda",
     )
-    if vae is None or (parts := lean_vae.sizes_of(vae)) is None:
+    if vae_sizes is None:
         return models
     return replace(
         models,
-        decoder=VaeSizes(**parts["decoder"]),
-        encoder=VaeSizes(**parts["encoder"]),
+        decoder=VaeSizes(**vae_sizes["decoder"]),
+        encoder=VaeSizes(**vae_sizes["encoder"]),
         vae_dtype_bytes=vae.vae_dtype.itemsize,
         vae_weight_bytes=vae.patcher.model_size(),
     )
@@ -224,4 +219,4 @@ def _lean_vae(vae, planner: Planner, node_id: str | None):
 
 def register_route() -> None:
     """Lets the page ask what a picture would need."""
-    fit_route.register(lambda asked, room: answer(asked, room, budget.margin_bytes()))
+    fit_route.add(lambda asked, room: answer(asked, room, budget.margin_bytes()))

@@ -12,6 +12,8 @@ from typing import Any
 import comfy.model_management as management
 import torch
 
+from .loaded import is_dynamic, models_on, weights_bytes
+
 logger = logging.getLogger(__name__)
 
 _COPY_BYTES, _COPIES = 64 * 2**20, 3
@@ -24,7 +26,7 @@ def room_bytes(device: torch.device) -> int | None:
     """
     if device.type not in ("cuda", "xpu"):
         return None
-    return int(management.get_free_memory(device) + sum(p.loaded_size() for p in _loaded(device)))
+    return int(management.get_free_memory(device) + weights_bytes(device))
 
 
 def card_bytes(device: torch.device) -> int | None:
@@ -39,7 +41,7 @@ def margin_bytes() -> int:
 
 def floor_bytes(patcher: Any) -> int:
     """What a host that loads by estimate leaves free of weights, beside its margin."""
-    if room_bytes(patcher.load_device) is None or _is_dynamic(patcher):
+    if room_bytes(patcher.load_device) is None or is_dynamic(patcher):
         return 0
     return max(0, int(management.minimum_inference_memory()) - margin_bytes())
 
@@ -51,7 +53,7 @@ def make_room(patcher: Any, bytes_for_it: int, budget_bytes: int | None) -> None
     """
     if budget_bytes is None or room_bytes(patcher.load_device) is None:
         return
-    others = [p for p in _loaded(patcher.load_device) if not p.is_clone(patcher)]
+    others = [p for p in models_on(patcher.load_device) if not p.is_clone(patcher)]
     excess = sum(p.loaded_size() for p in others) - max(0, budget_bytes - bytes_for_it)
     for other in reversed(others):  # the least recently used first
         if excess > 0:
@@ -69,7 +71,7 @@ def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] |
     """
     if limit_bytes is None or room_bytes(patcher.load_device) is None:
         return None
-    if not _is_dynamic(patcher):
+    if not is_dynamic(patcher):
         excess = patcher.loaded_size() - limit_bytes
         if excess > 0:
             patcher.partially_unload(patcher.offload_device, excess)
@@ -80,15 +82,6 @@ def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] |
         return None
     pages.set_watermark(limit_bytes)
     return lambda: pages.set_watermark(pages.max_size)
-
-
-def _loaded(device: torch.device) -> list[Any]:
-    patchers = [p for p in management.loaded_models() if p is not None]
-    return [p for p in patchers if p.load_device == device]
-
-
-def _is_dynamic(patcher: Any) -> bool:
-    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
 @contextmanager
@@ -107,7 +100,7 @@ def enforcement(patcher: Any) -> str:
     """How a named budget is kept to for this model, for a reader."""
     if room_bytes(patcher.load_device) is None:
         return "nothing is enforced: no NVIDIA, AMD or Intel card computes this model"
-    if _is_dynamic(patcher):
+    if is_dynamic(patcher):
         return "a named budget is kept by a limit on the model's pages (dynamic VRAM)"
     return "a named budget is kept by sending weights beyond it to RAM (loading by estimate)"
 
@@ -136,8 +129,8 @@ def _copy_bytes_per_s(index: int) -> float:
     return _COPY_BYTES / best
 
 
-def patch_bytes(patcher: Any) -> int:
-    """Bytes of the LoRA weights on a model, which come to the card with the weights they change."""
+def weight_bytes(patcher: Any) -> int:
+    """Bytes of a model's weights with its LoRAs, which come to the card with what they change."""
     seen: dict[int, int] = {}
 
     def walk(value: Any) -> None:
@@ -154,4 +147,4 @@ def patch_bytes(patcher: Any) -> int:
             # strength of the patch, the patch, and strength of the model: see add_patches
             if len(entry) > 1 and not isinstance(entry[1], str | int | float):
                 walk(entry[1])
-    return sum(seen.values())
+    return patcher.model_size() + sum(seen.values())

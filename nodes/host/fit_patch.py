@@ -11,7 +11,7 @@ from comfy import sampler_helpers
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from . import budget, notice, probe_device
+from . import budget, loaded, notice, probe_device
 from .attention import FIT, OPTIONS_KEY
 from .lean_forward import HANDOVER_PATCHES
 
@@ -72,11 +72,12 @@ class Watch:
             return executor(model, noise_shape, conds, *args, **kwargs)
         options = kwargs.get("model_options") or {}
         prompts = sum(bool(found) for found in conds.values()) if self._is_guided else 1
+        weights = budget.weight_bytes(model)
         decision = self._decision = self._decide(
             Situation(
                 [noise_shape[0] * max(1, prompts), *noise_shape[1:]],
                 _text_tokens(conds),
-                weight_bytes(model),
+                weights,
                 _other_bytes(model, conds),
                 budget.room_bytes(model.load_device),
                 _is_plain(conds, options.get("transformer_options", {})),
@@ -84,8 +85,8 @@ class Watch:
         )
         self._say(decision.text, is_warning=decision.is_warning)
         _ask_groups(options, decision.groups)
-        weights = weight_bytes(model) if decision.limit_bytes is None else decision.limit_bytes
-        budget.make_room(model, decision.need_bytes + weights, decision.budget_bytes)
+        resident = weights if decision.limit_bytes is None else decision.limit_bytes
+        budget.make_room(model, decision.need_bytes + resident, decision.budget_bytes)
         _, estimate = sampler_helpers.estimate_memory(model, noise_shape, conds)
         with budget.reserved(model, estimate, decision.need_bytes):
             result = executor(model, noise_shape, conds, *args, **kwargs)
@@ -139,21 +140,14 @@ def _readings(device: torch.device) -> tuple[int, int, int] | None:
     """Of torch's allocator: the weights in it, current and peak bytes; None without a card."""
     if budget.room_bytes(device) is None:
         return None
-    current, peak = probe_device.gauge_of(device).read()
-    pages = probe_device.pages_bytes(device)
-    return probe_device.weights_bytes(device) - pages, current - pages, peak - pages
+    weights = loaded.weights_bytes(device) - probe_device.pages_bytes(device)
+    return (weights, *probe_device.allocator_bytes(device))
 
 
-def with_watch(model: ModelPatcher, watch: Watch) -> ModelPatcher:
+def put_watch(model: ModelPatcher, watch: Watch) -> None:
     """Puts the outer wrapper of a watch on a clone that was made for it."""
     model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, _KEY)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, watch.outer_sample)
-    return model
-
-
-def weight_bytes(patcher: Any) -> int:
-    """Bytes of a model's weights with its LoRAs."""
-    return patcher.model_size() + budget.patch_bytes(patcher)
 
 
 def _other_bytes(model: ModelPatcher, conds: Mapping[str, Any]) -> int:

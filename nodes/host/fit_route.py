@@ -6,28 +6,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.model_management as management
-from server import PromptServer, web
+from server import web
 
-from . import budget
+from . import budget, routes
 
-PATH = "/z_image_low_vram/fit"
 UI_KEY = "z_image_fit"
 
 AnswerFn = Callable[[Mapping[str, Any], int | None], dict[str, Any]]
 
 
-def register(answer: AnswerFn) -> None:
-    """Adds the route; nothing without a server.
+def add(answer: AnswerFn) -> None:
+    """Adds the route to the host's server.
 
     Args:
         answer: the plan for a question, and the room on the host's main device; raises ValueError
             or TypeError for a bad question.
     """
-    server = getattr(PromptServer, "instance", None)
-    if server is None:
-        return
 
-    @server.routes.post(PATH)
     async def fit(request: web.Request) -> web.Response:
         try:
             asked = await request.json()
@@ -36,3 +31,5 @@ def register(answer: AnswerFn) -> None:
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             return web.json_response({"error": str(error)}, status=400)
         return web.json_response({**made, "card_bytes": budget.card_bytes(device)})
+
+    routes.add("POST", "/z_image_low_vram/fit", fit)

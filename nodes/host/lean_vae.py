@@ -84,8 +84,8 @@ class LeanForward:
         if output_buffer is None:
             shape = self.output_shape(given.shape)
             output_buffer = torch.empty(shape, dtype=given.dtype, device=given.device)
-        call = self.call(given.shape, given.dtype, given.device)
         if self._settings.budget is not None:
+            call = self.call(given.shape, given.dtype, given.device)
             taken = self._settings.need(call) + self._patcher.model_size()
             make_room(self._patcher, taken, self._settings.budget)
         for index in range(given.shape[0]):
@@ -185,8 +185,7 @@ def with_lean_vae(vae: Any, settings: VaeSettings, node_id: str | None) -> tuple
     Returns:
         The copy and None, or the VAE itself and why it cannot.
     """
-    model = vae.first_stage_model
-    stock = {name: _stock(getattr(model, name, None)) for name in ("decoder", "encoder")}
+    model, stock = vae.first_stage_model, _stock_parts(vae)
     reason = _why_not_vae(vae, stock)
     if reason is not None:
         return vae, reason
@@ -215,11 +214,15 @@ def example_call(vae: Any, side: int) -> Call:
 
 def sizes_of(vae: Any) -> dict[str, dict[str, Any]] | None:
     """The sizes of a VAE's decoder and encoder; None for one that stays stock."""
-    model = vae.first_stage_model
-    stock = {name: _stock(getattr(model, name, None)) for name in ("decoder", "encoder")}
+    stock = _stock_parts(vae)
     if _why_not_vae(vae, stock) is not None:
         return None
     return {name: vae_layers.sizes(module) for name, module in stock.items()}
+
+
+def _stock_parts(vae: Any) -> dict[str, nn.Module | None]:
+    model = vae.first_stage_model
+    return {name: _stock(getattr(model, name, None)) for name in ("decoder", "encoder")}
 
 
 def _stock(module: nn.Module | None) -> nn.Module | None:

@@ -17,6 +17,8 @@ import comfyui_version
 import psutil
 import torch
 
+from .loaded import is_dynamic, models_on
+
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _AND_PAGES = ", and the pages of dynamic VRAM as they are at each reading"
@@ -54,9 +56,9 @@ def gauge_of(device: torch.device) -> Gauge:
 
         def read() -> tuple[int, int]:
             # One call for both numbers; pages of dynamic VRAM are not the allocator's.
-            stats = _stats(device)
+            current, peak = allocator_bytes(device)
             pages = pages_bytes(device)
-            return stats["current"] + pages, stats["peak"] + pages
+            return current + pages, peak + pages
 
         return Gauge(
             read,
@@ -66,14 +68,15 @@ def gauge_of(device: torch.device) -> Gauge:
     return _process_gauge()
 
 
-def weights_bytes(device: torch.device) -> int:
-    """Bytes of model weights that the host has loaded on the device."""
-    return sum(patcher.loaded_size() for patcher in _loaded(device))
+def allocator_bytes(device: torch.device) -> tuple[int, int]:
+    """Current and highest bytes in torch's allocator of a card, without pages."""
+    stats = _stats(device)
+    return stats["current"], stats["peak"]
 
 
 def pages_bytes(device: torch.device) -> int:
     """Bytes of weights in pages that yield, which torch's allocator does not count."""
-    return sum(_pages(patcher) for patcher in _loaded(device))
+    return sum(_pages(patcher) for patcher in models_on(device))
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -119,9 +122,9 @@ def figures(
     """
     yield from _allocator_figures(device)
     yield from _driver_figures(device)
-    for patcher in _loaded(device):
+    for patcher in models_on(device):
         yield from _model_figures(patcher)
-    if not any(_is_dynamic(patcher) for patcher in _loaded(device)):
+    if not any(is_dynamic(patcher) for patcher in models_on(device)):
         yield "pages of dynamic VRAM", None, "no model here is loaded with dynamic VRAM"
     if streamed is None:
         yield "weights streamed per step", None, _streams_unseen(device)
@@ -141,18 +144,8 @@ def _streams_unseen(device: torch.device) -> str:
     return "seen while a model is sampled behind a probe on its MODEL wire"
 
 
-def _loaded(device: torch.device) -> list[Any]:
-    # The host keeps the place of a model that was deleted.
-    patchers = [p for p in management.loaded_models() if p is not None]
-    return [p for p in patchers if p.load_device == device]
-
-
-def _is_dynamic(patcher: Any) -> bool:
-    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
-
-
 def _pages(patcher: Any) -> int:
-    if not _is_dynamic(patcher):
+    if not is_dynamic(patcher):
         return 0
     return max(0, patcher.loaded_size() - patcher.model.model_loaded_weight_memory)
 
@@ -216,7 +209,7 @@ def _model_figures(patcher: Any) -> Iterator[tuple[str, int | None, str | None]]
     loaded, whole = patcher.loaded_size(), patcher.model_size()
     yield f"{name}: weights on the device", loaded, None
     yield f"{name}: weights elsewhere", max(0, whole - loaded), None
-    if _is_dynamic(patcher):
+    if is_dynamic(patcher):
         yield f"{name}: pages resident", _pages(patcher), None
         yield f"{name}: pages evicted or not yet loaded", max(0, whole - _pages(patcher)), None
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from comfy_execution.progress import ProgressHandler, get_progress_state
 
-from . import probe_device, probe_events
+from . import loaded, probe_device, probe_events
 from .probe_tools import NODE_ID, ProbeSettings, Tools
 
 _NAME = "z_image_low_vram.probe"
@@ -102,7 +102,7 @@ class PromptWatch(ProgressHandler):
         high = stretch.whole.take(set_back=False)
         recorder = stretch.recorder
         recorder.blank = blank_record(self, device, settings)
-        weights = probe_device.weights_bytes(device)
+        weights = loaded.weights_bytes(device)
         if high.bytes > recorder.peak_bytes:
             recorder.point(self._tools.parts_of(high.bytes, weights, stretch.before))
         if not is_cached:
@@ -144,7 +144,7 @@ class PromptWatch(ProgressHandler):
             old.whole.close()
             old.part.close()
         counter = self.counter(device)
-        weights = probe_device.weights_bytes(device)
+        weights = loaded.weights_bytes(device)
         if is_first:
             count = counter.settle(set_back=False)
             whole, part = counter.open_since_set_back(), counter.open(set_back=False)
@@ -164,7 +164,7 @@ class PromptWatch(ProgressHandler):
         """Notes the highest since the last event, and in which node it was."""
         for device, stretch in self._stretches.items():
             high = stretch.part.take(set_back=False)
-            weights = probe_device.weights_bytes(device)
+            weights = loaded.weights_bytes(device)
             # What was there before and is gone by now hides no activations.
             stretch.before = min(stretch.before, max(0, stretch.part.current - weights))
             parts = self._tools.parts_of(high.bytes, weights, stretch.before)

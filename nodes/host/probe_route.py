@@ -8,21 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from server import PromptServer, web
+from server import web
 
-from . import probe_prompt
-
-ROUTE = "/z_image_low_vram/probes/{prompt_id}"
+from . import probe_prompt, routes
 
 
 def add() -> None:
-    """Adds the route to the host's server, before that begins to listen."""
-    server = getattr(PromptServer, "instance", None)
-    if server is None:
-        return
-    # A second copy of the pack must not keep the host from starting: it takes no path twice.
-    if all(getattr(route, "path", None) != ROUTE for route in server.routes):
-        server.routes.get(ROUTE)(answer)
+    """Adds the route to the host's server."""
+    routes.add("GET", "/z_image_low_vram/probes/{prompt_id}", answer)
 
 
 async def answer(request: Any) -> Any:

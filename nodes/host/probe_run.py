@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from . import probe_device, probe_events, probe_files, probe_prompt
+from . import loaded, probe_events, probe_files, probe_prompt
 from .probe_streaming import Streaming
 from .probe_tools import ProbeSettings
 
@@ -48,7 +48,7 @@ class SamplingRun:
         self._pace = settings.tools.pace(probe_events.EVENTS_PER_SECOND)
         self._interval = watch.counter(device).open(set_back=settings.sets_back)
         self._whole = watch.counter(device).open(set_back=False)
-        self._before = max(0, self._interval.current - probe_device.weights_bytes(device))
+        self._before = max(0, self._interval.current - loaded.weights_bytes(device))
         self._tracker: Any = None
         # On a CPU there is no allocator to ask, so the operations themselves are counted.
         self._is_tracked = settings.sees_blocks and device.type == "cpu"
@@ -99,7 +99,7 @@ class SamplingRun:
             return
         recorder, tools = self._recorder, self._settings.tools
         self._streaming.read()
-        weights = probe_device.weights_bytes(self._device)
+        weights = loaded.weights_bytes(self._device)
         if self._is_tracked:
             if self._tracker is None:
                 return

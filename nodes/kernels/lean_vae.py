@@ -99,9 +99,7 @@ def _encoder_level(work: Work, source: Rows, level: LevelLayers, made: Remade | 
         work.block(source, norm, first) if made is None else work.first_block(made, norm, first)
     )
     last = others.pop() if others and level.resample and work.level.adds_after else None
-    for block in others:
-        source, norm = work.keep(source, block.norm1, is_stored=work.level.keeps_output)
-        source = work.block(source, norm, block)
+    source = work.more_blocks(source, others)
     if level.resample is None:
         return source
     if last is None:

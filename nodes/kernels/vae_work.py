@@ -104,9 +104,12 @@ class Work:
 
     def blocks(self, source: Rows, norm: Pooled, blocks: Sequence[BlockLayers]) -> Rows:
         """The blocks of a level one after the other; the last one's map is not stored yet."""
-        for number, block in enumerate(blocks):
-            if number:
-                source, norm = self.keep(source, block.norm1, is_stored=self.level.keeps_output)
+        return self.more_blocks(self.block(source, norm, blocks[0]), blocks[1:])
+
+    def more_blocks(self, source: Rows, blocks: Sequence[BlockLayers]) -> Rows:
+        """Further blocks of a level, behind the map of the one before."""
+        for block in blocks:
+            source, norm = self.keep(source, block.norm1, is_stored=self.level.keeps_output)
             source = self.block(source, norm, block)
         return source
 

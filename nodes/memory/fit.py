@@ -130,14 +130,15 @@ def _with_least_need(stage: Stage, need_bytes: int) -> Stage:
 
 def alternatives(models: Models, plan: Fit, **options: Any) -> Iterator[str]:
     """What would fit the budget where the plan does not, a few words each; options as for `fit`."""
+    if plan.verdict == "fits":
+        return
     wanted = plan.request
 
     def fits(request: Request, of: Models = models) -> bool:
-        tried = fit(of, request, plan.budget_bytes, prefer="smallest", **options)
-        return tried.verdict == "fits"
+        return _fits_at_smallest(of, request, plan.budget_bytes, **options)
 
     if wanted.batch > 1:
-        batch = _largest(1, wanted.batch - 1, lambda count: fits(replace(wanted, batch=count)))
+        batch = _largest(wanted.batch - 1, lambda count: fits(replace(wanted, batch=count)))
         if batch:
             yield f"a batch of {batch}"
     longer = max(wanted.width_px, wanted.height_px)
@@ -150,7 +151,7 @@ def alternatives(models: Models, plan: Fit, **options: Any) -> Iterator[str]:
         width, height = sides
         return replace(wanted, width_px=width, height_px=height)
 
-    steps = _largest(1, (longer - 1) // STEP_PX, lambda steps: fits(scaled(steps)))
+    steps = _largest((longer - 1) // STEP_PX, lambda steps: fits(scaled(steps)))
     if steps:
         yield f"{scaled(steps).width_px}x{scaled(steps).height_px}"
     in_fp8 = replace(
@@ -167,25 +168,30 @@ def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = 256)
 
     def fits(steps: int) -> bool:
         request = Request(steps * STEP_PX, steps * STEP_PX, 1, text_tokens)
-        return fit(models, request, budget_bytes, prefer="smallest").verdict == "fits"
+        return _fits_at_smallest(models, request, budget_bytes)
 
-    return STEP_PX * _largest(1, LARGEST_PX // STEP_PX, fits)
+    return STEP_PX * _largest(LARGEST_PX // STEP_PX, fits)
 
 
 def largest_batch(models: Models, request: Request, budget_bytes: int) -> int:
     """The largest batch of that picture which fits with the smallest settings, or 0."""
 
     def fits(count: int) -> bool:
-        tried = fit(models, replace(request, batch=count), budget_bytes, prefer="smallest")
-        return tried.verdict == "fits"
+        return _fits_at_smallest(models, replace(request, batch=count), budget_bytes)
 
-    return _largest(1, LARGEST_BATCH, fits)
+    return _largest(LARGEST_BATCH, fits)
 
 
-def _largest(first: int, last: int, fits: Callable[[int], bool]) -> int:
-    """The largest number for which `fits` holds, or 0; it must hold for all below it too."""
-    low, high = first - 1, last
+def _fits_at_smallest(
+    models: Models, request: Request, budget_bytes: int | None, **options: Any
+) -> bool:
+    return fit(models, request, budget_bytes, prefer="smallest", **options).verdict == "fits"
+
+
+def _largest(last: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 1 on for which `fits` holds, or 0; it must hold for all below it."""
+    low, high = 0, last
     while low < high:
         middle = -(-(low + high) // 2)
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low if low >= first else 0
+    return low

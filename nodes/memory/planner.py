@@ -112,8 +112,6 @@ class Planner:
         Raises:
             ValueError: the plan cannot run at all.
         """
-        if plan.verdict == "fits":
-            return []
         found = list(alternatives(self.models, plan, **self._options))
         if plan.verdict == "too large":
             instead = f"; what would fit: {', or '.join(found)}" if found else ""
@@ -183,5 +181,4 @@ def answer(asked: Mapping[str, Any], room_bytes: int | None, margin_bytes: int) 
     named = int(float(asked["budget_gib"]) * GIB)
     planner = Planner(published_models(), request, named, margin_bytes, asked["prefer"])
     plan = planner.plan(request, room_bytes)
-    others = [] if plan.verdict == "fits" else list(alternatives(planner.models, plan))
-    return fit_report.as_json(plan, others=others)
+    return fit_report.as_json(plan, others=list(alternatives(planner.models, plan)))

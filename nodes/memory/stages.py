@@ -9,9 +9,10 @@ from .plan import DEFAULT_GROUPS, stock_peak_bytes
 from .shapes import Z_IMAGE, Request, TransformerSizes
 from .text_encoder import QWEN3_4B, TextEncoderSizes, text_encoder_peak_bytes
 from .vae_peak import vae_parameters, vae_peak_bytes
-from .vae_plan import PREFERENCES, Prefer, VaeSizes, vae_plan
+from .vae_plan import PREFERENCES, Prefer, VaeSizes, is_fused_in, vae_plan
 
-# Heads in a group with Attention Slice auto; the same constant as in host/attention.py.
+# Heads in a group with Attention Slice auto; the same constant as in host/attention.py, a test
+# compares them.
 SLICE_HEADS = 10
 FLUX_DECODER = VaeSizes()
 FLUX_ENCODER = VaeSizes(is_decoder=False, widths=(128, 256, 512, 512), blocks=2, latent_channels=32)
@@ -132,7 +133,7 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
     largest = sizes.dim * max(sizes.qkv_dim, sizes.ffn_dim)
     buffers = 2 * models.denoiser_weight_bytes * largest // sizes.parameters
     is_cast = models.denoiser_weight_bytes < sizes.parameters * request.dtype_bytes
-    cast = part if is_cast else 0
+    cast, copied = (part, 0) if is_cast else (0, part)
 
     def stage(groups: int) -> Stage:
         name = f"{groups} head groups" if groups < sizes.kv_heads else "one head at a time"
@@ -142,7 +143,7 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
             "denoise",
             f"Apply Gradient Checkpoint, {name}",
             weight_bytes=models.denoiser_weight_bytes,
-            buffer_bytes=buffers + part - cast,
+            buffer_bytes=buffers + copied,
             activation_bytes=live,
             stock_bytes=stock_peak_bytes(request),
             workspace_bytes=need - live + cast,
@@ -178,7 +179,7 @@ def vae_stage(
             width,
             prefer=prefer,
             has_ram=models.has_ram,
-            is_fused=models.vae_dtype_bytes == 4,
+            is_fused=is_fused_in(models.vae_dtype_bytes),
         )
     live, stock = (
         vae_peak_bytes(sizes, height, width, request.batch, models.vae_dtype_bytes, how)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from .need import vae_need_bytes
 from .vae_peak import lean_vae_peak_bytes, lean_vae_work, stock_vae_peak_bytes
-from .vae_plan import Prefer, VaePlan, VaeSizes, vae_plan
+from .vae_plan import Prefer, VaePlan, VaeSizes, is_fused_in, vae_plan
 
 MIB = 2**20
 
@@ -30,8 +30,7 @@ class VaeChoice(NamedTuple):
             prefer=self.prefer,
             strip_rows=self.strip_rows,
             has_ram=call.device.type == "cuda",
-            # In half types the rounded sums of taps would add to the error.
-            is_fused=call.dtype.itemsize == 4,
+            is_fused=is_fused_in(call.dtype.itemsize),
             attempt=attempt,
         )
 

@@ -146,6 +146,11 @@ def vae_plan(
     return VaePlan(tuple(levels), is_fused, prefer)
 
 
+def is_fused_in(dtype_bytes: int) -> bool:
+    """`VaePlan.is_fused` for a type: in half types the rounded sums would add to the error."""
+    return dtype_bytes == 4
+
+
 def _strip_pixels(prefer: Prefer, picture: int) -> int:
     return min(STRIP_PIXELS[prefer], max(LEAST_STRIP_PIXELS, picture // STRIPS[prefer]))
 
@@ -153,10 +158,10 @@ def _strip_pixels(prefer: Prefer, picture: int) -> int:
 def _level_plan(
     sizes: VaeSizes, level: int, prefer: Prefer, limit: int, has_ram: bool
 ) -> LevelPlan:
-    # Counted from the picture: its own size is 0, and each next one a fourth of the maps' pixels.
-    from_picture = len(sizes.widths) - 1 - level if sizes.is_decoder else level
     if not sizes.is_decoder:
         return _encoder_plan(sizes, level, prefer, limit)
+    # Counted from the picture: its own size is 0, and each next one a fourth of the maps' pixels.
+    from_picture = len(sizes.widths) - 1 - level
     if prefer == "speed" or from_picture > 2 or (prefer == "balance" and from_picture):
         return LevelPlan(True, True, True, limit)
     if prefer == "balance":

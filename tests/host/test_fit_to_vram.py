@@ -82,7 +82,7 @@ def test_planned_again_when_the_sampling_begins(loaded, caplog):
         sample(with_lora, noise=latent(32))
     planned = [r.getMessage() for r in caplog.records if "256x256, batch 1, 7 text" in r.message]
     assert planned and "budget 2.00 GiB: fits" in planned[0]
-    from pack.nodes.host.fit_patch import weight_bytes
+    from pack.nodes.host.budget import weight_bytes
 
     assert weight_bytes(with_lora) == loaded.model.model_size() + matrix.nbytes
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.memory.shapes import Z_IMAGE
-from pack.nodes.memory.stages import FLUX_DECODER, FLUX_ENCODER
+from pack.nodes.memory.stages import FLUX_DECODER, FLUX_ENCODER, SLICE_HEADS
 from pack.nodes.memory.text_encoder import QWEN3_4B, text_encoder_peak_bytes
 from pack.nodes.memory.vae_peak import vae_parameters
 
@@ -19,6 +19,12 @@ pytestmark = [
     pytest.mark.usefixtures("host"),
     pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs torch with CUDA"),
 ]
+
+
+def test_groups_are_those_of_attention_slice() -> None:
+    from pack.nodes.host.attention import LEAN_HEADS
+
+    assert LEAN_HEADS == SLICE_HEADS
 
 
 def test_elements_of_all_weights() -> None:
