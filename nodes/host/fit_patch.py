@@ -62,12 +62,13 @@ class Watch:
 
     def __init__(self, decide: DecideFn, node_id: str | None) -> None:
         self._decide, self._node_id = decide, node_id
-        self._is_sampling, self._is_guided = False, False
+        self._is_sampling, self._is_guided, self._is_asked = False, False, False
         self._decision: Decision | None = None
         self._lift: Callable[[], None] | None = None
 
     def prepare(self, executor, model, noise_shape, conds, *args, **kwargs):
         """PREPARE_SAMPLING: plans, and has the host load within the plan."""
+        self._is_asked = True
         if kwargs.get("force_full_load") or kwargs.get("force_offload"):  # training
             return executor(model, noise_shape, conds, *args, **kwargs)
         options = kwargs.get("model_options") or {}
@@ -100,7 +101,7 @@ class Watch:
         guider = executor.class_obj
         device = guider.model_patcher.load_device
         self._is_guided = getattr(guider, "cfg", 1.0) != 1.0
-        self._is_sampling, self._decision = True, None
+        self._is_sampling, self._is_asked, self._decision = True, False, None
         before = _readings(device)
         try:
             result = executor(*args, **kwargs)
@@ -109,9 +110,9 @@ class Watch:
             if self._lift is not None:
                 self._lift()
                 self._lift = None
-        if self._decision is None:
+        if not self._is_asked:
             self._say("a node behind this one has replaced its plan: nothing is kept to")
-        elif before is not None:
+        elif self._decision is not None and before is not None:
             self._compare(self._decision, before, _readings(device))
         return result
 

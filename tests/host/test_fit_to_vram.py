@@ -189,6 +189,24 @@ def test_apply_gradient_checkpoint_behind_it_counts_and_it_says_so(loaded, caplo
     assert any("has replaced its plan" in record.getMessage() for record in caplog.records)
 
 
+def test_training_is_not_planned_and_nothing_is_said_of_it(loaded, caplog):
+    """Train LoRA calls the model's wrappers too, and tells the host how to load."""
+    from comfy.patcher_extension import WrappersMP
+
+    def as_training(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        return executor(*args, **{**kwargs, "force_full_load": True})
+
+    patched = loaded.model.clone()
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "test", as_training)
+    patched, _, _ = fit(patched, budget_gib=2.0)
+    with caplog.at_level(logging.INFO):
+        sample(patched)
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Fit to VRAM")]
+    assert not any(
+        "replaced its plan" in text or "384x384, batch 1, 7 text" in text for text in said
+    )
+
+
 def test_a_video_vae_stays_stock(loaded):
     other = kl_vae()
     other.latent_dim = 3
