@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ class ComfyPage:
         still = "JSON.stringify([app.canvas.ds.scale, ...app.canvas.ds.offset])"
         self.page.wait_for_timeout(300)
         before, now = None, self.page.evaluate(still)
+        deadline = time.monotonic() + TIMEOUT_MS / 1000
         while before != now:
+            assert time.monotonic() < deadline, f"the view does not come to rest: {now}"
             self.page.wait_for_timeout(300)
             before, now = now, self.page.evaluate(still)
 

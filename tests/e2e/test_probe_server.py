@@ -47,7 +47,7 @@ def run(server: LiveHost, prompt: dict[str, Any], *, cancels: bool = False) -> A
     async def both() -> Any:
         mine, other = uuid.uuid4().hex, uuid.uuid4().hex
         got: dict[str, list[Any]] = {mine: [], other: []}
-        ended = asyncio.Event()
+        sampling, ended = asyncio.Event(), asyncio.Event()
 
         async def listen(session: aiohttp.ClientSession, client: str) -> None:
             async with session.ws_connect(f"{server.url}/ws?clientId={client}") as socket:
@@ -57,6 +57,8 @@ def run(server: LiveHost, prompt: dict[str, Any], *, cancels: bool = False) -> A
                         continue
                     data = message.json()
                     got[client].append((data["type"], data["data"], time.monotonic()))
+                    if client == mine and (step_of(got[client][-1]) or 0) >= 2:
+                        sampling.set()
                     if client == mine and data["type"] in (
                         "execution_success",
                         "execution_interrupted",
@@ -71,8 +73,8 @@ def run(server: LiveHost, prompt: dict[str, Any], *, cancels: bool = False) -> A
                 await asyncio.wait_for(event.wait(), 30)
             prompt_id = await asyncio.to_thread(server.queue, prompt, mine)
             if cancels:
-                while not any(step_of(m) == 2 for m in got[mine]):
-                    await asyncio.sleep(0.02)
+                # Steps may be shorter than the time between two events, which then skip some.
+                await asyncio.wait_for(sampling.wait(), TIMEOUT_S)
                 await asyncio.to_thread(server.post_json, "/interrupt", {})
             await asyncio.wait_for(ended.wait(), TIMEOUT_S)
             await asyncio.sleep(0.3)  # what is still on its way
@@ -92,7 +94,7 @@ def step_of(message: Any) -> int | None:
 
 
 def test_one_page_sees_the_run_live_and_the_history_keeps_it(server):
-    prompt_id, mine, other = run(server, prompt_with_probes(steps=12))
+    prompt_id, mine, other = run(server, prompt_with_probes(steps=24))
     sent = [(data, at) for name, data, at in mine if name == EVENT]
     assert [name for name, _, _ in other if name == EVENT] == []
     assert {data["prompt_id"] for data, _ in sent} == {prompt_id}
@@ -111,7 +113,7 @@ def test_one_page_sees_the_run_live_and_the_history_keeps_it(server):
     outputs = server.wait(prompt_id, TIMEOUT_S)["outputs"]
     (kept,) = outputs["1:8"]["z_image_vram_probe"]
     assert kept == sampling[-1][0]
-    assert len(kept["steps"]) == 12
+    assert len(kept["steps"]) == 24
     assert kept["peak_at"]["block"].split(".")[0] in ("layers", "noise_refiner", "context_refiner")
     # Its own peak, and the sampling's in the summary.
     (decode,) = outputs["9"]["z_image_vram_probe"]
@@ -125,7 +127,7 @@ def test_one_page_sees_the_run_live_and_the_history_keeps_it(server):
 
 def test_a_stretch_is_followed_step_by_step_without_a_wrapper(server):
     """Through the host's own progress."""
-    prompt = prompt_with_probes(steps=7)
+    prompt = prompt_with_probes(steps=20)
     prompt["1:8"]["inputs"]["value"] = ["2", 0]
     prompt["5"]["inputs"] |= {"model": ["1", 0], "positive": ["1:8", 0]}
     outputs = server.wait(server.queue(prompt), TIMEOUT_S)["outputs"]
@@ -148,8 +150,9 @@ def test_a_cancelled_run_ends_with_a_record_that_says_so(server):
 
 def test_without_a_page_the_prompt_runs_all_the_same_and_may_be_asked_about(server):
     prompt_id = server.queue(prompt_with_probes(steps=60))
-    states = set()
+    states, deadline = set(), time.monotonic() + TIMEOUT_S
     while server.get_json("/queue")["queue_running"] or not states:
+        assert time.monotonic() < deadline
         live = server.get_json(f"{ROUTE}{prompt_id}")
         states.update(record["state"] for record in live.values())
         time.sleep(0.05)
