@@ -8,8 +8,9 @@ Memory: the predicted peak on the card (nodes/memory/vae_peak.py; within 3 % of 
 measure for the three preferences, whose measured rows of `vae_peak` are ringed). Arithmetic and
 traffic with RAM: counted in one decode of 256x256 on fake tensors for each mix, in strips of whole
 maps, and scaled by the pixels; attention by its formula. Cost: the arithmetic at the stated card's
-peak, and the traffic at the stated rate after it, because the copies wait in the same stream.
-Nothing is timed. `--check` measures the peak of a mix.
+peak, and the traffic at the stated rate after it, because the copies wait in the same stream. A
+bound: the larger of the two, as if all copies hid behind the arithmetic. Nothing is timed.
+`--check` measures the peak of a mix.
 """
 
 from __future__ import annotations
@@ -207,9 +208,14 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         print(f"\n{side}x{side}, bfloat16: the best mixes of peak and {title}.\n")
         print(table([*best(rows, key), *ringed]))
     within = [row for row in rows if row["peak_bytes"] < GOAL_MIB * MIB]
-    for key in ("arithmetic", "cost"):
-        least = min(within, key=lambda row: row[key])
-        print(f"\nBelow {GOAL_MIB} MiB, the least {key}: {least[key]:.2f}x ({least['mix']}).")
+    for row in within:
+        row["bound"] = max(row["arithmetic"], row["cost"] - row["arithmetic"])
+    for key in ("arithmetic", "cost", "bound"):
+        least = min(within, key=lambda row: (row[key], row["peak_bytes"]))
+        print(
+            f"\nBelow {GOAL_MIB} MiB, the least {key}: {least[key]:.2f}x ({least['mix']}, "
+            f"{least['peak_bytes'] / MIB:.0f} MiB, {least['ram_bytes'] / GIB:.1f} GiB of traffic)."
+        )
 
 
 def main() -> None:
