@@ -184,9 +184,7 @@ function placed(className, label, percent) {
   return span;
 }
 
-/** What would fit instead, in the page's language where it is a phrase that we know. */
-function otherText(phrase) {
-  const batch = /^a batch of (\d+)$/.exec(phrase);
-  if (batch) return text("batchOf", batch[1]);
-  return phrase === "transformer and text encoder in fp8" ? text("fp8") : phrase;
+/** What would fit instead. */
+function otherText({ differs_in: kind, width, height, batch_size: batch }) {
+  return { batch: text("batchOf", batch), size: `${width} × ${height}`, fp8: text("fp8") }[kind];
 }

@@ -128,8 +128,20 @@ def _with_least_need(stage: Stage, need_bytes: int) -> Stage:
     return replace(stage, workspace_bytes=stage.workspace_bytes + more)
 
 
-def alternatives(models: Models, plan: Fit, **options: Any) -> Iterator[str]:
-    """What would fit the budget where the plan does not, a few words each; options as for `fit`."""
+@dataclass(frozen=True)
+class Alternative:
+    """What fits in place of a plan that does not.
+
+    differs_in: the smaller batch, the smaller picture, or transformer and text encoder in fp8.
+    request: what fits.
+    """
+
+    differs_in: Literal["batch", "size", "fp8"]
+    request: Request
+
+
+def alternatives(models: Models, plan: Fit, **options: Any) -> Iterator[Alternative]:
+    """What would fit the budget where the plan does not; options as for `fit`."""
     if plan.verdict == "fits":
         return
     wanted = plan.request
@@ -140,7 +152,7 @@ def alternatives(models: Models, plan: Fit, **options: Any) -> Iterator[str]:
     if wanted.batch > 1:
         batch = _largest(wanted.batch - 1, lambda count: fits(replace(wanted, batch=count)))
         if batch:
-            yield f"a batch of {batch}"
+            yield Alternative("batch", replace(wanted, batch=batch))
     longer = max(wanted.width_px, wanted.height_px)
 
     def scaled(steps: int) -> Request:
@@ -153,14 +165,14 @@ def alternatives(models: Models, plan: Fit, **options: Any) -> Iterator[str]:
 
     steps = _largest((longer - 1) // STEP_PX, lambda steps: fits(scaled(steps)))
     if steps:
-        yield f"{scaled(steps).width_px}x{scaled(steps).height_px}"
+        yield Alternative("size", scaled(steps))
     in_fp8 = replace(
         models,
         denoiser_weight_bytes=min(models.denoiser_weight_bytes, models.denoiser.parameters),
         text_weight_bytes=min(models.text_weight_bytes, models.text_encoder.parameters),
     )
     if in_fp8 != models and fits(wanted, in_fp8):
-        yield "transformer and text encoder in fp8"
+        yield Alternative("fp8", wanted)
 
 
 def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = 256) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .fit import Fit
+from .fit import Alternative, Fit
 from .report import size
 from .stages import Stage
 
@@ -65,7 +65,7 @@ def streaming(plan: Fit, copy_bytes_per_s: float | None) -> str | None:
 def text(
     plan: Fit,
     *,
-    others: Sequence[str] = (),
+    others: Sequence[Alternative] = (),
     copy_bytes_per_s: float | None = None,
     notes: Sequence[str] = (),
 ) -> str:
@@ -80,11 +80,21 @@ def text(
     lines = [headline(plan), "", table(plan), ""]
     lines += [line for line in (streaming(plan, copy_bytes_per_s),) if line]
     if others:
-        lines.append(f"What would fit: {', or '.join(others)}.")
+        lines.append(f"What would fit: {either(others)}.")
     return "\n".join([*lines, *notes]).rstrip()
 
 
-def as_json(plan: Fit, *, others: Sequence[str] = ()) -> dict[str, Any]:
+def either(others: Sequence[Alternative]) -> str:
+    """What would fit instead, in words."""
+    words = {
+        "batch": "a batch of {0.batch}",
+        "size": "{0.width_px}x{0.height_px}",
+        "fp8": "transformer and text encoder in fp8",
+    }
+    return ", or ".join(words[other.differs_in].format(other.request) for other in others)
+
+
+def as_json(plan: Fit, *, others: Sequence[Alternative] = ()) -> dict[str, Any]:
     """The plan for the page: bytes by stage, in the order in which they run."""
     budget, request = plan.budget_bytes, plan.request
     return {
@@ -96,7 +106,15 @@ def as_json(plan: Fit, *, others: Sequence[str] = ()) -> dict[str, Any]:
         "verdict": plan.verdict,
         "budget_bytes": budget,
         "missing_bytes": plan.missing_bytes,
-        "others": list(others),
+        "others": [
+            {
+                "differs_in": other.differs_in,
+                "width": other.request.width_px,
+                "height": other.request.height_px,
+                "batch_size": other.request.batch,
+            }
+            for other in others
+        ],
         "stages": [
             {
                 "name": stage.name,

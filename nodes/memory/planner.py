@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import fit_report
-from .fit import Fit, alternatives, fit
+from .fit import Alternative, Fit, alternatives, fit
 from .need import TEXT_TOKENS, of_latent
 from .shapes import Request
 from .stages import Models, published_models
@@ -106,7 +106,7 @@ class Planner:
     def _options(self) -> dict[str, bool]:
         return {"has_text": self.has_text, "has_lean_vae": self.has_lean_vae}
 
-    def others(self, plan: Fit) -> list[str]:
+    def others(self, plan: Fit) -> list[Alternative]:
         """What would fit instead of a plan that may fail; nothing for one that fits.
 
         Raises:
@@ -114,7 +114,7 @@ class Planner:
         """
         found = list(alternatives(self.models, plan, **self._options))
         if plan.verdict == "too large":
-            instead = f"; what would fit: {', or '.join(found)}" if found else ""
+            instead = f"; what would fit: {fit_report.either(found)}" if found else ""
             raise ValueError(f"Fit to VRAM: {fit_report.headline(plan)}{instead}")
         return found
 
@@ -143,7 +143,7 @@ class Planner:
         others = self.others(plan)
         text = f"{fit_report.headline(plan)} · {stage.setting}"
         if others:
-            text += f" · what would fit: {', or '.join(others)}"
+            text += f" · what would fit: {fit_report.either(others)}"
         resident = stage.resident_bytes(limit)
         return Decision(
             plan.groups,

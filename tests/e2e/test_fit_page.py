@@ -122,7 +122,9 @@ def test_before_a_run_after_it_and_after_a_reload(open_page, server, workflow, a
     set_widgets(page, SIZE, width=8192, height=8192)
     plan.wait_for("verdict", "Does not fit")
     refusal = server.post_json(ROUTE, {**QUESTION, "budget_gib": 2, "width": 8192, "height": 8192})
-    assert f"Would fit: {refusal['others'][0]}" in plan.text("short")
+    size = refusal["others"][0]
+    assert size["differs_in"] == "size"
+    assert f"Would fit: {size['width']} \u00d7 {size['height']}" in plan.text("short")
     assert plan.element.locator(".stage.over").count() == 2  # sampling and decoding
     keep(page, artifacts, f"{name}_refusal")
 

@@ -11,7 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 from pack.nodes.memory import fit_report
-from pack.nodes.memory.fit import Fit, alternatives, fit, largest_batch, largest_square
+from pack.nodes.memory.fit import (
+    Alternative,
+    Fit,
+    alternatives,
+    fit,
+    largest_batch,
+    largest_square,
+)
 from pack.nodes.memory.planner import Planner, answer
 from pack.nodes.memory.shapes import Request
 from pack.nodes.memory.stages import (
@@ -134,8 +141,10 @@ def test_what_would_fit_does_and_a_little_more_does_not():
     made = plan(4096, 2048, batch=16, gib=3)
     assert made.verdict != "fits"
     batch, size = itertools.islice(alternatives(MODELS, made), 2)
-    count = int(batch.removeprefix("a batch of "))
-    width, height = map(int, size.split("x"))
+    assert (batch.differs_in, size.differs_in) == ("batch", "size")
+    assert (batch.request.width_px, batch.request.height_px) == (4096, 2048)
+    count, width, height = batch.request.batch, size.request.width_px, size.request.height_px
+    assert fit_report.either([batch, size]) == f"a batch of {count}, or {width}x{height}"
     assert abs(width / height - 2) < 0.1
     for request, fits in (
         (Request(4096, 2048, count), True),
@@ -151,7 +160,7 @@ def test_smaller_weights_are_named_where_they_help():
     """The text encoder's embedding must be on the card as a whole: 742 MiB in bfloat16."""
     small = plan(512, 512, gib=0.8)
     assert small.verdict == "too large"
-    assert list(alternatives(MODELS, small)) == ["transformer and text encoder in fp8"]
+    assert [other.differs_in for other in alternatives(MODELS, small)] == ["fp8"]
     in_fp8 = replace(
         published_models(weight_bits=8), text_weight_bytes=MODELS.text_weight_bytes // 2
     )
@@ -208,8 +217,9 @@ def test_report_says_by_how_much_it_misses():
 
 def test_json_adds_up():
     made = plan(2048, 2048, gib=8)
-    seen = fit_report.as_json(made, others=["x"])
-    assert seen["verdict"] == "fits" and seen["others"] == ["x"]
+    seen = fit_report.as_json(made, others=[Alternative("batch", Request(512, 768, 2))])
+    assert seen["verdict"] == "fits"
+    assert seen["others"] == [{"differs_in": "batch", "width": 512, "height": 768, "batch_size": 2}]
     for stage in seen["stages"]:
         parts = stage["weights"] + stage["activations"] + stage["workspace"]
         assert parts == stage["peak"] <= seen["budget_bytes"]
