@@ -25,8 +25,9 @@ import torch
 from torch.nn import functional
 
 from .group_stats import GroupStats, NormSiLU
+from .resample import DownConv, UpConv
 from .row_map import Joined, Part, Piped, Remade, Rows, Stored
-from .strips import Conv, DownConv, ResBlock, Stage, Tick, UpConv, shortcut_rows
+from .strips import Conv, Pointwise, ResBlock, Stage, Tick, shortcut_rows
 from .vae_layers import AttentionLayers, BlockLayers, ConvLayer, Fetch, LevelPlan, NormLayer
 
 # Fewer queries at a time leave a card idle.
@@ -294,16 +295,6 @@ class Work:
             return Pointwise(conv.fetch(until), self._tick)
 
         return Piped(source, open_pointwise, conv.channels)
-
-
-class Pointwise:
-    """A 1 x 1 convolution as a stage."""
-
-    def __init__(self, weights: tuple[torch.Tensor, torch.Tensor | None], tick: Tick) -> None:
-        self._weights, self._tick = weights, tick
-
-    def push(self, rows: torch.Tensor) -> torch.Tensor:
-        return shortcut_rows(rows, self._weights, self._tick)
 
 
 def _linear(fetch: Fetch, until: ExitStack) -> Callable[[torch.Tensor], torch.Tensor]:
