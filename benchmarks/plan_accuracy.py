@@ -178,15 +178,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def planning_seconds(repeat: int = 20) -> float:
     """The longest of some plans that do not fit, with what else would fit."""
-    from pack.nodes.memory.fit import alternatives, fit
+    from pack.nodes.memory.fit import Run, alternatives, fit
     from pack.nodes.memory.shapes import Request
     from pack.nodes.memory.stages import published_models
 
     models, longest = published_models(), 0.0
     for _ in range(repeat):
         start = time.thread_time()
-        plan = fit(models, Request(4096, 4096, 8), 2 * 2**30, has_encode=True)
-        found = list(alternatives(models, plan, has_encode=True))
+        plan = fit(models, Request(4096, 4096, 8), 2 * 2**30, run=Run(has_encode=True))
+        found = list(alternatives(plan))
         longest = max(longest, time.thread_time() - start)
         assert plan.verdict != "fits" and found
     return longest

@@ -1,7 +1,7 @@
 // What Fit to VRAM is asked: its inputs, as they stand in the open graph or in a prompt.
 //
-// A question is { width, height, batch_size, budget_gib, prefer }; a size that only the run will
-// tell, such as that of a loaded picture, is null. No page is needed here.
+// A question is { width, height, batch_size, budget_gib, prefer, has_vae }; a size that only the run
+// will tell, such as that of a loaded picture, is null. No page is needed here.
 
 export const SIZES = ["width", "height", "batch_size"];
 const SUBGRAPH_INPUT = -10; // the origin of a link that comes from outside of a subgraph
@@ -20,12 +20,16 @@ export function questionOf(node, outerOf = () => null) {
     const origin = originOf(node, latent, outerOf)?.node;
     sized = origin && RUNS.has(origin.mode) ? asks(origin) : () => null;
   }
-  return question(sized, own);
+  return question(sized, own, linkOf(node, "vae") !== undefined);
 }
 
 /** The node's input for a latent where something is wired to it. */
 export function latentOf(node) {
-  return node.inputs?.find((input) => input.name === "latent" && input.link != null);
+  return linkOf(node, "latent");
+}
+
+function linkOf(node, name) {
+  return node.inputs?.find((input) => input.name === name && input.link != null);
 }
 
 /** The question that the node asked in a prompt; null where the prompt does not have it. */
@@ -37,14 +41,15 @@ export function questionInPrompt(nodes, id) {
     const value = inputs?.[name];
     return Array.isArray(value) ? linked(value)?.value : value;
   };
-  return question(asks("latent" in own ? linked(own.latent) : own), asks(own));
+  return question(asks("latent" in own ? linked(own.latent) : own), asks(own), "vae" in own);
 }
 
-function question(sized, own) {
+function question(sized, own, hasVae) {
   const sizes = SIZES.map((name) => [name, sized(name)]);
   const isKnown = sizes.every(([, value]) => typeof value === "number");
   const asked = Object.fromEntries(sizes.map(([name, value]) => [name, isKnown ? value : null]));
-  return { ...asked, budget_gib: own("budget_gib") ?? null, prefer: own("prefer") ?? null };
+  const set = { budget_gib: own("budget_gib") ?? null, prefer: own("prefer") ?? null };
+  return { ...asked, ...set, has_vae: hasVae };
 }
 
 /** The value of a node's widget, or of what is wired to it. */

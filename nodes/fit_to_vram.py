@@ -11,9 +11,10 @@ from .host import attention, budget, fit_patch, fit_route, latents, lean_patch, 
 from .host.lean_block import BlockSettings
 from .kernels.toolboxes import BLOCK, VAE
 from .memory import fit_report
+from .memory.fit import Run
 from .memory.need import TEXT_TOKENS, of_latent
 from .memory.plan import DEFAULT_GROUPS, chunk_for
-from .memory.planner import Planner, answer
+from .memory.planner import Planner, answer, what_else
 from .memory.shapes import Request, TransformerSizes
 from .memory.stages import Models, published_models
 from .memory.vae_plan import PREFERENCES, Prefer, VaeSizes
@@ -143,11 +144,10 @@ class FitToVRAM(io.ComfyNode):
             budget.margin_bytes(),
             prefer,
             floor_bytes=budget.floor_bytes(model),
-            has_text=conditioning is None,
-            has_lean_vae=vae_sizes is not None,
+            run=Run(has_text=conditioning is None, has_lean_vae=vae_sizes is not None),
         )
         plan = planner.plan(request, budget.room_bytes(model.load_device))
-        others, headline = planner.others(plan), fit_report.headline(plan)
+        others, headline = what_else(plan), fit_report.headline(plan)
         notes = [f"Here {budget.enforcement(model)}."]
         if attention.holds_scores():
             notes.append(
@@ -162,9 +162,10 @@ class FitToVRAM(io.ComfyNode):
         )
         node_id = cls.hidden.unique_id if cls.hidden else None
         watch = fit_patch.Watch(planner.decide, node_id)
+        sample = replace(request, batch=1)  # a block takes them one by one, however many there are
         settings = BlockSettings(
             kernels=BLOCK,
-            chunk_tokens=lambda tokens, groups: chunk_for(request, tokens, groups),
+            chunk_tokens=lambda tokens, groups: chunk_for(sample, tokens, groups),
             groups=DEFAULT_GROUPS,
         )
         patched = lean_patch.with_lean_blocks(

@@ -38,9 +38,9 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
         options.width, options.height, options.batch, text_tokens=options.text_tokens
     )
     models = stages.published_models(weight_bits=WEIGHT_BITS[options.weights])
-    budget, has_encode = int(options.vram * GIB), options.img2img
-    plan = fit.fit(models, request, budget, prefer=options.prefer, has_encode=has_encode)
-    others = list(fit.alternatives(models, plan, has_encode=has_encode))
+    run = fit.Run(has_encode=options.img2img)
+    plan = fit.fit(models, request, int(options.vram * GIB), prefer=options.prefer, run=run)
+    others = list(fit.alternatives(plan))
     notes = [
         f"Transformer in {options.weights}, Qwen3-4B and VAE in bf16; one sample per picture and "
         "call (cfg 1).",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ def room_bytes(device: torch.device) -> int | None:
 
 def card_bytes(device: torch.device) -> int | None:
     """The size of the card; None where there is no card."""
-    return None if device.type == "cpu" else int(management.get_total_memory(device))
+    return None if room_bytes(device) is None else int(management.get_total_memory(device))
 
 
 def margin_bytes() -> int:
@@ -46,14 +46,20 @@ def floor_bytes(patcher: Any) -> int:
     return max(0, int(management.minimum_inference_memory()) - margin_bytes())
 
 
-def make_room(patcher: Any, bytes_for_it: int, budget_bytes: int | None) -> None:
+def make_room(used: Sequence[Any], bytes_for_it: int, budget_bytes: int | None) -> None:
     """Sends weights of other models to RAM, until those that stay leave so much of the budget.
 
     Where weights lie in pages the host leaves the other models' until the card itself is full.
+
+    Args:
+        used: the model that runs and those that are loaded with it, which stay.
+        bytes_for_it: what it takes with its weights.
+        budget_bytes: of that and the other models; None for no limit.
     """
-    if budget_bytes is None or room_bytes(patcher.load_device) is None:
+    device = used[0].load_device
+    if budget_bytes is None or room_bytes(device) is None:
         return
-    others = [p for p in models_on(patcher.load_device) if not p.is_clone(patcher)]
+    others = [p for p in models_on(device) if not any(p.is_clone(one) for one in used)]
     excess = sum(p.loaded_size() for p in others) - max(0, budget_bytes - bytes_for_it)
     for other in reversed(others):  # the least recently used first
         if excess > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +11,7 @@ import torch
 from comfy import sampler_helpers
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
 
 from . import budget, loaded, notice, probe_device
 from .attention import FIT, OPTIONS_KEY
@@ -26,7 +28,8 @@ APART = 0.05
 class Situation(NamedTuple):
     """What is known when a sampling begins.
 
-    latent_shape: [B, C, H, W] of a call; with guidance the prompts may go in one.
+    latent_shape: [B, C, H, W] of the pictures.
+    prompts: of a picture that may go in one call.
     text_tokens: of the longest prompt; None if no prompt tells.
     weight_bytes: of the model with its LoRAs.
     other_bytes: of the models that are loaded with it.
@@ -35,6 +38,7 @@ class Situation(NamedTuple):
     """
 
     latent_shape: Sequence[int]
+    prompts: int
     text_tokens: int | None
     weight_bytes: int
     other_bytes: int
@@ -46,8 +50,9 @@ class Decision(Protocol):
     """What memory's planner decides, see there."""
 
     groups: int
-    activation_bytes: int
+    live_bytes: tuple[int, int]
     need_bytes: int
+    peak_bytes: int
     limit_bytes: int | None
     budget_bytes: int | None
     text: str
@@ -62,7 +67,7 @@ class Watch:
 
     def __init__(self, decide: DecideFn, node_id: str | None) -> None:
         self._decide, self._node_id = decide, node_id
-        self._is_sampling, self._is_guided, self._is_asked = False, False, False
+        self._is_sampling, self._is_guided, self._is_asked = False, True, False
         self._decision: Decision | None = None
         self._lift: Callable[[], None] | None = None
 
@@ -72,22 +77,22 @@ class Watch:
         if kwargs.get("force_full_load") or kwargs.get("force_offload"):  # training
             return executor(model, noise_shape, conds, *args, **kwargs)
         options = kwargs.get("model_options") or {}
-        prompts = sum(bool(found) for found in conds.values()) if self._is_guided else 1
-        weights = budget.weight_bytes(model)
+        is_guided = self._is_guided or options.get("disable_cfg1_optimization", False)
+        together = _loaded_with(model, conds)
         decision = self._decision = self._decide(
             Situation(
-                [noise_shape[0] * max(1, prompts), *noise_shape[1:]],
+                noise_shape,
+                _prompts(conds, is_guided=is_guided),
                 _text_tokens(conds),
-                weights,
-                _other_bytes(model, conds),
+                budget.weight_bytes(model),
+                sum(other.model_size() for other in together),
                 budget.room_bytes(model.load_device),
                 _is_plain(conds, options.get("transformer_options", {})),
             )
         )
         self._say(decision.text, is_warning=decision.is_warning)
         _ask_groups(options, decision.groups)
-        resident = weights if decision.limit_bytes is None else decision.limit_bytes
-        budget.make_room(model, decision.need_bytes + resident, decision.budget_bytes)
+        budget.make_room([model, *together], decision.peak_bytes, decision.budget_bytes)
         _, estimate = sampler_helpers.estimate_memory(model, noise_shape, conds)
         with budget.reserved(model, estimate, decision.need_bytes):
             result = executor(model, noise_shape, conds, *args, **kwargs)
@@ -100,7 +105,8 @@ class Watch:
             return executor(*args, **kwargs)
         guider = executor.class_obj
         device = guider.model_patcher.load_device
-        self._is_guided = getattr(guider, "cfg", 1.0) != 1.0
+        sampler = args[2] if len(args) > 2 else kwargs.get("sampler")
+        self._is_guided = _is_guided(guider, sampler)
         self._is_sampling, self._is_asked, self._decision = True, False, None
         before = _readings(device)
         try:
@@ -123,10 +129,11 @@ class Watch:
         if peak <= peak_then:
             line = f"measured: not above the earlier peak of {_mib(peak_then)}"
             return self._say(f"{decision.text}\n{line}")
-        predicted = decision.activation_bytes + weights
+        least, most = (live + weights for live in decision.live_bytes)
         measured = peak - (current - weights_then)
-        off = abs(measured - predicted) / predicted
-        line = f"weights and activations: predicted {_mib(predicted)}, measured {_mib(measured)}"
+        off = max(measured / most - 1, 1 - measured / least, 0)
+        predicted = _mib(most) if least == most else f"{_mib(least)} to {_mib(most)}"
+        line = f"weights and activations: predicted {predicted}, measured {_mib(measured)}"
         if off > APART:
             line += f", {100 * off:.0f} % apart"
         self._say(f"{decision.text}\n{line}", is_warning=off > APART)
@@ -151,11 +158,26 @@ def put_watch(model: ModelPatcher, watch: Watch) -> None:
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, watch.outer_sample)
 
 
-def _other_bytes(model: ModelPatcher, conds: Mapping[str, Any]) -> int:
-    """Bytes of the models that the host loads with it: patches, ControlNets."""
+def _is_guided(guider: Any, sampler: Any) -> bool:
+    """Whether the negative prompt may be computed: not at cfg 1, unless something asks for it."""
+    is_own = type(guider).predict_noise is not CFGGuider.predict_noise
+    function = getattr(sampler, "sampler_function", None)
+    # These ask for it when they begin.
+    is_cfg_pp = "cfg_pp" in getattr(function, "__name__", "")
+    return is_own or is_cfg_pp or not math.isclose(guider.cfg, 1.0)
+
+
+def _prompts(conds: Mapping[str, Any], *, is_guided: bool) -> int:
+    """How many prompts of a picture may go in one call."""
+    computed = (found for name, found in conds.items() if is_guided or name != "negative")
+    return max(1, sum(len(found or ()) for found in computed))
+
+
+def _loaded_with(model: ModelPatcher, conds: Mapping[str, Any]) -> list[Any]:
+    """The models that the host loads with it: patches, ControlNets."""
     others, _ = sampler_helpers.get_additional_models(conds, model.model_dtype())
     others += model.get_nested_additional_models()
-    return sum(p.model_size() for p in dict.fromkeys([*model.model_patches_models(), *others]))
+    return list(dict.fromkeys([*model.model_patches_models(), *others]))
 
 
 def _text_tokens(conds: Mapping[str, Any]) -> int | None:

@@ -87,7 +87,7 @@ class LeanForward:
         if self._settings.budget is not None:
             call = self.call(given.shape, given.dtype, given.device)
             taken = self._settings.need(call) + self._patcher.model_size()
-            make_room(self._patcher, taken, self._settings.budget)
+            make_room([self._patcher], taken, self._settings.budget)
         for index in range(given.shape[0]):
             self._run(given[index : index + 1], output_buffer[index : index + 1])
         return output_buffer

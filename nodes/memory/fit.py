@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from .shapes import Request
 from .stages import (
@@ -25,16 +25,44 @@ Verdict = Literal["fits", "tight", "too large"]
 
 
 @dataclass(frozen=True)
+class Run:
+    """What a run consists of.
+
+    has_text: whether the prompt is still to be encoded.
+    has_encode: whether a picture is encoded first.
+    has_decode: whether a picture is decoded at the end.
+    has_lean_vae: whether Lean VAE decodes; else the host's own decode is shown, not judged.
+    prompts: of a picture that the denoiser takes in one call.
+    is_plain: see `denoise_stages`.
+    least_need_bytes: what the host keeps free of weights while it denoises, at least.
+    """
+
+    has_text: bool = True
+    has_encode: bool = False
+    has_decode: bool = True
+    has_lean_vae: bool = True
+    prompts: int = 1
+    is_plain: bool = True
+    least_need_bytes: int = 0
+
+
+WHOLE_RUN = Run()
+
+
+@dataclass(frozen=True)
 class Fit:
     """A plan.
 
+    models, request, run: what it was made for.
     budget_bytes: what weights, activations and workspaces may take together; None for no limit.
     stages: in the order in which they run, with the settings chosen.
     groups: into how many groups the denoiser's heads are cut.
     vae_prefer: the preference of Lean VAE.
     """
 
+    models: Models
     request: Request
+    run: Run
     budget_bytes: int | None
     prefer: Prefer
     stages: tuple[Stage, ...]
@@ -67,24 +95,16 @@ def fit(
     budget_bytes: int | None,
     *,
     prefer: Prefer = "balance",
-    has_encode: bool = False,
-    has_text: bool = True,
-    has_lean_vae: bool = True,
-    is_plain: bool = True,
-    least_need_bytes: int = 0,
+    run: Run = WHOLE_RUN,
 ) -> Fit:
     """The fastest settings whose peaks fit, from those that the preference allows; else smaller.
 
     Args:
         models: of the run.
-        request: the picture, the batch and the prompt's length.
+        request: the picture, the batch of pictures and the prompt's length.
         budget_bytes: see `Fit`.
         prefer: speed begins at the fastest settings, balance at the next, smallest at the last.
-        has_encode: whether a picture is encoded first.
-        has_text: whether the prompt is still to be encoded.
-        has_lean_vae: whether Lean VAE decodes; else the host's own decode is shown, not judged.
-        is_plain: see `denoise_stages`.
-        least_need_bytes: what the host keeps free of weights while it denoises, at least.
+        run: what it consists of.
 
     Raises:
         ValueError: prefer is none of `PREFERENCES`, or the budget is not positive.
@@ -102,19 +122,25 @@ def fit(
             return first
         return next((i for i in fitting if stages[i].least_bytes <= budget_bytes), len(stages) - 1)
 
-    denoise = denoise_stages(models, request, is_plain=is_plain)
-    denoise = tuple(_with_least_need(stage, least_need_bytes) for stage in denoise)
-    decode = vae_stages(models, request)
-    chosen, chosen_vae = choose(denoise), choose(decode)
-    stages = [text_stage(models, request.text_tokens)] if has_text else []
-    if has_encode:
-        encode = vae_stages(models, request, is_decode=False)
-        chosen_vae = max(chosen_vae, choose(encode))
+    called = replace(request, batch=request.batch * run.prompts)
+    denoise = denoise_stages(models, called, is_plain=run.is_plain)
+    denoise = tuple(_with_least_need(stage, run.least_need_bytes) for stage in denoise)
+    chosen, chosen_vae = choose(denoise), first
+    stages = [text_stage(models, request.text_tokens)] if run.has_text else []
+    decode = vae_stages(models, request) if run.has_decode else ()
+    encode = vae_stages(models, request, is_decode=False) if run.has_encode else ()
+    for ways in (decode, encode):
+        chosen_vae = max(chosen_vae, choose(ways)) if ways else chosen_vae
+    if encode:
         stages.append(encode[chosen_vae])
-    last = decode[chosen_vae] if has_lean_vae else vae_stage(models, request, None)
-    stages += [denoise[chosen], last]
+    stages.append(denoise[chosen])
+    if decode:
+        is_lean = run.has_lean_vae
+        stages.append(decode[chosen_vae] if is_lean else vae_stage(models, request, None))
     return Fit(
+        models,
         request,
+        run,
         budget_bytes,
         prefer,
         tuple(stages),
@@ -140,14 +166,14 @@ class Alternative:
     request: Request
 
 
-def alternatives(models: Models, plan: Fit, **options: Any) -> Iterator[Alternative]:
-    """What would fit the budget where the plan does not; options as for `fit`."""
+def alternatives(plan: Fit) -> Iterator[Alternative]:
+    """What would fit the budget where the plan does not."""
     if plan.verdict == "fits":
         return
-    wanted = plan.request
+    wanted, models = plan.request, plan.models
 
     def fits(request: Request, of: Models = models) -> bool:
-        return _fits_at_smallest(of, request, plan.budget_bytes, **options)
+        return _fits_at_smallest(of, request, plan.budget_bytes, plan.run)
 
     if wanted.batch > 1:
         batch = _largest(wanted.batch - 1, lambda count: fits(replace(wanted, batch=count)))
@@ -168,8 +194,8 @@ def alternatives(models: Models, plan: Fit, **options: Any) -> Iterator[Alternat
         yield Alternative("size", scaled(steps))
     in_fp8 = replace(
         models,
-        denoiser_weight_bytes=min(models.denoiser_weight_bytes, models.denoiser.parameters),
-        text_weight_bytes=min(models.text_weight_bytes, models.text_encoder.parameters),
+        denoiser_weight_bytes=_in_fp8(models.denoiser_weight_bytes, models.denoiser.parameters),
+        text_weight_bytes=_in_fp8(models.text_weight_bytes, models.text_encoder.parameters),
     )
     if in_fp8 != models and fits(wanted, in_fp8):
         yield Alternative("fp8", wanted)
@@ -194,10 +220,15 @@ def largest_batch(models: Models, request: Request, budget_bytes: int) -> int:
     return _largest(LARGEST_BATCH, fits)
 
 
+def _in_fp8(weight_bytes: int, parameters: int) -> int:
+    """A model's weights in fp8; what is more than 2 bytes a parameter, LoRAs, stays as it is."""
+    return min(weight_bytes, parameters + max(0, weight_bytes - 2 * parameters))
+
+
 def _fits_at_smallest(
-    models: Models, request: Request, budget_bytes: int | None, **options: Any
+    models: Models, request: Request, budget_bytes: int | None, run: Run = WHOLE_RUN
 ) -> bool:
-    return fit(models, request, budget_bytes, prefer="smallest", **options).verdict == "fits"
+    return fit(models, request, budget_bytes, prefer="smallest", run=run).verdict == "fits"
 
 
 def _largest(last: int, fits: Callable[[int], bool]) -> int:

@@ -38,6 +38,8 @@ def headline(plan: Fit) -> str:
     """What was asked and whether it fits, in one line."""
     request = plan.request
     asked = f"{request.width_px}x{request.height_px}, batch {request.batch}, "
+    if plan.run.prompts > 1:
+        asked += f"{plan.run.prompts} prompts at a time, "
     asked += f"{request.text_tokens} text tokens, prefer {plan.prefer}"
     if plan.budget_bytes is None:
         return f"{asked}; no budget: nothing to fit to"

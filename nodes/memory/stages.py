@@ -32,6 +32,8 @@ class Stage:
         only the host's own forward knows.
     is_repeated: whether it runs once per sampling step, and streams what is not resident each time.
     is_judged: whether it counts for what fits; the host's own decode has ways out that it takes.
+    block_bytes: of the buffers or workspaces, the weights of a block in the type of the arithmetic.
+    is_cast: whether those are made of resident weights too.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Stage:
     workspace_bytes: int
     is_repeated: bool = False
     is_judged: bool = True
+    block_bytes: int = 0
+    is_cast: bool = False
 
     @property
     def need_bytes(self) -> int:
@@ -68,6 +72,11 @@ class Stage:
     def streamed_bytes(self, budget_bytes: int | None) -> int:
         """Weights that come from RAM each time."""
         return self.weight_bytes - self.resident_bytes(budget_bytes)
+
+    def held_bytes(self, budget_bytes: int | None) -> int:
+        """A block's weights that torch's allocator holds beside the activations, at most."""
+        is_held = self.is_cast or self.streamed_bytes(budget_bytes) > 0
+        return self.block_bytes if is_held else 0
 
     def peak_bytes(self, budget_bytes: int | None) -> int:
         """The most that the stage takes."""
@@ -148,6 +157,8 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
             stock_bytes=stock_peak_bytes(request),
             workspace_bytes=need - live + cast,
             is_repeated=True,
+            block_bytes=part,
+            is_cast=is_cast,
         )
 
     return tuple(stage(groups) for groups in head_groups(sizes))

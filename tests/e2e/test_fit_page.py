@@ -20,7 +20,10 @@ pytestmark = pytest.mark.browser
 SIZE, SAMPLER, FIT = 4, 5, 9
 SIDE_PX, STEPS = 256, 3
 ROUTE = "/z_image_low_vram/fit"
-QUESTION = {"width": 2048, "height": 2048, "batch_size": 1, "budget_gib": 8, "prefer": "balance"}
+QUESTION = {
+    "width": 2048, "height": 2048, "batch_size": 1, "budget_gib": 8, "prefer": "balance",
+    "has_vae": True,
+}  # fmt: skip
 GIB = 2**30
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +140,57 @@ def test_other_clones_of_the_model_are_not_touched(loaded):
     )  # fmt: skip
 
 
-def test_guidance_counts_both_prompts(loaded, caplog):
-    patched, _, _ = fit(loaded.model, budget_gib=2.0)
+def watched(model: Any, batches: set[int]) -> Any:
+    """Notes the samples of each call of the denoiser."""
+    from comfy.patcher_extension import WrappersMP
+
+    def note(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        batches.add(x.shape[0])
+        return executor(x, *args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", note)
+    return model
+
+
+def planned_prompts(caplog: Any) -> int:
+    """Of the last plan of a sampling of 256x256."""
+    texts = [r.getMessage() for r in caplog.records if "256x256, batch 1, " in r.getMessage()]
+    found = re.search(r"batch 1, (\d+) prompts at a time", texts[-1])
+    return int(found[1]) if found else 1
+
+
+@pytest.mark.parametrize(
+    ("cfg", "sampler", "prompts", "together"),
+    [
+        (1.0, "euler", 1, 1),
+        (3.0, "euler", 1, 2),
+        (1.0, "euler_cfg_pp", 1, 2),  # asks for the negative prompt whatever cfg is
+        (1.0, "euler", 2, 2),  # Conditioning (Combine)
+        (3.0, "euler", 2, 3),
+    ],
+)
+def test_all_prompts_of_a_call_count(loaded, caplog, cfg, sampler, prompts, together):
+    batches: set[int] = set()
+    patched = watched(fit(loaded.model, budget_gib=2.0)[0], batches)
+    positive = [entry for seed in range(prompts) for entry in prompt(seed=seed)]
     with caplog.at_level(logging.INFO):
-        sample(patched, cfg=3.0, noise=latent(32))
-    assert any("256x256, batch 2" in record.getMessage() for record in caplog.records)
+        sample(patched, cfg=cfg, sampler=sampler, noise=latent(32), positive=positive)
+    assert (max(batches), planned_prompts(caplog)) == (together, together)
+
+
+def test_the_prompts_of_another_guider_count(loaded, caplog):
+    """DualCFGGuider leaves `cfg` at 1 and computes three prompts."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    batches: set[int] = set()
+    guider = Guider_DualCFG(watched(fit(loaded.model, budget_gib=2.0)[0], batches))
+    guider.set_conds(prompt(), prompt(seed=1), prompt(seed=2))
+    guider.set_cfg(2.0, 3.0)
+    sampler, noise = comfy.samplers.sampler_object("euler"), latent(32)
+    with caplog.at_level(logging.INFO), torch.inference_mode():
+        guider.sample(noise, torch.zeros_like(noise), sampler, torch.tensor([1.0, 0.0]))
+    assert (max(batches), planned_prompts(caplog)) == (3, 3)
 
 
 def test_patches_that_need_the_hosts_forward_are_reckoned_with(loaded, caplog):

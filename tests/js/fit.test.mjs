@@ -6,7 +6,8 @@ import test from "node:test";
 import { barsOf, highest } from "../../js/fit_bars.js";
 import { questionInPrompt, questionOf } from "../../js/fit_question.js";
 
-const OWN = { budget_gib: 8, prefer: "balance", width: 1024, height: 768, batch_size: 2 };
+const SET = { budget_gib: 8, prefer: "balance", width: 1024, height: 768, batch_size: 2 };
+const OWN = { ...SET, has_vae: false };
 const widgets = (values) => Object.entries(values).map(([name, value]) => ({ name, value }));
 
 /** A graph as the page has it: nodes by id, and links [id, origin, slot, target, slot]. */
@@ -22,7 +23,7 @@ function graphOf(nodes, links = []) {
   return graph;
 }
 
-const fitNode = (latent = null, values = OWN) => {
+const fitNode = (latent = null, values = SET) => {
   return { inputs: [{ name: "latent", link: latent }], widgets: widgets(values) };
 };
 const sized = (width, height, batch_size, more = {}) => {
@@ -79,15 +80,21 @@ test("a prompt asks the same as the graph that it was made of", () => {
   const prompt = {
     4: { inputs: { width: 512, height: ["8", 0], batch_size: 4 } },
     8: { inputs: { value: 640 } },
-    9: { inputs: { ...OWN, latent: ["4", 0] } },
-    10: { inputs: { ...OWN, latent: ["8", 0] } },
-    11: { inputs: OWN },
+    9: { inputs: { ...SET, latent: ["4", 0] } },
+    10: { inputs: { ...SET, latent: ["8", 0] } },
+    11: { inputs: SET },
+    13: { inputs: { ...SET, vae: ["7", 0] } },
   };
   const asked = { ...OWN, width: 512, height: 640, batch_size: 4 };
   const unknown = { ...OWN, width: null, height: null, batch_size: null };
   assert.deepEqual(questionInPrompt(prompt, "9"), asked);
   assert.deepEqual(questionInPrompt(prompt, "10"), unknown);
   assert.deepEqual(questionInPrompt(prompt, "11"), OWN);
+  assert.deepEqual(questionInPrompt(prompt, "13"), { ...OWN, has_vae: true });
+  const decoded = fitNode();
+  decoded.inputs.push({ name: "vae", link: 6 });
+  graphOf({ 1: decoded });
+  assert.deepEqual(questionOf(decoded), { ...OWN, has_vae: true });
   assert.equal(questionInPrompt(prompt, "12"), null);
   assert.equal(questionInPrompt(null, "9"), null);
   const node = fitNode(3);

@@ -14,6 +14,7 @@ from pack.nodes.memory import fit_report
 from pack.nodes.memory.fit import (
     Alternative,
     Fit,
+    Run,
     alternatives,
     fit,
     largest_batch,
@@ -92,8 +93,7 @@ def test_what_fits_stays_within_the_budget_whatever_the_request():
             Request(16 * chance.randint(1, 300), 16 * chance.randint(1, 300), chance.randint(1, 8)),
             int(chance.uniform(0.5, 24) * GIB),
             prefer=chance.choice(PREFERENCES),
-            has_encode=chance.random() < 0.3,
-            is_plain=chance.random() < 0.7,
+            run=Run(has_encode=chance.random() < 0.3, is_plain=chance.random() < 0.7),
         )
         seen.add(made.verdict)
         budget = made.budget_bytes
@@ -140,7 +140,7 @@ def test_cast_weights_and_requests_that_are_not_plain_need_more():
 def test_what_would_fit_does_and_a_little_more_does_not():
     made = plan(4096, 2048, batch=16, gib=3)
     assert made.verdict != "fits"
-    batch, size = itertools.islice(alternatives(MODELS, made), 2)
+    batch, size = itertools.islice(alternatives(made), 2)
     assert (batch.differs_in, size.differs_in) == ("batch", "size")
     assert (batch.request.width_px, batch.request.height_px) == (4096, 2048)
     count, width, height = batch.request.batch, size.request.width_px, size.request.height_px
@@ -160,7 +160,7 @@ def test_smaller_weights_are_named_where_they_help():
     """The text encoder's embedding must be on the card as a whole: 742 MiB in bfloat16."""
     small = plan(512, 512, gib=0.8)
     assert small.verdict == "too large"
-    assert [other.differs_in for other in alternatives(MODELS, small)] == ["fp8"]
+    assert [other.differs_in for other in alternatives(small)] == ["fp8"]
     in_fp8 = replace(
         published_models(weight_bits=8), text_weight_bytes=MODELS.text_weight_bytes // 2
     )
@@ -181,8 +181,8 @@ def test_planning_takes_less_than_50_ms():
     spent = []
     for _ in range(5):
         start = time.thread_time()
-        made = fit(MODELS, Request(8192, 8192, 8), 2 * GIB, has_encode=True)
-        found = list(alternatives(MODELS, made, has_encode=True))
+        made = fit(MODELS, Request(8192, 8192, 8), 2 * GIB, run=Run(has_encode=True))
+        found = list(alternatives(made))
         spent.append(time.thread_time() - start)
         assert made.verdict != "fits" and found
     assert min(spent) < 0.05
@@ -237,6 +237,7 @@ def test_budget_is_the_named_one_or_what_is_free_less_the_margin(named, room, bu
 def situation(side: int, *, room: float = 24, **changed):
     usual = {
         "latent_shape": (1, 16, side // 8, side // 8),
+        "prompts": 1,
         "text_tokens": 30,
         "weight_bytes": MODELS.denoiser_weight_bytes,
         "other_bytes": 0,
@@ -255,6 +256,8 @@ def test_decides_each_sampling_by_what_is_there_then():
     bounded = named.decide(situation(1024, room=6))  # another process took the rest
     assert bounded.limit_bytes is not None
     assert bounded.limit_bytes + bounded.need_bytes < 6 * GIB == bounded.budget_bytes
+    # With the buffers that the host streams through.
+    assert bounded.peak_bytes == pytest.approx(6 * GIB, rel=1e-6)
     with_lora = named.decide(situation(1024, weight_bytes=MODELS.denoiser_weight_bytes + GIB))
     assert with_lora.limit_bytes is not None
     with_control = named.decide(situation(1024, other_bytes=3 * GIB))
@@ -265,6 +268,46 @@ def test_decides_each_sampling_by_what_is_there_then():
     assert tight.is_warning and tight.groups == 30 and "what would fit" in tight.text
     assert planner.decide(situation(1024, is_plain=False)).need_bytes > whole.need_bytes
     assert planner.decide(situation(2048)).text.startswith("2048x2048, batch 1, 30 text tokens")
+
+
+def test_what_would_fit_is_told_for_the_sampling_as_it_is():
+    """With all prompts in one call, the host's own forward and a LoRA."""
+    planner = Planner(MODELS, Request(2048, 2048), int(1.9 * GIB), 0, "balance")
+    asked = situation(
+        2048, latent_shape=(2, 16, 256, 256), prompts=2, is_plain=False,
+        weight_bytes=MODELS.denoiser_weight_bytes + 2**28,
+    )  # fmt: skip
+    text = planner.decide(asked).text
+    told = re.search(r"what would fit: a batch of 1, or (\d+)x(\d+)|what would fit: (\d+)x", text)
+    assert told, text
+    side = int(told[1] or told[3])
+    for pixels, is_warning in ((side, False), (side + 64, True)):
+        smaller = replace(planner, prefer="smallest").decide(
+            SimpleNamespace(**{**vars(asked), "latent_shape": (2, 16, pixels // 8, pixels // 8)})
+        )
+        assert smaller.is_warning == is_warning, (pixels, smaller.text)
+
+
+def test_prompts_that_do_not_fit_together_are_not_refused():
+    """The host takes them one by one then."""
+    planner = Planner(MODELS, Request(1024, 1024), 0, 0, "smallest")
+    room = denoise_stages(MODELS, Request(1024, 1024, text_tokens=30))[-1].least_bytes / GIB
+    alone = planner.decide(situation(1024, room=room))
+    together = planner.decide(situation(1024, room=room, prompts=40))
+    assert not alone.is_warning and alone.text == together.text
+    both = planner.decide(situation(1024, prompts=2))
+    assert "batch 1, 2 prompts at a time" in both.text
+    assert both.live_bytes[0] < both.live_bytes[1]
+
+
+def test_weights_of_a_block_count_where_they_are_streamed_or_cast():
+    """The host's allocator holds those of one feed-forward, 225 MiB, beside the activations."""
+    planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
+    assert len(set(planner.decide(situation(1024)).live_bytes)) == 1
+    streamed = planner.decide(situation(1024, room=6)).live_bytes
+    assert streamed[1] - streamed[0] == 3 * 3840 * 10240 * 2
+    in_fp8 = planner.decide(situation(1024, weight_bytes=MODELS.denoiser_weight_bytes // 2))
+    assert in_fp8.live_bytes == streamed
 
 
 def test_a_host_that_loads_by_estimate_keeps_more_free_on_a_small_card():
@@ -281,11 +324,12 @@ def test_a_host_that_loads_by_estimate_keeps_more_free_on_a_small_card():
 
 
 def test_what_the_host_decodes_is_shown_and_not_judged():
-    planner = Planner(MODELS, Request(4096, 4096), 4 * GIB, 0, "balance", has_lean_vae=False)
+    run = Run(has_lean_vae=False)
+    planner = Planner(MODELS, Request(4096, 4096), 4 * GIB, 0, "balance", run=run)
     made = planner.plan(planner.request, None)
     assert made.stages[-1].setting == "ComfyUI's own" and made.verdict == "fits"
     assert made.stages[-1].activation_bytes > 20 * GIB
-    done = replace(planner, has_text=False).plan(planner.request, None)
+    done = planner.plan(planner.request, None, run=replace(run, has_text=False))
     assert [stage.name for stage in done.stages] == ["denoise", "VAE decode"]
 
 
@@ -298,10 +342,14 @@ def test_decides_against_what_cannot_run():
 def test_answers_the_page():
     asked = {
         "width": 2048, "height": 1024, "batch_size": 2, "budget_gib": 8, "prefer": "speed",
+        "has_vae": True,
     }  # fmt: skip
     seen = answer(asked, None, 0)
     assert seen["headline"].startswith("2048x1024, batch 2") and seen["verdict"] == "fits"
     assert answer({**asked, "budget_gib": 0.25}, None, 0)["others"] == []
+    assert seen["stages"][-1]["setting"] == "Lean VAE speed"
+    without = answer({**asked, "has_vae": False}, None, 0)["stages"][-1]
+    assert without["setting"] == "ComfyUI's own" and without["peak"] > seen["stages"][-1]["peak"]
     assert answer({**asked, "budget_gib": 0}, 6 * GIB, GIB)["budget_bytes"] == 5 * GIB
     for bad in ({"width": 4}, {"prefer": "most"}, {"batch_size": None}, {"budget_gib": "x"}):
         with pytest.raises((ValueError, TypeError)):
