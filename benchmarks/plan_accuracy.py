@@ -4,9 +4,10 @@
 
 No weights and no GPU are needed: the host's own classes, and ours in them, run on fake tensors of a
 card, and the storages alive are counted exactly. Pictures have sides from 256 to 4096 in steps of
-16, prompts 1 to 512 tokens (the encoded ones to 1024); batches, settings and types are drawn too. A
-case is drawn from its stage, seed and number, so a list that grows stays the same. Rows measured
-before are kept; the time to plan is measured anew each time.
+16, prompts 1 to 512 tokens; batches, settings and types are drawn too. Encoded prompts go to 1024
+tokens in even steps, in float32 as the host encodes; Lean VAE runs in bfloat16 only. A case is
+drawn from its stage, seed and number, so a list that grows stays the same. Rows measured before are
+kept; the time to plan is measured anew each time.
 """
 
 from __future__ import annotations
