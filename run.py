@@ -3,7 +3,7 @@
     python run.py demo     a real ComfyUI with this pack runs the example workflow to a picture
     python run.py test     everything this machine can test; the last line counts
     python run.py host     ComfyUI with this pack in the foreground, for trying things by hand
-    python run.py bench    the scripts of benchmarks/, or the named one with its own options
+    python run.py bench    the named script of benchmarks/ with its own options, or all: hours
     python run.py plan     what a picture needs on a card of so many GiB: no host, GPU or weights
 
 The environment lies in .venv, ComfyUI in .host, the demo in .demo. An interrupted command goes on
@@ -142,9 +142,14 @@ def run_host(options: argparse.Namespace, rest: list[str]) -> int:
         return 0
 
 
-def run_bench(options: argparse.Namespace, rest: list[str]) -> int:
+def benchmark_names() -> list[str]:
+    """The scripts that `bench` runs, by name."""
     paths = (environment.ROOT / "benchmarks").glob("*.py")
-    scripts = sorted(path.stem for path in paths if path.name not in NO_BENCHMARKS)
+    return sorted(path.stem for path in paths if path.name not in NO_BENCHMARKS)
+
+
+def run_bench(options: argparse.Namespace, rest: list[str]) -> int:
+    scripts = benchmark_names()
     if options.name:
         if options.name not in scripts:
             raise environment.SetupError(f"no benchmark {options.name}; there are: {scripts}")
@@ -254,7 +259,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     demo.add_argument("--prompt")
     demo.add_argument("--seed", type=int)
     demo.add_argument("--keep-open", action="store_true", help="leave the server running")
-    bench.add_argument("name", nargs="?", help="one script, without .py")
+    bench.description = "Without a name all run, which takes hours and rewrites benchmarks/results."
+    bench.add_argument("name", nargs="?", help=f"one script of: {', '.join(benchmark_names())}")
     bench.add_argument("args", nargs=argparse.REMAINDER, help="its options")
     host.add_argument("--port", type=int, default=8188)
     test.add_argument("--host", action="append", choices=versions, help="repeat for more")

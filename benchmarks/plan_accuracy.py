@@ -4,9 +4,10 @@
 
 No weights and no GPU are needed: the host's own classes, and ours in them, run on fake tensors of a
 card, and the storages alive are counted exactly. Pictures have sides from 256 to 4096 in steps of
-16, prompts 1 to 512 tokens (the encoded ones to 1024); batches, settings and types are drawn too. A
-case is drawn from its stage, seed and number, so a list that grows stays the same. Rows measured
-before are kept; the time to plan is measured anew each time.
+16, prompts 1 to 512 tokens; batches, settings and types are drawn too. Encoded prompts go to 1024
+tokens in even steps, in float32 as the host encodes; Lean VAE runs in bfloat16 only. A case is
+drawn from its stage, seed and number, so a list that grows stays the same. Rows measured before are
+kept; the time to plan is measured anew each time.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Measures:
 
     def __init__(self) -> None:
         self._denoisers: dict[tuple[str, int], Any] = {}
-        self._vaes: dict[bool, Any] = {}
+        self._vaes: dict[tuple[bool, torch.dtype], Any] = {}
         self._encoder: Any = None
 
     def __call__(self, stage: str, case: dict[str, Any]) -> tuple[int, int]:
@@ -139,18 +140,18 @@ class Measures:
         from pack.tests.host.vae_models import FakeVae
 
         is_decode, dtype = case["is_decode"], TYPES[case["dtype"]]
-        if is_decode not in self._vaes:
-            self._vaes[is_decode] = FakeVae(is_decoder=is_decode)
-        fake = self._vaes[is_decode]
+        if (is_decode, dtype) not in self._vaes:
+            self._vaes[is_decode, dtype] = FakeVae(is_decoder=is_decode, dtype=dtype)
+        fake = self._vaes[is_decode, dtype]
         height, width, batch = (case[name] for name in ("height_px", "width_px", "batch"))
         plan = None
         if "prefer" in case:
-            tracker, _, plan = fake.measure(height, width, case["prefer"], batch=batch, dtype=dtype)
-            size = dtype.itemsize
+            tracker, _, plan = fake.measure(height, width, case["prefer"], batch=batch)
         else:
-            tracker, size = fake.stock(height, width, batch=batch), 2
+            tracker = fake.stock(height, width, batch=batch)
         sizes = VaeSizes(**vae_layers.sizes(fake.model))
-        return vae_peak_bytes(sizes, height, width, batch, size, plan), tracker.peak_bytes
+        predicted = vae_peak_bytes(sizes, height, width, batch, dtype.itemsize, plan)
+        return predicted, tracker.peak_bytes
 
 
 def kept_rows(*new: dict[str, Any]) -> list[dict[str, Any]]:

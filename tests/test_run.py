@@ -103,6 +103,16 @@ class TestCommandLine:
             run.parse(["test", "--host", "0.1.0"])
         assert "0.16.3" in capsys.readouterr().err
 
+    def test_help_of_bench_lists_the_scripts_and_says_what_all_of_them_cost(self, capsys):
+        with pytest.raises(SystemExit):
+            run.parse(["bench", "--help"])
+        told = capsys.readouterr().out
+        scripts = {path.stem for path in (REPO / "benchmarks").glob("*.py")}
+        listed = scripts - {"demo", "live_host"}
+        assert {"vae_peak", "denoiser_peak"} <= listed
+        assert set(re.findall(r"\w+", told.split("one script of:")[1])) >= listed
+        assert "hours" in told and "live_host" not in told
+
     def test_an_unfit_python_gets_one_sentence(self, monkeypatch, capsys):
         monkeypatch.setattr(run, "PYTHONS", ((3, 98), (3, 99)))
         assert run.main(["test"]) == 1

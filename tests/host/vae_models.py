@@ -106,19 +106,21 @@ def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 
 
 class FakeVae:
-    """A full-size decoder or encoder of the host, on fake tensors of a card, in bfloat16.
+    """A full-size decoder or encoder of the host, on fake tensors of a card, of one dtype.
 
     Attention counts as fused, by its output.
     """
 
-    def __init__(self, *, is_decoder: bool, latent: int = 16) -> None:
+    def __init__(
+        self, *, is_decoder: bool, latent: int = 16, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         import comfy.ldm.modules.diffusionmodules.model as kl
 
-        self.is_decoder, self.latent = is_decoder, latent
+        self.is_decoder, self.latent, self.dtype = is_decoder, latent, dtype
         self.mode = FakeTensorMode()
         kind = kl.Decoder if is_decoder else kl.Encoder
         default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_dtype(dtype)
         try:
             with self.mode, torch.device("cuda"):
                 self.model = kind(**ddconfig(128, latent)).eval()
@@ -136,7 +138,6 @@ class FakeVae:
         *,
         batch: int = 1,
         strip_rows: int = 0,
-        dtype: torch.dtype = torch.bfloat16,
     ) -> tuple[PeakTracker, int, Any]:
         """One decode or encode on a card: what it held, its multiply-adds, and the plan."""
         from pack.nodes.host import vae_layers
@@ -145,17 +146,18 @@ class FakeVae:
         from pack.nodes.memory.vae_choice import VaeChoice
 
         ends = [(3, height, width), (self.latent, height // 8, width // 8)]
-        call = Call(vae_layers.sizes(self.model), height, width, dtype, torch.device("cuda"))
+        card = torch.device("cuda")
+        call = Call(vae_layers.sizes(self.model), height, width, self.dtype, card)
         plan = VaeChoice(prefer, strip_rows).plan(call)
         work: list[int] = []
         with torch.inference_mode(), self.mode:
             source, result = ends[::-1] if self.is_decoder else ends
             if not self.is_decoder:
                 result = (2 * self.latent, *result[1:])
-            x = torch.empty(batch, *source, dtype=dtype, device="cuda")
+            x = torch.empty(batch, *source, dtype=self.dtype, device=card)
             with CardTracker() as tracker:
                 tracker.watch(x)
-                out = torch.empty(batch, *result, dtype=dtype, device="cuda")
+                out = torch.empty(batch, *result, dtype=self.dtype, device=card)
                 for index in range(batch):
                     self._run(x[index : index + 1], out[index], plan, work, vae_layers, VAE)
         return tracker, sum(work), plan
@@ -180,7 +182,7 @@ class FakeVae:
             shape = (
                 (self.latent, height // 8, width // 8) if self.is_decoder else (3, height, width)
             )
-            x = torch.empty(batch, *shape, dtype=torch.bfloat16, device="cuda")
+            x = torch.empty(batch, *shape, dtype=self.dtype, device="cuda")
             with CardTracker() as tracker:
                 tracker.watch(x)
                 self.model(x)
