@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
-from server import PromptServer
+
+from . import page
 
 EVENT = "z_image_low_vram.probe"
 # With the first and the last of a recording, which go out at once, below ten in any second.
@@ -31,12 +32,9 @@ def place_of(node_id: str | None) -> Place:
 
 
 def send(place: Place, record: dict[str, Any]) -> None:
-    """Sends a snapshot; nothing without a node, a server, or a page that waits for the prompt.
-
-    Without a client's name the host would send to every open page.
-    """
-    server = getattr(PromptServer, "instance", None)
-    if server is None or place.node_id is None or server.client_id is None:
+    """Sends a snapshot; nothing without a node, or a page that waits for the prompt."""
+    to = page.waiting()
+    if to is None or place.node_id is None:
         return
     data = {"prompt_id": place.prompt_id, "node_id": place.node_id, "record": record}
-    server.send_sync(EVENT, data, server.client_id)
+    to.server.send_sync(EVENT, data, to.client_id)
