@@ -23,8 +23,8 @@ _FIRST = (
     "last set back, be it by an earlier prompt"
 )
 AT_LEAST = (
-    "the counter stood higher from before and the mode does not set it back: the peak is the "
-    "highest of the readings, at least"
+    "the counter stood higher from before and was not set back: a peak below that is the highest "
+    "of the readings, at least"
 )
 
 
