@@ -28,6 +28,7 @@ class SamplingRun:
         patcher: of the model that is sampled.
         recorder: gets the readings.
         about: model, size, batch and dtype, for the history.
+        outlet: sends the records.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class SamplingRun:
         patcher: Any,
         recorder: Any,
         about: dict[str, Any],
+        outlet: probe_events.Outlet,
     ) -> None:
         self._settings = settings
         self._watch = watch
@@ -45,7 +47,7 @@ class SamplingRun:
         self._recorder = recorder
         self._about = about
         self._place = probe_events.place_of(settings.node_id)
-        self._pace = settings.tools.pace(probe_events.EVENTS_PER_SECOND)
+        self._outlet = outlet
         self._interval = watch.counter(device).open(set_back=settings.sets_back)
         self._whole = watch.counter(device).open(set_back=False)
         self._before = max(0, self._interval.current - loaded.weights_bytes(device))
@@ -152,13 +154,13 @@ class SamplingRun:
         logger.info("VRAM Probe: %s", record.report.splitlines()[0])
 
     def _publish(self, state: str) -> None:
-        if self._pace.is_due():
+        if self._outlet.is_open():
             self._show(self._shown(self._recorder.record(state)))
 
     def _show(self, record: Any) -> None:
         whole = record.as_json()
         self._settings.live.update(whole)
-        self._watch.show(self._place, whole)
+        self._watch.show(self._place, whole, self._outlet.send)
 
     def _shown(self, record: Any) -> Any:
         """Steps have peaks of their own only where the counter was set back between them."""
