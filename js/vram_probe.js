@@ -33,8 +33,11 @@ function keep(entry) {
 
 /** Keeps a record that has come over the socket, and shows it where its workflow is open. */
 async function receive(prompt, node, record) {
-  heard = prompt;
-  follower.stop();
+  // The last record may come a moment after its prompt, when another one runs already.
+  if (record.state === "running") {
+    heard = prompt;
+    follower.stop();
+  }
   const { workflow } = await queued(prompt);
   keep({ workflow: workflow ?? app.rootGraph.id, node, prompt, record });
 }

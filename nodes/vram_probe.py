@@ -79,8 +79,9 @@ class VRAMProbe(io.ComfyNode):
                     default=MODES[0],
                     tooltip=(
                         "measure and reset peak: also sets the peak counter back, so that the "
-                        "next stretch has a peak of its own. measure: leaves it to other readers; "
-                        "a lower peak after a higher one is then only known from readings. reset "
+                        "next stretch has a peak of its own. measure: leaves it to other readers, "
+                        "save in a sampling whose detail is steps or more; a lower peak after a "
+                        "higher one is then only known from readings, and a note says so. reset "
                         "only: measures nothing. None of them changes how much memory is used."
                     ),
                 ),

@@ -7,16 +7,17 @@ from typing import TypeVar
 
 import comfy.model_management
 import comfy.utils
-from server import PromptServer
+
+from . import page
 
 T = TypeVar("T")
 
 
 def show_text(node_id: str | None, text: str) -> None:
-    """Shows a line on the node; nothing where there is no node or no server."""
-    server = getattr(PromptServer, "instance", None)
-    if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id, server.client_id)
+    """Shows a line on the node; nothing where there is no node, or no page that waits for it."""
+    to = page.waiting()
+    if to is not None and node_id is not None:
+        to.server.send_progress_text(text, node_id, to.client_id)
 
 
 def with_progress(steps: Sequence[T]) -> Iterator[T]:

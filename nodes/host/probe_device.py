@@ -211,7 +211,6 @@ def _model_figures(patcher: Any) -> Iterator[tuple[str, int | None, str | None]]
     yield f"{name}: weights elsewhere", max(0, whole - loaded), None
     if is_dynamic(patcher):
         yield f"{name}: pages resident", _pages(patcher), None
-        yield f"{name}: pages evicted or not yet loaded", max(0, whole - _pages(patcher)), None
 
 
 def _pinned() -> Amount:

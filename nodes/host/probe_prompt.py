@@ -7,7 +7,7 @@ is kept about a prompt goes with it: there is no thread and no global of ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ _FIRST = (
     "last set back, be it by an earlier prompt"
 )
 AT_LEAST = (
-    "the counter stood higher from before and the mode does not set it back: the peak is the "
-    "highest of the readings, at least"
+    "the counter stood higher from before and was not set back: a peak below that is the highest "
+    "of the readings, at least"
 )
 
 
@@ -127,11 +127,16 @@ class PromptWatch(ProgressHandler):
             self.records.pop(node_id, None)
             self.records[node_id] = record
 
-    def show(self, place: probe_events.Place, record: dict[str, Any]) -> None:
+    def show(
+        self,
+        place: probe_events.Place,
+        record: dict[str, Any],
+        send: Callable[[probe_events.Place, dict[str, Any]], None] = probe_events.send,
+    ) -> None:
         """Sends a record to the page of the prompt, and keeps it for those that ask."""
         if place.node_id is not None:
             self.live[place.node_id] = record
-        probe_events.send(place, record)
+        send(place, record)
 
     def others(self, node_id: str | None) -> list[Any]:
         """The records of the prompt's other probes so far, those from the cache first."""

@@ -28,6 +28,7 @@ class SamplingRun:
         patcher: of the model that is sampled.
         recorder: gets the readings.
         about: model, size, batch and dtype, for the history.
+        outlet: sends the records.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class SamplingRun:
         patcher: Any,
         recorder: Any,
         about: dict[str, Any],
+        outlet: probe_events.Outlet,
     ) -> None:
         self._settings = settings
         self._watch = watch
@@ -45,10 +47,11 @@ class SamplingRun:
         self._recorder = recorder
         self._about = about
         self._place = probe_events.place_of(settings.node_id)
-        self._pace = settings.tools.pace(probe_events.EVENTS_PER_SECOND)
+        self._outlet = outlet
         self._interval = watch.counter(device).open(set_back=settings.sets_back)
         self._whole = watch.counter(device).open(set_back=False)
         self._before = max(0, self._interval.current - loaded.weights_bytes(device))
+        self._are_steps_exact = True
         self._tracker: Any = None
         # On a CPU there is no allocator to ask, so the operations themselves are counted.
         self._is_tracked = settings.sees_blocks and device.type == "cpu"
@@ -76,7 +79,7 @@ class SamplingRun:
             if names:
                 told = (self._device, self._recorder, self._tracker, tools)
                 until.enter_context(probe_files.memory_history(*told))
-            self.point("loading")
+            self.point("loading", opens_step=True)
             self._begin_step()
             yield
             self._recorder.drop_step()
@@ -93,8 +96,13 @@ class SamplingRun:
         self._streaming.begin_step()
         self._recorder.begin_step()
 
-    def point(self, block: str | None) -> None:
-        """Reads the highest since the last point; calls from other GPUs' threads are left out."""
+    def point(self, block: str | None, *, opens_step: bool = False) -> None:
+        """Reads the highest since the last point; calls from other GPUs' threads are left out.
+
+        Args:
+            block: what has just ended.
+            opens_step: a step comes next, so that its peak is not to be hidden by a higher one.
+        """
         if threading.get_ident() != self._thread:
             return
         recorder, tools = self._recorder, self._settings.tools
@@ -105,8 +113,11 @@ class SamplingRun:
                 return
             parts = tools.parts_of(weights + self._tracker.peak_bytes, weights, 0)
         else:
-            sets_back = self._settings.sees_steps and recorder.step is not None
-            high = self._interval.take(set_back=sets_back)
+            is_in_step = self._settings.sees_steps and recorder.step is not None
+            opens_step = self._settings.sees_steps and opens_step
+            high = self._interval.take(set_back=is_in_step or opens_step)
+            if is_in_step:
+                self._are_steps_exact = self._are_steps_exact and high.is_exact
             # What was there before and is gone by now hides no activations.
             self._before = min(self._before, max(0, self._interval.current - weights))
             parts = tools.parts_of(high.bytes, weights, self._before)
@@ -124,8 +135,8 @@ class SamplingRun:
         if state != "done" and not self._is_tracked:
             self.point(None)
         recorder.drop_step()
-        high = self._whole.take(set_back=False)
-        if not self._is_tracked and not high.is_exact and not settings.sees_steps:
+        is_exact = self._whole.take(set_back=False).is_exact and self._are_steps_exact
+        if not self._is_tracked and not is_exact:
             recorder.note(probe_prompt.AT_LEAST)
         self._interval.close()
         self._whole.close()
@@ -143,13 +154,13 @@ class SamplingRun:
         logger.info("VRAM Probe: %s", record.report.splitlines()[0])
 
     def _publish(self, state: str) -> None:
-        if self._pace.is_due():
+        if self._outlet.is_open():
             self._show(self._shown(self._recorder.record(state)))
 
     def _show(self, record: Any) -> None:
         whole = record.as_json()
         self._settings.live.update(whole)
-        self._watch.show(self._place, whole)
+        self._watch.show(self._place, whole, self._outlet.send)
 
     def _shown(self, record: Any) -> Any:
         """Steps have peaks of their own only where the counter was set back between them."""

@@ -10,7 +10,7 @@ from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from . import block_watch, probe_files, probe_prompt
+from . import block_watch, probe_events, probe_files, probe_prompt
 from .attention import OPTIONS_KEY
 from .probe_run import SamplingRun
 from .probe_tools import ProbeSettings
@@ -56,6 +56,8 @@ class _Watcher:
         self._run: SamplingRun | None = None
         self._recorder: Any = None
         self._prompt_id = ""
+        # One for all samplings: a node may sample many times in a second.
+        self._outlet = probe_events.Outlet(settings.tools.pace(probe_events.EVENTS_PER_SECOND))
 
     def outer_sample(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Around a whole sampling, with the loading of the model in front."""
@@ -110,7 +112,7 @@ class _Watcher:
             self._recorder = settings.tools.recorder(blank)
             self._prompt_id = blank.prompt_id
         about = probe_files.about_sampling(patcher, args[0] if args else None)
-        return SamplingRun(settings, watch, patcher, self._recorder, about)
+        return SamplingRun(settings, watch, patcher, self._recorder, about, self._outlet)
 
 
 def _with_callback(

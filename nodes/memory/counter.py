@@ -87,13 +87,14 @@ class Interval:
         # A peak up to this value is from before the interval.
         self._stale = stale
         self._high = current
-        self._is_exact = True
+        # Up to here it may have risen without being seen.
+        self._unseen = -1
 
     def take(self, *, set_back: bool) -> High:
         """Returns the highest since the last call, and begins anew."""
         self._counter.settle(set_back=set_back)
-        high = High(self._high, self._is_exact)
-        self._high, self._is_exact = self.current, True
+        high = High(self._high, self._high >= self._unseen)
+        self._high, self._unseen = self.current, -1
         return high
 
     def close(self) -> None:
@@ -105,6 +106,6 @@ class Interval:
             self._high = max(self._high, count.peak)
         else:
             self._high = max(self._high, count.current)
-            self._is_exact = self._is_exact and self._high >= self._stale
+            self._unseen = max(self._unseen, self._stale)
         # The same peak is not a second interval's.
         self._stale = max(self._stale, count.peak)

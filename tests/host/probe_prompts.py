@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from .loading import FOLDER, SAME, load, write_tiny_vae
 
 PROBE = "ZImageVRAMProbe"
 EVENT = "z_image_low_vram.probe"
 CLIENT = "the-page-that-asked"
+MIB = 2**20
 _numbers = itertools.count()
 
 
@@ -41,7 +45,8 @@ class Bench:
 
     def sent(self, event: str = EVENT) -> list[tuple[dict[str, Any], str | None]]:
         """Data and receiver of every such message since the last call."""
-        self.loop.run_until_complete(asyncio.sleep(0))
+        # What a probe sees too soon after its last event waits for up to an eighth of a second.
+        self.loop.run_until_complete(asyncio.sleep(0.2))
         found = []
         while not self.server.messages.empty():
             name, data, receiver = self.server.messages.get_nowait()
@@ -187,3 +192,20 @@ def models(host: Any) -> Any:
 
 def is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
+
+
+def can_set_back() -> bool:
+    from pack.nodes.host import probe_device
+
+    return probe_device.gauge_of(torch.device("cpu")).set_back is not None
+
+
+def resident(mib: int) -> None:
+    """Takes so much memory from the system and gives it back.
+
+    Not a tensor's: the allocator would rather take what an earlier test has left in its heap, and
+    then the process does not grow.
+    """
+    with mmap.mmap(-1, mib * MIB) as memory:
+        for page in range(0, mib * MIB, mmap.PAGESIZE):
+            memory[page] = 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import mmap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +17,10 @@ from .probe_prompts import (
     CLIENT,
     Bench,
     bench,
+    can_set_back,
     is_nan,
     probe,
+    resident,
     sampling,
     shelf,
     source,
@@ -47,23 +48,6 @@ def execute(value: Any = None, **settings: Any) -> Any:
     from pack.nodes.vram_probe import VRAMProbe
 
     return VRAMProbe.execute(value, **settings)
-
-
-def can_set_back() -> bool:
-    from pack.nodes.host import probe_device
-
-    return probe_device.gauge_of(torch.device("cpu")).set_back is not None
-
-
-def resident(mib: int) -> None:
-    """Takes so much memory from the system and gives it back.
-
-    Not a tensor's: the allocator would rather take what an earlier test has left in its heap, and
-    then the process does not grow.
-    """
-    with mmap.mmap(-1, mib * MIB) as memory:
-        for page in range(0, mib * MIB, mmap.PAGESIZE):
-            memory[page] = 1
 
 
 @pytest.mark.parametrize("mode", ["measure", "measure and reset peak", RESET_ONLY])

@@ -110,6 +110,22 @@ class TestCounter:
         assert interval.take(set_back=False) == (10, False)
         assert allocator.peak == 1000, "nothing was set back"
 
+    def test_what_rises_above_the_peak_from_before_is_exact_whatever_was_read_earlier(self):
+        """Bug: one low reading in the interval, and its peak was called the least for good."""
+        allocator = Allocator()
+        counter = PeakCounter(allocator.read, allocator.set_back)
+        allocator.use(900)
+        allocator.use(100)
+        whole = counter.open(set_back=False)
+        counter.settle(set_back=False)
+        allocator.use(1000)
+        allocator.use(10)
+        assert whole.take(set_back=False) == (1000, True)
+        allocator.use(20)
+        counter.settle(set_back=True)
+        allocator.use(999)
+        assert whole.take(set_back=False) == (999, False), "nobody knows what was before the 20"
+
     def test_a_counter_that_cannot_be_set_back_is_asked_all_the_same(self):
         allocator = Allocator()
         allocator.use(900)
