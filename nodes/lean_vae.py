@@ -65,7 +65,7 @@ class LeanVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae, prefer: str = "balance", strip_rows: int = 0) -> io.NodeOutput:
         chosen = VaeChoice(prefer, strip_rows)
-        settings = lean_vae.VaeSettings(VAE, chosen.plan, chosen.work, chosen.need)
+        settings = lean_vae.VaeSettings(VAE, lambda call: chosen)
         node_id = cls.hidden.unique_id if cls.hidden else None
         lean, reason = lean_vae.with_lean_vae(vae, settings, node_id)
         if reason is None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import comfy.ldm.models.autoencoder as autoencoder
 import comfy.model_management
@@ -41,21 +42,34 @@ class Call(NamedTuple):
     device: torch.device
 
 
+class Choice(Protocol):
+    """What was chosen for a call; memory's VaeChoice."""
+
+    def plan(self, call: Call, attempt: int, /) -> Any:
+        """After so many attempts that ran out of memory; None if there is no smaller."""
+        ...
+
+    def work(self, call: Call, plan: Any, /) -> int:
+        """Multiply-adds of a plan."""
+        ...
+
+    def need(self, call: Call, /) -> int:
+        """Bytes that the host shall reckon with."""
+        ...
+
+
 @dataclass(frozen=True)
 class VaeSettings:
     """What the node hands in from the other rooms.
 
     kernels: the kernels by name: decode, encode and the layer classes.
-    plan: the plan for a call after so many that ran out of memory; None if there is no smaller.
-    work: multiply-adds of a plan.
-    need: bytes that the host shall reckon with for a call.
+    choose: the choice for a call; asked once for all its samples and attempts, because what is
+        free meanwhile may change it.
     budget: bytes that all models and the need may take together; None for no limit.
     """
 
     kernels: Any
-    plan: Callable[[Call, int], Any]
-    work: Callable[[Call, Any], int]
-    need: Callable[[Call], int]
+    choose: Callable[[Call], Choice]
     budget: int | None = None
 
 
@@ -84,12 +98,14 @@ class LeanForward:
         if output_buffer is None:
             shape = self.output_shape(given.shape)
             output_buffer = torch.empty(shape, dtype=given.dtype, device=given.device)
+        call = self.call(given.shape, given.dtype, given.device)
+        choice = self._settings.choose(call)
         if self._settings.budget is not None:
-            call = self.call(given.shape, given.dtype, given.device)
-            taken = self._settings.need(call) + self._patcher.model_size()
+            taken = choice.need(call) + self._patcher.model_size()
             make_room(self._patcher, taken, self._settings.budget)
         for index in range(given.shape[0]):
-            self._run(given[index : index + 1], output_buffer[index : index + 1])
+            one = slice(index, index + 1)
+            self._run(given[one], output_buffer[one], call, choice)
         return output_buffer
 
     def output_shape(self, shape: torch.Size) -> tuple[int, int, int, int]:
@@ -120,27 +136,25 @@ class LeanForward:
             return "gradients are wanted"
         return vae_layers.why_not(self.stock)
 
-    def _run(self, sample: torch.Tensor, result: torch.Tensor) -> None:
-        call = self.call(sample.shape, sample.dtype, sample.device)
-        attempt = 0
-        while True:
-            plan = self._settings.plan(call, attempt)
-            following = self._settings.plan(call, attempt + 1)
+    def _run(self, sample: torch.Tensor, result: torch.Tensor, call: Call, choice: Choice) -> None:
+        plan = choice.plan(call, 0)
+        for attempt in itertools.count(1):
+            following = choice.plan(call, attempt)
             try:
-                self._strips(sample, result, call, plan)
+                self._strips(sample, result, plan, choice.work(call, plan))
                 return
             except Exception as error:
                 if following is None or not _is_oom(error):
                     raise
             # Out of the except block, because the error holds every tensor of the attempt.
             comfy.model_management.soft_empty_cache(True)
-            attempt += 1
+            plan = following
             self._say(
-                f"out of memory: tried again with strips of {following.levels[-1].limit} rows, "
-                f"prefer {following.prefer}"
+                f"out of memory: tried again with strips of {plan.levels[-1].limit} rows, "
+                f"prefer {plan.prefer}"
             )
 
-    def _strips(self, sample: torch.Tensor, result: torch.Tensor, call: Call, plan: Any) -> None:
+    def _strips(self, sample: torch.Tensor, result: torch.Tensor, plan: Any, work: int) -> None:
         kernels = self._settings.kernels
         layers = vae_layers.read(self.stock, kernels, sample)
 
@@ -148,7 +162,7 @@ class LeanForward:
             result[:, :, first : first + rows.shape[2]].copy_(rows)
 
         run = kernels.decode if self.is_decoder else kernels.encode
-        tick = _Progress(self._settings.work(call, plan))
+        tick = _Progress(work)
         run(sample, layers, plan, device=sample.device, write=write, tick=tick)
 
     def _say(self, text: str) -> None:
@@ -288,7 +302,7 @@ class _Need:
         result = self._forward.output_shape(sample)
         later = dtype.itemsize * (result[0] - 1) * result[1] * result[2] * result[3]
         estimate = self.stock((*shape[:2], *shape[-2:]), dtype)
-        return min(estimate, self._settings.need(call) + later)
+        return min(estimate, self._settings.choose(call).need(call) + later)
 
 
 def _is_oom(error: Exception) -> bool:

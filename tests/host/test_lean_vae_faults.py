@@ -10,7 +10,7 @@ import torch
 from pack.nodes.memory.peak import PeakTracker
 
 from .loading import write_tiny_vae
-from .vae_models import kl_vae, lean
+from .vae_models import At, kl_vae, last_conv, lean, raise_oom
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -29,23 +29,6 @@ def vae(host: Any) -> Any:
 def said(caplog: pytest.LogCaptureFixture) -> Any:
     caplog.set_level("INFO", logger="pack.nodes")
     return lambda: "\n".join(r.message for r in caplog.records if r.message.startswith("Lean VAE"))
-
-
-class _At:
-    """A weight function, as LoRA installs them, that does something at chosen calls."""
-
-    def __init__(self, act: Any, calls: set[int]) -> None:
-        self.act, self.calls, self.count = act, calls, 0
-
-    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-        self.count += 1
-        if self.count in self.calls:
-            self.act()
-        return weight
-
-
-def _last_conv(vae: Any) -> Any:
-    return vae.first_stage_model.decoder.up[0].block[2].conv2
 
 
 def _state(vae: Any) -> dict[str, Any]:
@@ -101,7 +84,7 @@ def test_another_class_passes_through(host: Any, said: Any) -> None:
 @torch.inference_mode()
 def test_a_changed_layer_runs_as_the_host_runs_it(vae: Any, said: Any) -> None:
     changed = lean(vae)
-    conv = _last_conv(vae)
+    conv = last_conv(vae)
     handle = conv.register_forward_hook(lambda module, given, made: 2 * made)
     try:
         assert torch.equal(changed.decode(LATENT), vae.decode(LATENT))
@@ -120,8 +103,8 @@ def test_cancel_frees_everything(vae: Any, host: Any) -> None:
     management = host.model_management
     changed = lean(vae, strip_rows=8)
     wanted = changed.decode(LATENT)
-    conv = _last_conv(vae)
-    stop = _At(lambda: management.interrupt_current_processing(True), {1})
+    conv = last_conv(vae)
+    stop = At(lambda: management.interrupt_current_processing(True), {1})
     conv.weight_function = [stop]
     with PeakTracker() as tracker:
         try:
@@ -137,10 +120,6 @@ def test_cancel_frees_everything(vae: Any, host: Any) -> None:
     assert torch.equal(changed.decode(LATENT), wanted)
 
 
-def _raise_oom() -> None:
-    raise torch.OutOfMemoryError("injected")
-
-
 @pytest.mark.parametrize(("failures", "tries"), [({1}, 1), ({1, 2, 3}, 3)])
 @torch.inference_mode()
 def test_out_of_memory_is_tried_again_in_smaller_pieces(
@@ -148,8 +127,8 @@ def test_out_of_memory_is_tried_again_in_smaller_pieces(
 ) -> None:
     wanted = vae.decode(LATENT)
     changed = lean(vae, "speed")
-    conv = _last_conv(vae)
-    conv.weight_function = [_At(_raise_oom, failures)]
+    conv = last_conv(vae)
+    conv.weight_function = [At(raise_oom, failures)]
     try:
         made = changed.decode(LATENT)
     finally:
@@ -164,8 +143,8 @@ def test_out_of_memory_to_the_floor_ends_in_the_hosts_tiles(
     vae: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     changed = lean(vae, "smallest")
-    conv = _last_conv(vae)
-    conv.weight_function = [_At(_raise_oom, {1, 2, 3})]
+    conv = last_conv(vae)
+    conv.weight_function = [At(raise_oom, {1, 2, 3})]
     try:
         made = changed.decode(LATENT)
     finally:
@@ -177,12 +156,12 @@ def test_out_of_memory_to_the_floor_ends_in_the_hosts_tiles(
 @torch.inference_mode()
 def test_another_error_is_not_tried_again(vae: Any, said: Any) -> None:
     changed = lean(vae)
-    conv = _last_conv(vae)
+    conv = last_conv(vae)
 
     def fail() -> None:
         raise RuntimeError("not of memory")
 
-    conv.weight_function = [_At(fail, {1})]
+    conv.weight_function = [At(fail, {1})]
     try:
         with pytest.raises(RuntimeError, match="not of memory"):
             changed.decode(LATENT)
