@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -211,12 +212,14 @@ def with_lean_vae(vae: Any, settings: VaeSettings, node_id: str | None) -> tuple
         part = copy.copy(module)
         part.forward = forwards[name] = LeanForward(module, settings, node_id, vae.patcher)
         setattr(changed, name, part)
-    _take_buffers(changed, forwards["decoder"])
+    takes_buffers = _take_buffers(changed, forwards["decoder"])
     lean.first_stage_model = changed
     for name, of_stock in (("decode", "memory_used_decode"), ("encode", "memory_used_encode")):
         estimate = getattr(vae, of_stock)
         estimate = getattr(estimate, "stock", estimate)
-        setattr(lean, of_stock, _Need(estimate, forwards[f"{name}r"], settings, vae))
+        forward = forwards[f"{name}r"]
+        need = _Need(estimate, forward, settings, vae, takes_buffers=takes_buffers)
+        setattr(lean, of_stock, need)
     return lean, None
 
 
@@ -258,10 +261,10 @@ def _why_not_vae(vae: Any, stock: dict[str, nn.Module | None]) -> str | None:
     return None
 
 
-def _take_buffers(changed: Any, decoder: LeanForward) -> None:
-    """Lets the host hand in the result to write into; hosts before 0.30 never do."""
+def _take_buffers(changed: Any, decoder: LeanForward) -> bool:
+    """Lets the host hand in the result to write into; returns whether it will."""
     if getattr(changed, "max_batch_size", None) is not None:
-        return
+        return False
     packing = 1 if getattr(changed, "bn", None) is None else changed.ps[0]
     # Weak: the module must not hold itself.
     this, of_class = weakref.proxy(changed), type(changed)
@@ -279,16 +282,35 @@ def _take_buffers(changed: Any, decoder: LeanForward) -> None:
     changed.comfy_has_chunked_io = True
     changed.decode_output_shape = decode_output_shape
     changed.encode = encode
+    return _hands_in_results()
+
+
+def _hands_in_results() -> bool:
+    """Whether the host knows of the mark: it reads what its own video VAE has from 0.30 on."""
+    try:
+        from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
+    except ImportError:
+        return False
+    return getattr(VideoVAE, "comfy_has_chunked_io", False)
 
 
 class _Need:
     """The bytes that the host shall reckon with, in the place of its estimate."""
 
     def __init__(
-        self, stock: Callable[..., float], forward: LeanForward, settings: VaeSettings, vae: Any
+        self,
+        stock: Callable[..., float],
+        forward: LeanForward,
+        settings: VaeSettings,
+        vae: Any,
+        *,
+        takes_buffers: bool,
     ) -> None:
         self.stock, self._forward, self._settings = stock, forward, settings
         self._device = vae.device
+        # Strips that are written to another device as they are made hold nothing on this one.
+        is_elsewhere = vae.output_device.type != vae.device.type
+        self._holds_results = not (forward.is_decoder and is_elsewhere and takes_buffers)
         bn = getattr(vae.first_stage_model, "bn", None)
         self._packing = 1 if bn is None or not forward.is_decoder else vae.first_stage_model.ps[0]
 
@@ -299,10 +321,11 @@ class _Need:
         height, width = (side * self._packing for side in shape[-2:])
         sample = torch.Size((shape[0], shape[1], height, width))
         call = self._forward.call(sample, dtype, self._device)
-        result = self._forward.output_shape(sample)
-        later = dtype.itemsize * (result[0] - 1) * result[1] * result[2] * result[3]
-        estimate = self.stock((*shape[:2], *shape[-2:]), dtype)
-        return min(estimate, self._settings.choose(call).need(call) + later)
+        need = self._settings.choose(call).need(call)
+        if self._holds_results:
+            batch, *result = self._forward.output_shape(sample)
+            need += dtype.itemsize * (batch - 1) * math.prod(result)
+        return min(self.stock((*shape[:2], *shape[-2:]), dtype), need)
 
 
 def _is_oom(error: Exception) -> bool:

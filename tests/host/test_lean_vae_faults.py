@@ -199,3 +199,27 @@ def test_the_host_is_told_the_need(vae: Any) -> None:
         assert 0 < needs[2] < needs[1] < needs[0] < stock
         five = (*shape[:2], 1, *shape[2:])
         assert getattr(lean(vae), f"memory_used_{name}")(five, torch.bfloat16) == needs[1]
+
+
+@torch.inference_mode()
+def test_results_are_counted_only_where_they_lie_on_the_card(vae: Any) -> None:
+    """Of a batch of three, two results beside the sample; hosts from 0.30 write them into RAM."""
+    changed, seen = lean(vae), []
+    decoder = changed.first_stage_model.decoder
+    forward = decoder.forward
+    decoder.forward = lambda given, **options: seen.append(options) or forward(given, **options)
+    changed.decode(LATENT)
+    writes_to_ram = "output_buffer" in seen[0]
+    cards = torch.device("cuda", 0), torch.device("cuda", 1)
+    vae.device = cards[0]  # no more than a name: nothing runs from here on
+    picture, moments = 2 * 3 * 64 * 64, 2 * 8 * 8 * 8
+    for results_at in (*cards, torch.device("cpu")):
+        vae.output_device = results_at
+        for name, shape, result in (
+            ("decode", (4, 8, 8), 0 if results_at.type == "cpu" and writes_to_ram else picture),
+            ("encode", (3, 64, 64), moments),
+        ):
+            need = getattr(lean(vae, "smallest"), f"memory_used_{name}")
+            need.stock = lambda shape, dtype: 2**62
+            one, three = (need((batch, *shape), torch.bfloat16) for batch in (1, 3))
+            assert three - one == 2 * result
