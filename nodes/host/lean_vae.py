@@ -93,7 +93,7 @@ class LeanForward:
     ) -> torch.Tensor:
         reason = self._why_not(given, options)
         if reason is not None:
-            self._say(f"the host's own code runs: {reason}")
+            self._say_once(f"the host's own code runs: {reason}")
             made = self.stock(given, **options)
             return made if output_buffer is None else output_buffer.copy_(made)
         if output_buffer is None:
@@ -150,9 +150,10 @@ class LeanForward:
             # Out of the except block, because the error holds every tensor of the attempt.
             comfy.model_management.soft_empty_cache(True)
             plan = following
-            self._say(
+            _say(
+                self._node_id,
                 f"out of memory: tried again with strips of {plan.levels[-1].limit} rows, "
-                f"prefer {plan.prefer}"
+                f"prefer {plan.prefer}",
             )
 
     def _strips(self, sample: torch.Tensor, result: torch.Tensor, plan: Any, work: int) -> None:
@@ -166,11 +167,15 @@ class LeanForward:
         tick = _Progress(work)
         run(sample, layers, plan, device=sample.device, write=write, tick=tick)
 
-    def _say(self, text: str) -> None:
+    def _say_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
-            logger.info("Lean VAE: %s", text)
-            notice.show_text(self._node_id, text)
+            _say(self._node_id, text)
+
+
+def _say(node_id: str | None, text: str) -> None:
+    logger.info("Lean VAE: %s", text)
+    notice.show_text(node_id, text)
 
 
 class _Progress:
