@@ -19,6 +19,7 @@ from torch import nn
 
 from . import notice, vae_layers
 from .budget import make_room
+from .pinned import PinnedRam
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +105,10 @@ class LeanForward:
         if self._settings.budget is not None:
             taken = choice.need(call) + self._patcher.model_size()
             make_room(self._patcher, taken, self._settings.budget)
-        for index in range(given.shape[0]):
-            one = slice(index, index + 1)
-            self._run(given[one], output_buffer[one], call, choice)
+        with PinnedRam(given.device) as ram:
+            for index in range(given.shape[0]):
+                one = slice(index, index + 1)
+                self._run(given[one], output_buffer[one], call, choice, ram)
         return output_buffer
 
     def output_shape(self, shape: torch.Size) -> tuple[int, int, int, int]:
@@ -137,10 +139,18 @@ class LeanForward:
             return "gradients are wanted"
         return vae_layers.why_not(self.stock)
 
-    def _run(self, sample: torch.Tensor, result: torch.Tensor, call: Call, choice: Choice) -> None:
+    def _run(
+        self,
+        sample: torch.Tensor,
+        result: torch.Tensor,
+        call: Call,
+        choice: Choice,
+        ram: PinnedRam,
+    ) -> None:
         plan = choice.plan(call, 0)
         for attempt in itertools.count(1):
             following = choice.plan(call, attempt)
+            ram.is_used |= any(level.in_ram for level in plan.levels)
             try:
                 self._strips(sample, result, plan, choice.work(call, plan))
                 return
@@ -149,6 +159,7 @@ class LeanForward:
                     raise
             # Out of the except block, because the error holds every tensor of the attempt.
             comfy.model_management.soft_empty_cache(True)
+            ram.give_back()  # the next strips have another size
             plan = following
             _say(
                 self._node_id,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.memory.peak import PeakTracker
+from pack.nodes.memory.vae_choice import VaeChoice
 
 from .loading import write_tiny_vae
 from .vae_models import At, kl_vae, last_conv, lean, raise_oom
@@ -166,6 +167,63 @@ def test_out_of_memory_to_the_floor_ends_in_the_hosts_tiles(
         conv.weight_function = []
     assert "retrying with tiled VAE decoding" in caplog.text
     assert made.shape == vae.decode(LATENT).shape
+
+
+def _fail() -> None:
+    raise ValueError("injected")
+
+
+def _cancel() -> None:
+    import comfy.model_management
+
+    comfy.model_management.interrupt_current_processing(True)
+
+
+class _InRam(VaeChoice):
+    """Chooses on the CPU what is chosen on a card: the large maps wait in RAM."""
+
+    def plan(self, call: Any, attempt: int = 0) -> Any:
+        return super().plan(call._replace(device=torch.device("cuda")), attempt)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "act", "times"),
+    [
+        ("speed", lambda: None, 0),
+        ("smallest", lambda: None, 1),
+        ("smallest", raise_oom, 2),
+        ("smallest", _fail, 1),
+        ("smallest", _cancel, 1),
+    ],
+    ids=["without RAM", "done", "tried again", "error", "cancel"],
+)
+@torch.inference_mode()
+def test_pinned_ram_is_given_back_when_nothing_holds_it(
+    vae: Any, host: Any, monkeypatch: pytest.MonkeyPatch, prefer: Any, act: Any, times: int
+) -> None:
+    """It stayed locked until a restart; an error's frames would hold it beyond the call."""
+    from pack.nodes.host import lean_vae, pinned
+    from pack.nodes.kernels.toolboxes import VAE
+
+    held: list[int] = []
+    monkeypatch.setattr(pinned, "empty_cache", lambda device: held.append(tracker.current_bytes))
+    settings = lean_vae.VaeSettings(VAE, lambda call: _InRam(prefer, 8))
+    changed, _ = lean_vae.with_lean_vae(vae, settings, None)
+    conv = last_conv(vae)
+    conv.weight_function = [At(act, {1})]
+    with PeakTracker() as tracker:
+        try:
+            changed.first_stage_model.decode(LATENT)
+        except (ValueError, host.model_management.InterruptProcessingException):
+            assert act in (_fail, _cancel)
+        else:
+            assert act not in (_fail, _cancel)
+        finally:
+            conv.weight_function = []
+            host.model_management.interrupt_current_processing(False)
+    assert tracker.peak_bytes > 2**20
+    assert len(held) == times
+    assert all(count < 2**17 for count in held), held  # the result and the latent
 
 
 @torch.inference_mode()
