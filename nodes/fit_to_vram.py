@@ -201,15 +201,9 @@ def _models(model, vae, sizes: TransformerSizes, vae_sizes) -> Models:
 
 def _lean_vae(vae, planner: Planner, node_id: str | None):
     """The VAE in strips, with the preference chosen at each call."""
-
-    def choice(call):
-        return planner.vae_choice(call, budget.room_bytes(call.device))
-
     settings = lean_vae.VaeSettings(
         VAE,
-        plan=lambda call, attempt: choice(call).plan(call, attempt),
-        work=lambda call, plan: choice(call).work(call, plan),
-        need=lambda call: choice(call).need(call),
+        choose=lambda call: planner.vae_choice(call, budget.room_bytes(call.device)),
         budget=planner.named_bytes or None,
     )
     lean, reason = lean_vae.with_lean_vae(vae, settings, node_id)

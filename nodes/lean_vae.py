@@ -40,8 +40,9 @@ class LeanVAE(io.ComfyNode):
                         "speed: 0.4 of the stock peak, nothing computed twice. balance: 0.2 of "
                         "it for a tenth (float32) to a quarter (bf16) more arithmetic. smallest: "
                         "below 0.1 on NVIDIA cards, where the large maps wait in RAM and are "
-                        "copied, which costs time; elsewhere 0.1 for about twice the arithmetic. "
-                        "That is decode; encode: 0.5, 0.3 and 0.2 for up to two fifths more."
+                        "copied, which costs time; elsewhere 0.1 for twice to two and a half times "
+                        "the arithmetic. That is decode; encode: 0.5, 0.3 and 0.2 for up to two "
+                        "fifths more."
                     ),
                 ),
                 io.Int.Input(
@@ -65,7 +66,7 @@ class LeanVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae, prefer: str = "balance", strip_rows: int = 0) -> io.NodeOutput:
         chosen = VaeChoice(prefer, strip_rows)
-        settings = lean_vae.VaeSettings(VAE, chosen.plan, chosen.work, chosen.need)
+        settings = lean_vae.VaeSettings(VAE, lambda call: chosen)
         node_id = cls.hidden.unique_id if cls.hidden else None
         lean, reason = lean_vae.with_lean_vae(vae, settings, node_id)
         if reason is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import comfy.ldm.models.autoencoder as autoencoder
 import comfy.model_management
@@ -17,6 +19,7 @@ from torch import nn
 
 from . import notice, vae_layers
 from .budget import make_room
+from .pinned import PinnedRam
 
 logger = logging.getLogger(__name__)
 
@@ -41,21 +44,34 @@ class Call(NamedTuple):
     device: torch.device
 
 
+class Choice(Protocol):
+    """What was chosen for a call; memory's VaeChoice."""
+
+    def plan(self, call: Call, attempt: int, /) -> Any:
+        """After so many attempts that ran out of memory; None if there is no smaller."""
+        ...
+
+    def work(self, call: Call, plan: Any, /) -> int:
+        """Multiply-adds of a plan."""
+        ...
+
+    def need(self, call: Call, /) -> int:
+        """Bytes that the host shall reckon with."""
+        ...
+
+
 @dataclass(frozen=True)
 class VaeSettings:
     """What the node hands in from the other rooms.
 
     kernels: the kernels by name: decode, encode and the layer classes.
-    plan: the plan for a call after so many that ran out of memory; None if there is no smaller.
-    work: multiply-adds of a plan.
-    need: bytes that the host shall reckon with for a call.
+    choose: the choice for a call; asked once for all its samples and attempts, because what is
+        free meanwhile may change it.
     budget: bytes that all models and the need may take together; None for no limit.
     """
 
     kernels: Any
-    plan: Callable[[Call, int], Any]
-    work: Callable[[Call, Any], int]
-    need: Callable[[Call], int]
+    choose: Callable[[Call], Choice]
     budget: int | None = None
 
 
@@ -78,18 +94,21 @@ class LeanForward:
     ) -> torch.Tensor:
         reason = self._why_not(given, options)
         if reason is not None:
-            self._say(f"the host's own code runs: {reason}")
+            self._say_once(f"the host's own code runs: {reason}")
             made = self.stock(given, **options)
             return made if output_buffer is None else output_buffer.copy_(made)
         if output_buffer is None:
             shape = self.output_shape(given.shape)
             output_buffer = torch.empty(shape, dtype=given.dtype, device=given.device)
+        call = self.call(given.shape, given.dtype, given.device)
+        choice = self._settings.choose(call)
         if self._settings.budget is not None:
-            call = self.call(given.shape, given.dtype, given.device)
-            taken = self._settings.need(call) + self._patcher.model_size()
+            taken = choice.need(call) + self._patcher.model_size()
             make_room([self._patcher], taken, self._settings.budget)
-        for index in range(given.shape[0]):
-            self._run(given[index : index + 1], output_buffer[index : index + 1])
+        with PinnedRam(given.device) as ram:
+            for index in range(given.shape[0]):
+                one = slice(index, index + 1)
+                self._run(given[one], output_buffer[one], call, choice, ram)
         return output_buffer
 
     def output_shape(self, shape: torch.Size) -> tuple[int, int, int, int]:
@@ -120,27 +139,35 @@ class LeanForward:
             return "gradients are wanted"
         return vae_layers.why_not(self.stock)
 
-    def _run(self, sample: torch.Tensor, result: torch.Tensor) -> None:
-        call = self.call(sample.shape, sample.dtype, sample.device)
-        attempt = 0
-        while True:
-            plan = self._settings.plan(call, attempt)
-            following = self._settings.plan(call, attempt + 1)
+    def _run(
+        self,
+        sample: torch.Tensor,
+        result: torch.Tensor,
+        call: Call,
+        choice: Choice,
+        ram: PinnedRam,
+    ) -> None:
+        plan = choice.plan(call, 0)
+        for attempt in itertools.count(1):
+            following = choice.plan(call, attempt)
+            ram.is_used |= any(level.in_ram for level in plan.levels)
             try:
-                self._strips(sample, result, call, plan)
+                self._strips(sample, result, plan, choice.work(call, plan))
                 return
             except Exception as error:
                 if following is None or not _is_oom(error):
                     raise
             # Out of the except block, because the error holds every tensor of the attempt.
             comfy.model_management.soft_empty_cache(True)
-            attempt += 1
-            self._say(
-                f"out of memory: tried again with strips of {following.levels[-1].limit} rows, "
-                f"prefer {following.prefer}"
+            ram.give_back()  # the next strips have another size
+            plan = following
+            _say(
+                self._node_id,
+                f"out of memory: tried again with strips of {plan.levels[-1].limit} rows, "
+                f"prefer {plan.prefer}",
             )
 
-    def _strips(self, sample: torch.Tensor, result: torch.Tensor, call: Call, plan: Any) -> None:
+    def _strips(self, sample: torch.Tensor, result: torch.Tensor, plan: Any, work: int) -> None:
         kernels = self._settings.kernels
         layers = vae_layers.read(self.stock, kernels, sample)
 
@@ -148,14 +175,18 @@ class LeanForward:
             result[:, :, first : first + rows.shape[2]].copy_(rows)
 
         run = kernels.decode if self.is_decoder else kernels.encode
-        tick = _Progress(self._settings.work(call, plan))
+        tick = _Progress(work)
         run(sample, layers, plan, device=sample.device, write=write, tick=tick)
 
-    def _say(self, text: str) -> None:
+    def _say_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
-            logger.info("Lean VAE: %s", text)
-            notice.show_text(self._node_id, text)
+            _say(self._node_id, text)
+
+
+def _say(node_id: str | None, text: str) -> None:
+    logger.info("Lean VAE: %s", text)
+    notice.show_text(node_id, text)
 
 
 class _Progress:
@@ -197,12 +228,14 @@ def with_lean_vae(vae: Any, settings: VaeSettings, node_id: str | None) -> tuple
         part = copy.copy(module)
         part.forward = forwards[name] = LeanForward(module, settings, node_id, vae.patcher)
         setattr(changed, name, part)
-    _take_buffers(changed, forwards["decoder"])
+    takes_buffers = _take_buffers(changed, forwards["decoder"])
     lean.first_stage_model = changed
     for name, of_stock in (("decode", "memory_used_decode"), ("encode", "memory_used_encode")):
         estimate = getattr(vae, of_stock)
         estimate = getattr(estimate, "stock", estimate)
-        setattr(lean, of_stock, _Need(estimate, forwards[f"{name}r"], settings, vae))
+        forward = forwards[f"{name}r"]
+        need = _Need(estimate, forward, settings, vae, takes_buffers=takes_buffers)
+        setattr(lean, of_stock, need)
     return lean, None
 
 
@@ -244,10 +277,10 @@ def _why_not_vae(vae: Any, stock: dict[str, nn.Module | None]) -> str | None:
     return None
 
 
-def _take_buffers(changed: Any, decoder: LeanForward) -> None:
-    """Lets the host hand in the result to write into; hosts before 0.30 never do."""
+def _take_buffers(changed: Any, decoder: LeanForward) -> bool:
+    """Lets the host hand in the result to write into; returns whether it will."""
     if getattr(changed, "max_batch_size", None) is not None:
-        return
+        return False
     packing = 1 if getattr(changed, "bn", None) is None else changed.ps[0]
     # Weak: the module must not hold itself.
     this, of_class = weakref.proxy(changed), type(changed)
@@ -265,16 +298,35 @@ def _take_buffers(changed: Any, decoder: LeanForward) -> None:
     changed.comfy_has_chunked_io = True
     changed.decode_output_shape = decode_output_shape
     changed.encode = encode
+    return _hands_in_results()
+
+
+def _hands_in_results() -> bool:
+    """Whether the host knows of the mark: it reads what its own video VAE has from 0.30 on."""
+    try:
+        from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
+    except ImportError:
+        return False
+    return getattr(VideoVAE, "comfy_has_chunked_io", False)
 
 
 class _Need:
     """The bytes that the host shall reckon with, in the place of its estimate."""
 
     def __init__(
-        self, stock: Callable[..., float], forward: LeanForward, settings: VaeSettings, vae: Any
+        self,
+        stock: Callable[..., float],
+        forward: LeanForward,
+        settings: VaeSettings,
+        vae: Any,
+        *,
+        takes_buffers: bool,
     ) -> None:
         self.stock, self._forward, self._settings = stock, forward, settings
         self._device = vae.device
+        # Strips that are written to another device as they are made hold nothing on this one.
+        is_elsewhere = vae.output_device.type != vae.device.type
+        self._holds_results = not (forward.is_decoder and is_elsewhere and takes_buffers)
         bn = getattr(vae.first_stage_model, "bn", None)
         self._packing = 1 if bn is None or not forward.is_decoder else vae.first_stage_model.ps[0]
 
@@ -285,10 +337,11 @@ class _Need:
         height, width = (side * self._packing for side in shape[-2:])
         sample = torch.Size((shape[0], shape[1], height, width))
         call = self._forward.call(sample, dtype, self._device)
-        result = self._forward.output_shape(sample)
-        later = dtype.itemsize * (result[0] - 1) * result[1] * result[2] * result[3]
-        estimate = self.stock((*shape[:2], *shape[-2:]), dtype)
-        return min(estimate, self._settings.need(call) + later)
+        need = self._settings.choose(call).need(call)
+        if self._holds_results:
+            batch, *result = self._forward.output_shape(sample)
+            need += dtype.itemsize * (batch - 1) * math.prod(result)
+        return min(self.stock((*shape[:2], *shape[-2:]), dtype), need)
 
 
 def _is_oom(error: Exception) -> bool:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+# Elements of a channel that the CPU's norm sums up in float32 without adding to the error.
+PIECE_PIXELS = 2**12
+
 
 class GroupStats:
     """Mean and variance of each channel group over all strips that were added.
@@ -39,12 +42,17 @@ class GroupStats:
         """
         if not self._parts:
             raise ValueError("no strip was added")
-        # One copy from the device for the whole map.
-        columns = zip(*self._parts, strict=True)
-        means, variances = (torch.stack(column).cpu().double() for column in columns)
-        weights = torch.tensor(self._counts, dtype=torch.float64)[:, None] / sum(self._counts)
-        mean = (weights * means).sum(0)
-        return mean, (weights * (variances + (means - mean).square())).sum(0)
+        return _pooled(self._parts, self._counts)
+
+
+def _pooled(
+    parts: list[tuple[torch.Tensor, torch.Tensor]], counts: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # One copy from the device for the whole map.
+    means, variances = (torch.stack(column).cpu().double() for column in zip(*parts, strict=True))
+    weights = torch.tensor(counts, dtype=torch.float64)[:, None] / sum(counts)
+    mean = (weights * means).sum(0)
+    return mean, (weights * (variances + (means - mean).square())).sum(0)
 
 
 def moments(rows: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,23 +62,31 @@ def moments(rows: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor
         rows: [1, C, n, W], float.
         groups: divides C.
 
-    Memory: on the CPU a float32 copy of the strip, of a half type two; elsewhere none for half
-        types.
+    Memory: on the CPU a float32 copy of about `PIECE_PIXELS` of the strip, of a half type two;
+        elsewhere none for half types.
     Exact: equal up to rounding, in float32.
     """
     if rows.device.type == "cpu":
-        # The fused norm is the one reduction over channels-last groups that is fast there.
-        _, channels, height, width = rows.shape
-        rows = rows.float().contiguous(memory_format=torch.channels_last)
-        _, mean, inverse = torch.native_group_norm(
-            rows, None, None, 1, channels, height * width, groups, 0.0
-        )
-        # 1 / infinity is the variance of a constant group.
-        return mean[0], inverse[0].reciprocal().square()
+        # The norm below adds rounded numbers one by one: its error grows with the pixels.
+        pieces = rows.split(max(1, PIECE_PIXELS // rows.shape[3]), 2)
+        parts = [_moments_by_norm(piece, groups) for piece in pieces]
+        mean, variance = _pooled(parts, [piece.shape[2] for piece in pieces])
+        return mean.float(), variance.float()
     if rows.dtype == torch.float32:
         variance, mean = torch.var_mean(_grouped(rows, groups), dim=(0, 2, 3, 4), correction=0)
         return mean, variance
     return moments_by_sums(rows, groups)
+
+
+def _moments_by_norm(rows: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    # The fused norm is the one reduction over channels-last groups that is fast on the CPU.
+    _, channels, height, width = rows.shape
+    rows = rows.float().contiguous(memory_format=torch.channels_last)
+    _, mean, inverse = torch.native_group_norm(
+        rows, None, None, 1, channels, height * width, groups, 0.0
+    )
+    # 1 / infinity is the variance of a constant group.
+    return mean[0], inverse[0].reciprocal().square()
 
 
 def moments_by_sums(rows: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -109,6 +109,7 @@ class Stored:
             if not drain:
                 strips.rotate(-1)
             runs = list(even_runs(strip[0].shape[2], limit))
+            # Of memory that is not pinned, such a copy to the device returns when it has read it.
             for start, stop in runs[:-1]:
                 yield strip[0][:, :, start:stop].to(self._device, non_blocking=True)
             yield strip.pop()[:, :, runs[-1][0] :].to(self._device, non_blocking=True)
@@ -264,7 +265,15 @@ def even_runs(height: int, limit: int) -> Iterator[tuple[int, int]]:
 
 
 def _to_ram(rows: torch.Tensor) -> torch.Tensor:
+    held = _pinned_like(rows) if rows.device.type == "cuda" else None
+    if held is None:
+        return torch.empty_like(rows, device="cpu").copy_(rows)  # waits: it is read by the CPU
     # Copies from and to pinned memory keep the order of the stream: no wait is needed.
-    pinned = torch.cuda.is_available() and rows.device.type == "cuda"
-    held = torch.empty_like(rows, device="cpu", pin_memory=pinned)
-    return held.copy_(rows, non_blocking=pinned)
+    return held.copy_(rows, non_blocking=True)
+
+
+def _pinned_like(rows: torch.Tensor) -> torch.Tensor | None:
+    try:
+        return torch.empty_like(rows, device="cpu", pin_memory=True)
+    except RuntimeError:  # the system locks no more RAM
+        return None

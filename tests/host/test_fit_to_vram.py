@@ -38,9 +38,7 @@ def test_same_picture_and_the_model_is_left_as_it_was(loaded):
     patched, vae, report = fit(loaded.model, vae=loaded.vae, latent=wire(), conditioning=prompt())
     assert not loaded.model.object_patches and not loaded.model.wrappers
     assert torch.equal(sample(patched).latent, sample(loaded.model).latent)
-    z = latent()
-    with torch.inference_mode():
-        assert torch.allclose(vae.decode(z), loaded.vae.decode(z), atol=1e-5)
+    assert vae is loaded.vae  # a TAESD stays as it is
     assert "384x384, batch 1, 7 text tokens, prefer balance" in report
     assert "nothing is enforced: no NVIDIA" in report
     assert "denoise" in report and "VAE decode" in report

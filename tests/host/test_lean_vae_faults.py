@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.memory.peak import PeakTracker
+from pack.nodes.memory.vae_choice import VaeChoice
 
 from .loading import write_tiny_vae
-from .vae_models import kl_vae, lean
+from .vae_models import At, kl_vae, last_conv, lean, raise_oom
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -29,23 +30,6 @@ def vae(host: Any) -> Any:
 def said(caplog: pytest.LogCaptureFixture) -> Any:
     caplog.set_level("INFO", logger="pack.nodes")
     return lambda: "\n".join(r.message for r in caplog.records if r.message.startswith("Lean VAE"))
-
-
-class _At:
-    """A weight function, as LoRA installs them, that does something at chosen calls."""
-
-    def __init__(self, act: Any, calls: set[int]) -> None:
-        self.act, self.calls, self.count = act, calls, 0
-
-    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-        self.count += 1
-        if self.count in self.calls:
-            self.act()
-        return weight
-
-
-def _last_conv(vae: Any) -> Any:
-    return vae.first_stage_model.decoder.up[0].block[2].conv2
 
 
 def _state(vae: Any) -> dict[str, Any]:
@@ -101,11 +85,12 @@ def test_another_class_passes_through(host: Any, said: Any) -> None:
 @torch.inference_mode()
 def test_a_changed_layer_runs_as_the_host_runs_it(vae: Any, said: Any) -> None:
     changed = lean(vae)
-    conv = _last_conv(vae)
+    conv = last_conv(vae)
     handle = conv.register_forward_hook(lambda module, given, made: 2 * made)
     try:
         assert torch.equal(changed.decode(LATENT), vae.decode(LATENT))
-        assert "up.0.block.2.conv2 is a Conv2d of another kind" in said()
+        assert torch.equal(changed.decode(LATENT), vae.decode(LATENT))
+        assert said().count("up.0.block.2.conv2 is a Conv2d of another kind") == 1
         assert changed.memory_used_decode((1, 4, 128, 128), torch.bfloat16) == (
             vae.memory_used_decode((1, 4, 128, 128), torch.bfloat16)
         )
@@ -120,8 +105,8 @@ def test_cancel_frees_everything(vae: Any, host: Any) -> None:
     management = host.model_management
     changed = lean(vae, strip_rows=8)
     wanted = changed.decode(LATENT)
-    conv = _last_conv(vae)
-    stop = _At(lambda: management.interrupt_current_processing(True), {1})
+    conv = last_conv(vae)
+    stop = At(lambda: management.interrupt_current_processing(True), {1})
     conv.weight_function = [stop]
     with PeakTracker() as tracker:
         try:
@@ -137,10 +122,6 @@ def test_cancel_frees_everything(vae: Any, host: Any) -> None:
     assert torch.equal(changed.decode(LATENT), wanted)
 
 
-def _raise_oom() -> None:
-    raise torch.OutOfMemoryError("injected")
-
-
 @pytest.mark.parametrize(("failures", "tries"), [({1}, 1), ({1, 2, 3}, 3)])
 @torch.inference_mode()
 def test_out_of_memory_is_tried_again_in_smaller_pieces(
@@ -148,8 +129,8 @@ def test_out_of_memory_is_tried_again_in_smaller_pieces(
 ) -> None:
     wanted = vae.decode(LATENT)
     changed = lean(vae, "speed")
-    conv = _last_conv(vae)
-    conv.weight_function = [_At(_raise_oom, failures)]
+    conv = last_conv(vae)
+    conv.weight_function = [At(raise_oom, failures)]
     try:
         made = changed.decode(LATENT)
     finally:
@@ -160,12 +141,26 @@ def test_out_of_memory_is_tried_again_in_smaller_pieces(
 
 
 @torch.inference_mode()
+def test_each_decode_that_is_tried_again_is_told(vae: Any, said: Any) -> None:
+    """The second decode's text was left out as known, while its node showed another."""
+    changed = lean(vae, "speed")
+    conv = last_conv(vae)
+    for decodes in (1, 2):
+        conv.weight_function = [At(raise_oom, {1})]
+        try:
+            changed.decode(LATENT)
+        finally:
+            conv.weight_function = []
+        assert said().count("tried again with strips of") == decodes
+
+
+@torch.inference_mode()
 def test_out_of_memory_to_the_floor_ends_in_the_hosts_tiles(
     vae: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     changed = lean(vae, "smallest")
-    conv = _last_conv(vae)
-    conv.weight_function = [_At(_raise_oom, {1, 2, 3})]
+    conv = last_conv(vae)
+    conv.weight_function = [At(raise_oom, {1, 2, 3})]
     try:
         made = changed.decode(LATENT)
     finally:
@@ -174,15 +169,72 @@ def test_out_of_memory_to_the_floor_ends_in_the_hosts_tiles(
     assert made.shape == vae.decode(LATENT).shape
 
 
+def _fail() -> None:
+    raise ValueError("injected")
+
+
+def _cancel() -> None:
+    import comfy.model_management
+
+    comfy.model_management.interrupt_current_processing(True)
+
+
+class _InRam(VaeChoice):
+    """Chooses on the CPU what is chosen on a card: the large maps wait in RAM."""
+
+    def plan(self, call: Any, attempt: int = 0) -> Any:
+        return super().plan(call._replace(device=torch.device("cuda")), attempt)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "act", "times"),
+    [
+        ("speed", lambda: None, 0),
+        ("smallest", lambda: None, 1),
+        ("smallest", raise_oom, 2),
+        ("smallest", _fail, 1),
+        ("smallest", _cancel, 1),
+    ],
+    ids=["without RAM", "done", "tried again", "error", "cancel"],
+)
+@torch.inference_mode()
+def test_pinned_ram_is_given_back_when_nothing_holds_it(
+    vae: Any, host: Any, monkeypatch: pytest.MonkeyPatch, prefer: Any, act: Any, times: int
+) -> None:
+    """It stayed locked until a restart; an error's frames would hold it beyond the call."""
+    from pack.nodes.host import lean_vae, pinned
+    from pack.nodes.kernels.toolboxes import VAE
+
+    held: list[int] = []
+    monkeypatch.setattr(pinned, "empty_cache", lambda device: held.append(tracker.current_bytes))
+    settings = lean_vae.VaeSettings(VAE, lambda call: _InRam(prefer, 8))
+    changed, _ = lean_vae.with_lean_vae(vae, settings, None)
+    conv = last_conv(vae)
+    conv.weight_function = [At(act, {1})]
+    with PeakTracker() as tracker:
+        try:
+            changed.first_stage_model.decode(LATENT)
+        except (ValueError, host.model_management.InterruptProcessingException):
+            assert act in (_fail, _cancel)
+        else:
+            assert act not in (_fail, _cancel)
+        finally:
+            conv.weight_function = []
+            host.model_management.interrupt_current_processing(False)
+    assert tracker.peak_bytes > 2**20
+    assert len(held) == times
+    assert all(count < 2**17 for count in held), held  # the result and the latent
+
+
 @torch.inference_mode()
 def test_another_error_is_not_tried_again(vae: Any, said: Any) -> None:
     changed = lean(vae)
-    conv = _last_conv(vae)
+    conv = last_conv(vae)
 
     def fail() -> None:
         raise RuntimeError("not of memory")
 
-    conv.weight_function = [_At(fail, {1})]
+    conv.weight_function = [At(fail, {1})]
     try:
         with pytest.raises(RuntimeError, match="not of memory"):
             changed.decode(LATENT)
@@ -220,3 +272,27 @@ def test_the_host_is_told_the_need(vae: Any) -> None:
         assert 0 < needs[2] < needs[1] < needs[0] < stock
         five = (*shape[:2], 1, *shape[2:])
         assert getattr(lean(vae), f"memory_used_{name}")(five, torch.bfloat16) == needs[1]
+
+
+@torch.inference_mode()
+def test_results_are_counted_only_where_they_lie_on_the_card(vae: Any) -> None:
+    """Of a batch of three, two results beside the sample; hosts from 0.30 write them into RAM."""
+    changed, seen = lean(vae), []
+    decoder = changed.first_stage_model.decoder
+    forward = decoder.forward
+    decoder.forward = lambda given, **options: seen.append(options) or forward(given, **options)
+    changed.decode(LATENT)
+    writes_to_ram = "output_buffer" in seen[0]
+    cards = torch.device("cuda", 0), torch.device("cuda", 1)
+    vae.device = cards[0]  # no more than a name: nothing runs from here on
+    picture, moments = 2 * 3 * 64 * 64, 2 * 8 * 8 * 8
+    for results_at in (*cards, torch.device("cpu")):
+        vae.output_device = results_at
+        for name, shape, result in (
+            ("decode", (4, 8, 8), 0 if results_at.type == "cpu" and writes_to_ram else picture),
+            ("encode", (3, 64, 64), moments),
+        ):
+            need = getattr(lean(vae, "smallest"), f"memory_used_{name}")
+            need.stock = lambda shape, dtype: 2**62
+            one, three = (need((batch, *shape), torch.bfloat16) for batch in (1, 3))
+            assert three - one == 2 * result

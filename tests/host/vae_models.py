@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -85,6 +85,28 @@ def lean(vae: Any, prefer: str = "balance", strip_rows: int = 0) -> Any:
     from pack.nodes.lean_vae import LeanVAE
 
     return LeanVAE.execute(vae, prefer, strip_rows).args[0]
+
+
+class At:
+    """A weight function, as LoRA installs them, that does something at chosen calls."""
+
+    def __init__(self, act: Callable[[], None], calls: set[int]) -> None:
+        self.act, self.calls, self.count = act, calls, 0
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        if self.count in self.calls:
+            self.act()
+        return weight
+
+
+def last_conv(vae: Any) -> Any:
+    """The last convolution in a decoder's blocks; `speed` fetches it once, the others oftener."""
+    return vae.first_stage_model.decoder.up[0].block[2].conv2
+
+
+def raise_oom() -> None:
+    raise torch.OutOfMemoryError("injected")
 
 
 class CardTracker(PeakTracker):

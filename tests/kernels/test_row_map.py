@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import pytest
 import torch
 from pack.nodes.kernels.row_map import Part, Piped, Stored, Whole, even_runs
 from pack.nodes.kernels.strips import Conv
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class _Double:
@@ -91,6 +94,44 @@ def test_a_part_makes_the_other_rows_anew(stored_rows: int, limit: int) -> None:
         assert (made - wanted).abs().max() < 1e-5
     with pytest.raises(ValueError, match="not complete or was drained"):
         next(part.read(limit, drain=True))
+
+
+class _Copies(TorchDispatchMode):
+    """Notes of each copy between tensors whether it returns before it is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.are_non_blocking: list[bool] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.copy_.default:
+            self.are_non_blocking.append(args[2] if len(args) > 2 else False)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("can_pin", [False, True])
+def test_strips_lie_in_ram_that_is_not_pinned_where_none_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, can_pin: bool
+) -> None:
+    """The error counted as out of memory on the card: smaller strips, then the host's tiles."""
+    empty_like = torch.empty_like
+
+    def pinning(rows: torch.Tensor, *, device: str, pin_memory: bool = False) -> torch.Tensor:
+        if pin_memory and not can_pin:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty_like(rows, device=device)
+
+    monkeypatch.setattr(torch, "empty_like", pinning)
+    stored = Stored(4, 4, in_ram=True)
+    with FakeTensorMode():
+        rows = torch.ones(1, 2, 4, 3, device="cuda")
+        with _Copies() as copies:
+            stored.append(rows)
+        assert stored._strips[0].device.type == "cpu"
+        assert next(stored.read(4, drain=True)).device.type == "cuda"
+    assert copies.are_non_blocking == [can_pin]
 
 
 def test_errors() -> None:
