@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from .host import attention, budget, fit_patch, fit_route, latents, lean_patch, lean_vae, notice
 from .host.lean_block import BlockSettings
+from .host.vae_forward import VaeSettings
 from .kernels.toolboxes import BLOCK, VAE
 from .memory import fit_report
 from .memory.fit import Run
@@ -201,7 +202,7 @@ def _models(model, vae, sizes: TransformerSizes, vae_sizes) -> Models:
 
 def _lean_vae(vae, planner: Planner, node_id: str | None):
     """The VAE in strips, with the preference chosen at each call."""
-    settings = lean_vae.VaeSettings(
+    settings = VaeSettings(
         VAE,
         choose=lambda call: planner.vae_choice(call, budget.room_bytes(call.device)),
         budget=planner.named_bytes or None,

@@ -7,6 +7,7 @@ import logging
 from comfy_api.latest import io
 
 from .host import lean_vae, notice
+from .host.vae_forward import VaeSettings
 from .kernels.toolboxes import VAE
 from .memory.vae_choice import VaeChoice
 from .memory.vae_plan import PREFERENCES
@@ -66,7 +67,7 @@ class LeanVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae, prefer: str = "balance", strip_rows: int = 0) -> io.NodeOutput:
         chosen = VaeChoice(prefer, strip_rows)
-        settings = lean_vae.VaeSettings(VAE, lambda call: chosen)
+        settings = VaeSettings(VAE, lambda call: chosen)
         node_id = cls.hidden.unique_id if cls.hidden else None
         lean, reason = lean_vae.with_lean_vae(vae, settings, node_id)
         if reason is None:

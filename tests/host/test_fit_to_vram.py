@@ -261,7 +261,7 @@ def test_a_video_vae_stays_stock(loaded):
 
 def test_the_vae_takes_what_fits(loaded):
     """At 2048x2048, speed needs more than 3 GiB and smallest less: chosen at the call."""
-    from pack.nodes.host.lean_vae import Call
+    from pack.nodes.host.vae_forward import Call
     from pack.nodes.memory.planner import Planner
     from pack.nodes.memory.shapes import Request
     from pack.nodes.memory.stages import published_models

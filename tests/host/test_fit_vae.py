@@ -38,7 +38,7 @@ def _stock(vae: Any) -> torch.Tensor:
 def test_the_vae_is_lean_and_decodes_as_stock(
     model: Any, prefer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from pack.nodes.host.lean_vae import LeanForward
+    from pack.nodes.host.vae_forward import LeanForward
 
     vae = kl_vae()
     wanted = _stock(vae)

@@ -203,11 +203,12 @@ def test_pinned_ram_is_given_back_when_nothing_holds_it(
 ) -> None:
     """It stayed locked until a restart; an error's frames would hold it beyond the call."""
     from pack.nodes.host import lean_vae, pinned
+    from pack.nodes.host.vae_forward import VaeSettings
     from pack.nodes.kernels.toolboxes import VAE
 
     held: list[int] = []
     monkeypatch.setattr(pinned, "empty_cache", lambda device: held.append(tracker.current_bytes))
-    settings = lean_vae.VaeSettings(VAE, lambda call: _InRam(prefer, 8))
+    settings = VaeSettings(VAE, lambda call: _InRam(prefer, 8))
     changed, _ = lean_vae.with_lean_vae(vae, settings, None)
     conv = last_conv(vae)
     conv.weight_function = [At(act, {1})]
@@ -246,7 +247,7 @@ def test_another_error_is_not_tried_again(vae: Any, said: Any) -> None:
 @torch.inference_mode()
 def test_a_long_decode_moves_the_nodes_bar(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import comfy.utils
-    from pack.nodes.host import lean_vae
+    from pack.nodes.host import vae_forward
 
     seen: list[int] = []
     monkeypatch.setattr(
@@ -254,7 +255,7 @@ def test_a_long_decode_moves_the_nodes_bar(vae: Any, monkeypatch: pytest.MonkeyP
     )
     lean(vae).decode(LATENT)
     assert seen == [], "short work shows no bar"
-    monkeypatch.setattr(lean_vae, "_LONG", 0)
+    monkeypatch.setattr(vae_forward, "_LONG", 0)
     lean(vae).decode(LATENT)
     assert seen == sorted(set(seen))
     assert len(seen) > 1  # the host leaves steps out that follow soon

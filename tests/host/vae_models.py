@@ -163,7 +163,7 @@ class FakeVae:
     ) -> tuple[PeakTracker, int, Any]:
         """One decode or encode on a card: what it held, its multiply-adds, and the plan."""
         from pack.nodes.host import vae_layers
-        from pack.nodes.host.lean_vae import Call
+        from pack.nodes.host.vae_forward import Call
         from pack.nodes.kernels.toolboxes import VAE
         from pack.nodes.memory.vae_choice import VaeChoice
 
