@@ -12,7 +12,7 @@ from typing import Any
 import comfy.model_management as management
 import torch
 
-from .loaded import is_dynamic, models_on, weights_bytes
+from .loaded import is_card, is_dynamic, models_on, weights_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -22,16 +22,16 @@ _COPY_BYTES, _COPIES = 64 * 2**20, 3
 def room_bytes(device: torch.device) -> int | None:
     """What is free on the card with none of the host's models on it; None where there is no card.
 
-    What other processes hold is not in it. A DirectML card does not tell: it counts as none.
+    What other processes hold is not in it.
     """
-    if device.type not in ("cuda", "xpu"):
+    if not is_card(device):
         return None
     return int(management.get_free_memory(device) + weights_bytes(device))
 
 
 def card_bytes(device: torch.device) -> int | None:
     """The size of the card; None where there is no card."""
-    return None if room_bytes(device) is None else int(management.get_total_memory(device))
+    return int(management.get_total_memory(device)) if is_card(device) else None
 
 
 def margin_bytes() -> int:
@@ -41,7 +41,7 @@ def margin_bytes() -> int:
 
 def floor_bytes(patcher: Any) -> int:
     """What a host that loads by estimate leaves free of weights, beside its margin."""
-    if room_bytes(patcher.load_device) is None or is_dynamic(patcher):
+    if not is_card(patcher.load_device) or is_dynamic(patcher):
         return 0
     return max(0, int(management.minimum_inference_memory()) - margin_bytes())
 
@@ -57,7 +57,7 @@ def make_room(used: Sequence[Any], bytes_for_it: int, budget_bytes: int | None) 
         budget_bytes: of that and the other models; None for no limit.
     """
     device = used[0].load_device
-    if budget_bytes is None or room_bytes(device) is None:
+    if budget_bytes is None or not is_card(device):
         return
     others = [p for p in models_on(device) if not any(p.is_clone(one) for one in used)]
     excess = sum(p.loaded_size() for p in others) - max(0, budget_bytes - bytes_for_it)
@@ -75,7 +75,7 @@ def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] |
     Source: ModelVBAR in comfy_aimdo: its watermark is the first page that is never resident, while
     its watermark *limit* is what others may not take. The host lifts it whenever it loads.
     """
-    if limit_bytes is None or room_bytes(patcher.load_device) is None:
+    if limit_bytes is None or not is_card(patcher.load_device):
         return None
     if not is_dynamic(patcher):
         excess = patcher.loaded_size() - limit_bytes
@@ -104,7 +104,7 @@ def reserved(patcher: Any, estimate_bytes: float, reserve_bytes: int) -> Iterato
 
 def enforcement(patcher: Any) -> str:
     """How a named budget is kept to for this model, for a reader."""
-    if room_bytes(patcher.load_device) is None:
+    if not is_card(patcher.load_device):
         return "nothing is enforced: no NVIDIA, AMD or Intel card computes this model"
     if is_dynamic(patcher):
         return "a named budget is kept by a limit on the model's pages (dynamic VRAM)"

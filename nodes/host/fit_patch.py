@@ -146,7 +146,7 @@ class Watch:
 
 def _readings(device: torch.device) -> tuple[int, int, int] | None:
     """Of torch's allocator: the weights in it, current and peak bytes; None without a card."""
-    if budget.room_bytes(device) is None:
+    if not loaded.is_card(device):
         return None
     weights = loaded.weights_bytes(device) - probe_device.pages_bytes(device)
     return (weights, *probe_device.allocator_bytes(device))

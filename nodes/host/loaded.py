@@ -1,4 +1,4 @@
-"""The models that the host has loaded."""
+"""The models that the host has loaded, and the cards on which they may lie."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from typing import Any
 
 import comfy.model_management as management
 import torch
+
+
+def is_card(device: torch.device) -> bool:
+    """Whether it is a card that tells its memory; a DirectML card does not."""
+    return device.type in ("cuda", "xpu")
 
 
 def models_on(device: torch.device) -> list[Any]:

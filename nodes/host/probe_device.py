@@ -17,7 +17,7 @@ import comfyui_version
 import psutil
 import torch
 
-from .loaded import is_dynamic, models_on
+from .loaded import is_card, is_dynamic, models_on
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -52,7 +52,7 @@ def device_of(value: Any) -> torch.device:
 def gauge_of(device: torch.device) -> Gauge:
     """The best counter of that device: the allocator's own, or the process' memory."""
     counts = getattr(torch, device.type, None)
-    if device.type in ("cuda", "xpu") and hasattr(counts, "memory_stats"):
+    if is_card(device) and hasattr(counts, "memory_stats"):
 
         def read() -> tuple[int, int]:
             # One call for both numbers; pages of dynamic VRAM are not the allocator's.
@@ -84,7 +84,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     total: int | None = None
     with suppress(RuntimeError, AttributeError, KeyError):
         total = int(management.get_total_memory(device))
-    if device.type in ("cuda", "xpu"):
+    if is_card(device):
         name = f"{device} {getattr(torch, device.type).get_device_name(device)}"
     else:
         name = f"{device.type} ({platform.machine() or 'unknown machine'})"

@@ -129,8 +129,8 @@ def fit(
     stages = [text_stage(models, request.text_tokens)] if run.has_text else []
     decode = vae_stages(models, request) if run.has_decode else ()
     encode = vae_stages(models, request, is_decode=False) if run.has_encode else ()
-    for ways in (decode, encode):
-        chosen_vae = max(chosen_vae, choose(ways)) if ways else chosen_vae
+    for ways in filter(None, (decode, encode)):
+        chosen_vae = max(chosen_vae, choose(ways))
     if encode:
         stages.append(encode[chosen_vae])
     stages.append(denoise[chosen])

@@ -28,7 +28,7 @@ def patchers(monkeypatch: pytest.MonkeyPatch) -> Any:
         management.load_models_gpu(made[-1:], force_full_load=True)
     made.reverse()
     assert [p.loaded_size() for p in made] == [MODEL_BYTES] * 3
-    monkeypatch.setattr(budget, "room_bytes", lambda device: 2**30)
+    monkeypatch.setattr(budget, "is_card", lambda device: True)
     yield made
     management.unload_all_models()
 
