@@ -1,0 +1,50 @@
+"""The legs of the campaign in their order, and what a rehearsal cannot try. Standard library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .job import Leg
+
+PARTS = ("sanity", "denoiser", "vae", "budget", "predicted", "probe", "tutorial", "training")
+CARDS_GIB = (1.5, 4.0, 6.0, 8.0, 12.0)
+_DYNAMIC = "dynamic VRAM and cudaMallocAsync exist on an NVIDIA card alone"
+# What the CPU cannot show, whatever a rehearsal does.
+NOT_REHEARSED = (
+    "kernels on the card, and TF32 in them",
+    "torch's allocated and reserved bytes on the card, and times by CUDA events",
+    "kernels launched per step (torch's profiler)",
+    "the card's memory as the driver sees it (NVML)",
+    "ballast that imitates a smaller card",
+    "dynamic VRAM, cudaMallocAsync and weights streamed from RAM",
+    "writing 20 GiB of random weights",
+)
+
+
+def legs(parts: Sequence[str] = PARTS, cards_gib: Sequence[float] = CARDS_GIB) -> list[Leg]:
+    """The legs of these parts, the most valuable first.
+
+    Args:
+        parts: names out of `PARTS`.
+        cards_gib: cards to imitate; the card as it is comes before them.
+    """
+    native = {"allocator": "native", "needs_card": "the native allocator exists on a card alone"}
+    every = [
+        Leg("sanity", "loading by estimate", 25, 120, "estimate"),
+        Leg("sanity", "dynamic VRAM", 20, 120, needs_card=_DYNAMIC),
+        Leg("sanity", "native allocator", 15, 120, "estimate", **native),
+        Leg("denoiser", "dynamic VRAM", 240, 480),
+        Leg("denoiser", "loading by estimate", 60, 240, "estimate", needs_card=_DYNAMIC),
+        Leg("vae", "all", 120, 300),
+        Leg("budget", "the card as it is", 90, 300),
+        *(
+            Leg("budget", f"{gib:g} GiB", 90, 300, card_gib=gib, needs_card="ballast needs a card")
+            for gib in sorted(cards_gib, reverse=True)
+        ),
+        Leg("predicted", "all", 30, 120),
+        Leg("probe", "dynamic VRAM", 45, 180),
+        Leg("probe", "loading by estimate", 30, 180, "estimate", needs_card=_DYNAMIC),
+        Leg("tutorial", "all", 60, 240, "estimate"),
+        Leg("training", "all", 90, 300),
+    ]
+    return [leg for leg in every if leg.part in parts]

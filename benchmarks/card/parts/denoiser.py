@@ -1,0 +1,187 @@
+"""Peak and time of a sampling step: the host and each setting of our nodes in turn.
+
+Variants of a case run one after the other, round after round, so that the card's clock and
+temperature are the same for all of one round; ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..host import Host, start
+from ..job import Job, Picture
+from ..rows import Recorder
+from ..sampling import noise_for, prompt_for, sample
+from ..variants import DEFAULT, DENOISER, HOST, make
+
+# Picture, steps that are measured, rounds.
+CASES = (
+    (Picture(1024, 1024), 4, 3),
+    (Picture(512, 512, 4), 4, 3),
+    (Picture(2048, 2048), 2, 2),
+    (Picture(4096, 4096), 1, 1),
+)
+REHEARSED = ((Picture(128, 128), 1, 2), (Picture(64, 64, 2), 1, 1))
+WEIGHTS_CASE, WEIGHTS_REHEARSED = (Picture(1024, 1024), 3, 2), (Picture(64, 64), 1, 1)
+PAIR = (HOST, DEFAULT)
+LINEAR = ("qkv", "attention.out", "feed_forward")
+STACKS = ("layers", "noise_refiner", "context_refiner")
+
+
+def run(job: Job, rows: Recorder) -> None:
+    host = start(job, rows)
+    is_whole = job.leg.name == "dynamic VRAM"
+    cases = REHEARSED if job.is_rehearsal else CASES if is_whole else CASES[:1]
+    model = host.load("whole").model
+    for picture, steps, rounds in cases:
+        compare(host, rows, str(picture), model, picture, steps, rounds, tuple(DENOISER))
+    count_launches(host, rows, model, cases[0][0])
+    if is_whole:
+        del model
+        other_weights(host, rows)
+
+
+def compare(
+    host: Host,
+    rows: Recorder,
+    case: str,
+    model: Any,
+    picture: Picture,
+    steps: int,
+    rounds: int,
+    names: tuple[str, ...],
+) -> None:
+    """Rows of every variant and round of a case; what ran out of memory is not tried again."""
+    patched: dict[str, Any] = {}
+    failed: set[str] = set()
+    for index in range(rounds):
+        if all(rows.has(case, name, index) for name in names):
+            continue
+        for name in names:
+            if name in failed:
+                continue
+            host.settle()
+            with rows.attempt(case, name, index) as figures:
+                failed.add(name)
+                if name not in patched:
+                    patched[name] = make(name, model)
+                found = sample(host, patched[name], picture, steps=steps)
+                figures |= found.figures()
+                failed.discard(name)
+    host.settle()
+
+
+def count_launches(host: Host, rows: Recorder, model: Any, picture: Picture) -> None:
+    """Rows of kernels launched in one step, by torch's profiler; on the CPU operations."""
+    for name in DENOISER:
+        case = f"{picture} launches"
+        if rows.has(case, name):
+            continue
+        with rows.attempt(case, name) as figures:
+            figures |= launches(host, make(name, model), picture)
+
+
+def launches(host: Host, model: Any, picture: Picture) -> dict[str, Any]:
+    """Kernels of one whole step, copies apart; None where no card ran them."""
+    import comfy.sample
+    from torch.profiler import ProfilerActivity, profile
+
+    is_card = host.device.type == "cuda"
+    activities = [ProfilerActivity.CUDA] if is_card else [ProfilerActivity.CPU]
+    step: dict[str, Any] = {}
+
+    def after_step(index: int, *_: Any) -> None:
+        if is_card:
+            torch.cuda.synchronize(host.device)
+        if index == 0:
+            step["profile"] = profile(activities=activities)
+            step["profile"].start()
+        else:
+            step["profile"].stop()
+
+    noise, prompt = noise_for(picture), prompt_for(model)
+    with torch.inference_mode():
+        comfy.sample.sample(
+            model, noise, 2, 1.0, "euler", "simple", prompt, prompt, torch.zeros_like(noise),
+            seed=1, disable_pbar=True, callback=after_step,
+        )  # fmt: skip
+    events = step["profile"].events()
+    if not is_card:
+        return {"kernels": None, "copies": None, "operations": len(events)}
+    on_card = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in on_card)
+    return {"kernels": len(on_card) - copies, "copies": copies, "operations": None}
+
+
+def other_weights(host: Host, rows: Recorder) -> None:
+    """Rows of the host and our default with weights in fp8, scaled fp8, int8, and with a LoRA."""
+    picture, steps, rounds = WEIGHTS_REHEARSED if host.job.is_rehearsal else WEIGHTS_CASE
+    weights_makers: dict[str, Callable[[], Any]] = {
+        "fp8": lambda: host.load("whole", weight_dtype="fp8_e4m3fn").model,
+        "scaled fp8": lambda: quantised(host, "float8_e4m3fn"),
+        "int8": lambda: quantised(host, "int8_tensorwise"),
+        "LoRA": lambda: with_lora(host.load("whole").model),
+    }
+    for weights, load in weights_makers.items():
+        case = f"{picture} {weights}"
+        if all(rows.has(case, name, index) for name in PAIR for index in range(rounds)):
+            continue
+        try:
+            model = load()
+        except Exception as error:
+            with rows.attempt(case, HOST):
+                raise error
+            continue
+        compare(host, rows, case, model, picture, steps, rounds, PAIR)
+        del model
+
+
+def quantised(host: Host, algorithm: str) -> Any:
+    """The transformer with the linear layers of its blocks in the host's quantised format.
+
+    Raises:
+        ValueError: the host has no such format, or the weights are no single file.
+    """
+    import comfy.sd
+    import comfy.utils
+    import folder_paths
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    if algorithm not in QUANT_ALGOS:
+        raise ValueError(f"this ComfyUI has no {algorithm}")
+    name = host.models("whole").diffusion_model
+    path = None if name.endswith("/") else folder_paths.get_full_path("diffusion_models", name)
+    if path is None:
+        raise ValueError("quantised weights are made of a single file, and this is a folder")
+    layout = QUANT_ALGOS[algorithm]["comfy_tensor_layout"]
+    mark = torch.tensor(list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8)
+    made: dict[str, torch.Tensor] = {}
+    for key, tensor in comfy.utils.load_torch_file(path).items():
+        is_linear = key.endswith(".weight") and any(part in key for part in LINEAR)
+        if not (is_linear and key.startswith(STACKS)):
+            made[key] = tensor
+            continue
+        packed = QuantizedTensor.from_float(tensor.to(host.device), layout, scale="recalculate")
+        made |= {part: value.cpu() for part, value in packed.state_dict(key).items()}
+        made[key.replace(".weight", ".comfy_quant")] = mark
+    with torch.inference_mode():
+        return comfy.sd.load_diffusion_model_state_dict(made)
+
+
+def with_lora(model: Any, *, rank: int = 16, strength: float = 0.7) -> Any:
+    """The model with one random LoRA on the linear layers of every block."""
+    import comfy.sd
+
+    generator = torch.Generator().manual_seed(3)
+    file: dict[str, torch.Tensor] = {}
+    for name, module in model.get_model_object("diffusion_model").named_modules():
+        if name.startswith(STACKS) and isinstance(module, torch.nn.Linear):
+            down = torch.randn(rank, module.in_features, generator=generator)
+            up = 0.01 * torch.randn(module.out_features, rank, generator=generator)
+            file[f"diffusion_model.{name}.lora_A.weight"] = down
+            file[f"diffusion_model.{name}.lora_B.weight"] = up
+    return comfy.sd.load_lora_for_models(model, None, file, strength, 0.0)[0]

@@ -1,0 +1,128 @@
+"""The rows of a campaign: each is on disk the moment it is measured. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .job import Job
+
+Row = dict[str, Any]
+OUT_OF_MEMORY = "out of memory"
+# Errors after which a process can use the card no more.
+_STICKY = re.compile(r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS_EXECUTION_FAILED", re.IGNORECASE)
+_PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.+@~-]+)+[\\/]([\w.+@~-]+)")
+_LONGEST = 300
+
+
+def read(path: Path) -> list[Row]:
+    """All rows; a last line that was cut by a kill is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def append(path: Path, row: Row) -> None:
+    """Adds a row and waits until the disk has it; ends a line that a kill has cut before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def without_paths(text: str) -> str:
+    """One line, short, with the names of files instead of their paths."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return _PATH.sub(r"\1", line)[:_LONGEST]
+
+
+def error_text(error: BaseException) -> str:
+    """What a row says of an error."""
+    if type(error).__name__ in ("OutOfMemoryError", "OOM_EXCEPTION"):
+        return OUT_OF_MEMORY
+    return without_paths(f"{type(error).__name__}: {error}")
+
+
+class Recorder:
+    """Writes the rows of one leg.
+
+    facts: what every row says of the machine and the versions; `host.start` fills it.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        leg = job.leg
+        self.facts: Row = {
+            "part": leg.part, "leg": leg.name, "run": job.run, "rehearsal": job.is_rehearsal,
+            "weights": "random" if job.models_dir is None else "real",
+            "card_gib": leg.card_gib,
+        }  # fmt: skip
+        self._known = {
+            self._key(row)
+            for row in read(job.rows_path)
+            if (row["part"], row["leg"]) == (leg.part, leg.name) and row.get("error") is None
+        }
+
+    @staticmethod
+    def _key(row: Row) -> tuple[Any, ...]:
+        return row.get("case"), row.get("variant"), row.get("round")
+
+    def has(self, case: str, variant: str, round_: int = 0) -> bool:
+        """Whether such a row was measured without an error, now or before an interruption."""
+        return (case, variant, round_) in self._known
+
+    def write(self, case: str, variant: str, round_: int = 0, **figures: Any) -> Row:
+        """Appends a row and says so.
+
+        Args:
+            case: what is computed, a picture's size above all.
+            variant: which way; "ComfyUI" is the host alone.
+            round_: 0, 1, ...; variants of one round are compared with each other.
+            figures: bytes, seconds, counts; None for what was not measured.
+        """
+        row = {**self.facts, "case": case, "variant": variant, "round": round_, "error": None}
+        row |= figures
+        append(self._job.rows_path, row)
+        if row["error"] is None:
+            self._known.add(self._key(row))
+        shown = (_shown(name, value) for name, value in figures.items() if value is not None)
+        said = row["error"] or ", ".join(shown)
+        print(f"  {case} | {variant} | {said}"[:200], flush=True)
+        return row
+
+    @contextmanager
+    def attempt(self, case: str, variant: str, round_: int = 0) -> Iterator[Row]:
+        """Yields the figures of a row, and writes it at the end; an error becomes the row's.
+
+        Raises:
+            RuntimeError: the card cannot be used any more in this process.
+        """
+        figures: Row = {}
+        try:
+            yield figures
+        except Exception as error:
+            self.write(case, variant, round_, **{**figures, "error": error_text(error)})
+            if _STICKY.search(str(error)) and error_text(error) != OUT_OF_MEMORY:
+                raise
+        else:
+            self.write(case, variant, round_, **figures)
+
+
+def _shown(name: str, value: Any) -> str:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return f"{name[:-6]} {value / 2**20:.1f} MiB"
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

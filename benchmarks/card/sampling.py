@@ -1,0 +1,151 @@
+"""Whole samplings through the host, measured: seconds and bytes of the steps after the warm-up."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from .host import Host
+from .job import Picture
+
+TEXT_TOKENS = 256
+WARM_UP = 1
+
+
+class Sampled(NamedTuple):
+    """One sampling.
+
+    step_s: of each step after the warm-up, by CUDA events; on the CPU by the clock.
+    cpu_step_s: of the same steps, what the thread that issues them took of its processor.
+    peak_bytes: allocated at most in these steps, above what was there when they began.
+    reserved_bytes: held by torch's allocator at most in these steps.
+    allocated_bytes: allocated at most in these steps, all in all.
+    latent: the result, on the CPU.
+    The bytes are None without a card.
+    """
+
+    step_s: list[float]
+    cpu_step_s: list[float]
+    peak_bytes: int | None
+    reserved_bytes: int | None
+    allocated_bytes: int | None
+    latent: torch.Tensor
+
+    def figures(self) -> dict[str, Any]:
+        """As the figures of a row; `workspace_bytes`: reserved beyond what was allocated."""
+        workspace = None
+        if self.reserved_bytes is not None and self.allocated_bytes is not None:
+            workspace = self.reserved_bytes - self.allocated_bytes
+        return {
+            "step_s": sorted(self.step_s)[len(self.step_s) // 2],
+            "cpu_step_s": sorted(self.cpu_step_s)[len(self.cpu_step_s) // 2],
+            "steps": len(self.step_s),
+            "peak_bytes": self.peak_bytes,
+            "reserved_bytes": self.reserved_bytes,
+            "allocated_bytes": self.allocated_bytes,
+            "workspace_bytes": workspace,
+        }
+
+
+class Meter:
+    """Bytes and times of a stretch of work on the host's device; without a card only times."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self.is_card = device, device.type == "cuda"
+        self._before = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Peaks count from here on."""
+        if self.is_card:
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+
+    def mark(self) -> Any:
+        """This moment in the stream of the device, for `seconds`; does not wait."""
+        if not self.is_card:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two marks; waits for the second one."""
+        if not self.is_card:
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def peak_bytes(self) -> int | None:
+        """Allocated at most since the restart, above what was there then."""
+        allocated = self.allocated_bytes()
+        return None if allocated is None else allocated - self._before
+
+    def allocated_bytes(self) -> int | None:
+        """Allocated at most since the restart, all in all."""
+        return torch.cuda.max_memory_allocated(self._device) if self.is_card else None
+
+    def reserved_bytes(self) -> int | None:
+        """Held by torch's allocator at most since the restart."""
+        return torch.cuda.max_memory_reserved(self._device) if self.is_card else None
+
+
+def text_width(model: Any) -> int:
+    """Width of the text encoder's hidden states that this model takes."""
+    return model.get_model_object("diffusion_model").cap_embedder[1].in_features
+
+
+def noise_for(picture: Picture, *, seed: int = 1) -> torch.Tensor:
+    """Latent noise [B, 16, H/8, W/8], float32, on the CPU; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (picture.batch, 16, picture.height_px // 8, picture.width_px // 8)
+    return torch.randn(shape, generator=generator)
+
+
+def prompt_for(model: Any, *, text_tokens: int = TEXT_TOKENS, seed: int = 2) -> list[Any]:
+    """A conditioning of random hidden states [1, T, C], float32."""
+    generator = torch.Generator().manual_seed(seed)
+    return [[torch.randn(1, text_tokens, text_width(model), generator=generator), {}]]
+
+
+def sample(
+    host: Host, model: Any, picture: Picture, *, steps: int, warm_up: int = WARM_UP, seed: int = 1
+) -> Sampled:
+    """Samples as KSampler does, cfg 1, and measures all steps but those of the warm-up.
+
+    Raises:
+        RuntimeError: the result is not finite.
+    """
+    import comfy.sample
+
+    meter = Meter(host.device)
+    marks: list[tuple[Any, float]] = []
+
+    def after_step(step: int, *_: Any) -> None:
+        if step + 1 == warm_up:
+            meter.restart()
+        marks.append((meter.mark(), time.thread_time()))
+
+    noise = noise_for(picture, seed=seed)
+    prompt = prompt_for(model)
+    with torch.inference_mode():
+        latent = comfy.sample.sample(
+            model, noise, warm_up + steps, 1.0, "euler", "simple", prompt, prompt,
+            torch.zeros_like(noise), seed=seed, disable_pbar=True, callback=after_step,
+        )  # fmt: skip
+    measured = list(itertools.pairwise(marks[warm_up - 1 :]))
+    found = Sampled(
+        [meter.seconds(a[0], b[0]) for a, b in measured],
+        [b[1] - a[1] for a, b in measured],
+        meter.peak_bytes(),
+        meter.reserved_bytes(),
+        meter.allocated_bytes(),
+        latent.cpu(),
+    )
+    if not found.latent.isfinite().all():
+        raise RuntimeError("the sampled latent is not finite")
+    return found

@@ -1,0 +1,47 @@
+"""The ways in which a sampling is measured: the host alone, and each setting of our nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+HOST = "ComfyUI"
+DEFAULT = "Apply Gradient Checkpoint"
+
+
+def checkpoint(model: Any) -> Any:
+    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
+
+    return ApplyGradientCheckpoint.execute(model).args[0]
+
+
+def sliced(model: Any, mode: str) -> Any:
+    from pack.nodes.attention_slice import AttentionSlice
+
+    return AttentionSlice.execute(checkpoint(model), mode).args[0]
+
+
+def fit(model: Any, prefer: str) -> Any:
+    from pack.nodes.fit_to_vram import FitToVRAM
+
+    return FitToVRAM.execute(model, prefer=prefer).args[0]
+
+
+# Name -> what makes the patched model of the host's; the order is that of the tables.
+DENOISER: dict[str, Callable[[Any], Any]] = {
+    HOST: lambda model: model,
+    DEFAULT: checkpoint,
+    "+ Attention Slice auto": lambda model: sliced(model, "auto"),
+    "+ Attention Slice max": lambda model: sliced(model, "max"),
+    "Fit to VRAM speed": lambda model: fit(model, "speed"),
+    "Fit to VRAM balance": lambda model: fit(model, "balance"),
+    "Fit to VRAM smallest": lambda model: fit(model, "smallest"),
+}
+
+
+def make(name: str, model: Any) -> Any:
+    """The model in that way, patched as the host runs nodes: without gradients."""
+    with torch.inference_mode():
+        return DENOISER[name](model)
