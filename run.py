@@ -3,7 +3,8 @@
     python run.py demo     a real ComfyUI with this pack runs the example workflow to a picture
     python run.py test     everything this machine can test; the last line counts
     python run.py host     ComfyUI with this pack in the foreground, for trying things by hand
-    python run.py bench    the named script of benchmarks/ with its own options, or all: hours
+    python run.py bench    the named script of benchmarks/ with its own options, or all: hours;
+                           `bench card` measures everything that needs a card
     python run.py plan     what a picture needs on a card of so many GiB: no host, GPU or weights
 
 The environment lies in .venv, ComfyUI in .host, the demo in .demo. An interrupted command goes on
@@ -143,9 +144,10 @@ def run_host(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def benchmark_names() -> list[str]:
-    """The scripts that `bench` runs, by name."""
-    paths = (environment.ROOT / "benchmarks").glob("*.py")
-    return sorted(path.stem for path in paths if path.name not in NO_BENCHMARKS)
+    """The scripts that `bench` runs, by name, and the folders that are one."""
+    folder = environment.ROOT / "benchmarks"
+    scripts = [path.stem for path in folder.glob("*.py") if path.name not in NO_BENCHMARKS]
+    return sorted([*scripts, *(path.parent.name for path in folder.glob("*/__main__.py"))])
 
 
 def run_bench(options: argparse.Namespace, rest: list[str]) -> int:
@@ -160,7 +162,7 @@ def run_bench(options: argparse.Namespace, rest: list[str]) -> int:
     python, host_dir = choose_host(DEFAULT_HOST, None)
     failed = 0
     for script in scripts:
-        steps(f"benchmarks/{script}.py")
+        steps(f"bench {script}")
         command = [python, "-m", f"benchmarks.{script}", *options.args, *rest]
         failed += environment.call(command, ZIMAGE_HOST_DIR=str(host_dir)) != 0
     print(f"{len(scripts) - failed} of {len(scripts)} benchmarks ran")

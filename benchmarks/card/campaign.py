@@ -1,0 +1,164 @@
+"""Runs the legs one after the other, each in a process of its own. Standard library only.
+
+Every row is on disk before the next is measured, so whatever ends a leg, its limit, a crash or a
+kill of all, loses at most what was being measured. A leg that ended is not run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import rows
+from .job import Job, Leg
+
+REPO = Path(__file__).resolve().parent.parent.parent
+# The rows that tell how a leg ended; `variant` is one of the words below.
+LEG_CASE = "leg"
+ENDED, FAILED, OUT_OF_TIME, LEFT_OUT = "ended", "failed", "out of time", "left out"
+LEAST_SECONDS = 20.0  # with less left no leg is started
+STOP_S = 10.0
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """How the legs are run.
+
+    folder: gets rows.jsonl, report.md, the plot, and work/ with models and logs.
+    host_dir: an unpacked ComfyUI.
+    models_dir: real weights; None for random ones.
+    minutes: for all legs of this call together.
+    is_rehearsal: on the CPU at tiny sizes.
+    """
+
+    folder: Path
+    host_dir: Path
+    models_dir: Path | None = None
+    minutes: float = 25.0
+    is_rehearsal: bool = False
+
+
+def left_to_do(folder: Path, legs: Iterable[Leg]) -> list[Leg]:
+    """The legs that have not ended yet; those that failed come last."""
+    found = rows.read(folder / "rows.jsonl")
+    ended = {(r["part"], r["leg"]): r["variant"] for r in found if r["case"] == LEG_CASE}
+    left = [leg for leg in legs if ended.get((leg.part, leg.name)) not in (ENDED, LEFT_OUT)]
+    return sorted(left, key=lambda leg: ended.get((leg.part, leg.name)) == FAILED)
+
+
+def run(campaign: Campaign, legs: Sequence[Leg]) -> bool:
+    """Runs what is left of the legs within the minutes; True if every leg has ended well by now.
+
+    Raises:
+        KeyboardInterrupt: after the running leg's processes have been ended.
+    """
+    end = time.time() + 60 * campaign.minutes
+    name = time.strftime("%Y-%m-%dT%H:%M:%S")
+    is_whole = True
+    left = left_to_do(campaign.folder, legs)
+    for index, leg in enumerate(left, 1):
+        job = Job(
+            leg, campaign.folder, campaign.host_dir, campaign.models_dir, campaign.is_rehearsal,
+            run=name,
+        )  # fmt: skip
+        if campaign.is_rehearsal and leg.needs_card:
+            _note(job, LEFT_OUT, note=leg.needs_card)
+            continue
+        seconds = end - time.time()
+        if seconds < LEAST_SECONDS:
+            print(f"The time is up: {len(left) - index + 1} legs are left for the next call.")
+            return False
+        print(f"[{index}/{len(left)}] {leg.title}", flush=True)
+        limit = min(leg.limit_s, seconds)
+        is_whole &= _run_leg(dataclasses.replace(job, deadline=time.time() + limit), limit)
+    return is_whole
+
+
+def _run_leg(job: Job, limit_s: float) -> bool:
+    """Runs one leg's process to its end; notes how it ended."""
+    log = job.work / "logs" / f"{re.sub(r'[^a-z0-9]+', '-', job.leg.title.lower())}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "benchmarks.card.child", job.to_json()]
+    before, start = len(rows.read(job.rows_path)), time.monotonic()
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            command, cwd=REPO, env=_environment(job), stderr=errors, stdin=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=_die_with_parent if _libc else None,
+        )  # fmt: skip
+        try:
+            code: int | None = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end(process)
+    seconds = round(time.monotonic() - start, 1)
+    if code == 0:
+        _note(job, ENDED, seconds=seconds)
+        return True
+    if code is None and limit_s < job.leg.limit_s:  # cut by --minutes: the next call goes on
+        print("  cut by the end of the time; the next call goes on")
+        _note(job, OUT_OF_TIME, seconds=seconds)
+        return False
+    last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
+    told = [row["error"] for row in rows.read(job.rows_path)[before:] if row.get("error")]
+    if code is None:
+        error = f"ended after its limit of {limit_s:.0f} s"
+    elif code == 1 and told:
+        error = told[-1]
+    else:
+        end = f"signal {-code}" if code < 0 else f"exit code {code}"
+        error = f"ended with {end}: {rows.without_paths(last)}"
+    print(f"  {job.leg.title}: {error} (the next part goes on; log: {log})", flush=True)
+    _note(job, FAILED, seconds=seconds, error=error)
+    return False
+
+
+def _note(job: Job, how: str, **figures: object) -> None:
+    leg = job.leg
+    row = {
+        "part": leg.part, "leg": leg.name, "run": job.run, "rehearsal": job.is_rehearsal,
+        "case": LEG_CASE, "variant": how, "round": 0, "error": None, **figures,
+    }  # fmt: skip
+    rows.append(job.rows_path, row)
+
+
+def _environment(job: Job) -> dict[str, str]:
+    told = {
+        "PYTORCH_CUDA_ALLOC_CONF": f"backend:{job.leg.allocator}",
+        "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1",
+        "ZIMAGE_HOST_DIR": str(job.host_dir),
+    }  # fmt: skip
+    if job.is_rehearsal:  # two spinning threads and a busy neighbour make a second take fifteen
+        told["OMP_NUM_THREADS"] = "1"
+    return {**os.environ, **told}
+
+
+def _die_with_parent() -> None:
+    # Even a killed campaign leaves no process behind: 1 is PR_SET_PDEATHSIG of linux/prctl.h.
+    if _libc is not None:
+        _libc.prctl(1, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends what the leg may have left running: its whole process group."""
+    if os.name == "nt":
+        process.kill()
+        process.wait()
+        return
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, sign)
+        if process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)

@@ -1,0 +1,105 @@
+"""The tutorial's two rows by its own method, beside the host and our nodes: peak and seconds.
+
+The tutorial wraps the model in `torch.utils.checkpoint` (`use_reentrant=False`) and reports the
+peak with all weights. So each run samples 8 steps and decodes, with the text encoder, transformer
+and VAE on the card if they fit together, as its pipeline keeps them; on a smaller card the host
+sends some to RAM, and the row says how many bytes of weights were there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from ..host import Host, Loaded, start
+from ..job import Job, Picture
+from ..rows import Recorder
+from ..sampling import Meter, noise_for, prompt_for
+from ..variants import DEFAULT, HOST, make
+
+STEPS = 8
+ROUNDS = 2
+CASES = (Picture(1024, 1024), Picture(512, 512, 4))
+REHEARSED = (Picture(64, 64), Picture(64, 64, 2))
+CHECKPOINTED = "torch.utils.checkpoint"
+OURS = f"{DEFAULT} + Lean VAE"
+
+
+class Way(NamedTuple):
+    """What a variant samples with and decodes with."""
+
+    model: Any
+    vae: Any
+
+
+def run(job: Job, rows: Recorder) -> None:
+    host = start(job, rows)
+    loaded = host.load("whole")
+    ways: dict[str, Callable[[], Way]] = {
+        HOST: lambda: Way(loaded.model, loaded.vae),
+        CHECKPOINTED: lambda: Way(checkpointed(loaded.model), loaded.vae),
+        OURS: lambda: Way(make(DEFAULT, loaded.model), lean(loaded.vae)),
+    }
+    cases, steps = (REHEARSED, 2) if job.is_rehearsal else (CASES, STEPS)
+    for picture in cases:
+        for index in range(1 if job.is_rehearsal else ROUNDS):
+            for name, make_way in ways.items():
+                if rows.has(str(picture), name, index):
+                    continue
+                host.settle()
+                with rows.attempt(str(picture), name, index) as figures:
+                    figures |= whole_run(host, loaded, make_way(), picture, steps)
+
+
+def checkpointed(model: Any) -> Any:
+    """The model behind `torch.utils.checkpoint`, around its whole forward, as in the tutorial."""
+    from comfy.patcher_extension import WrappersMP
+    from torch.utils.checkpoint import checkpoint
+
+    def wrapped(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(executor, *args, use_reentrant=False, **kwargs)
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "benchmark.tutorial", wrapped)
+    return clone
+
+
+def lean(vae: Any) -> Any:
+    from pack.nodes.lean_vae import LeanVAE
+
+    with torch.inference_mode():
+        return LeanVAE.execute(vae).args[0]
+
+
+def whole_run(host: Host, loaded: Loaded, way: Way, picture: Picture, steps: int) -> dict[str, Any]:
+    """Samples and decodes with all models loaded; figures of the whole."""
+    import comfy.model_management
+    import comfy.sample
+
+    patchers = [loaded.clip.patcher, way.vae.patcher, way.model]
+    noise, prompt = noise_for(picture), prompt_for(way.model)
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu(patchers)
+        meter = Meter(host.device)
+        start_mark = meter.mark()
+        latent = comfy.sample.sample(
+            way.model, noise, steps, 1.0, "euler", "simple", prompt, prompt,
+            torch.zeros_like(noise), seed=1, disable_pbar=True,
+        )  # fmt: skip
+        sampled_mark = meter.mark()
+        pixels = way.vae.decode(latent)
+        end_mark = meter.mark()
+        seconds = meter.seconds(start_mark, end_mark)
+    if not pixels.isfinite().all():
+        raise RuntimeError("the decoded picture is not finite")
+    weights = sum(patcher.loaded_size() for patcher in patchers)
+    return {
+        "steps": steps, "seconds": seconds,
+        "sampling_s": meter.seconds(start_mark, sampled_mark),
+        "peak_bytes": meter.allocated_bytes(),
+        "activation_peak_bytes": meter.peak_bytes(),
+        "reserved_bytes": meter.reserved_bytes(),
+        "weight_bytes": weights if meter.is_card else None,
+    }  # fmt: skip

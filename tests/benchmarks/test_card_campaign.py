@@ -1,0 +1,263 @@
+"""The campaign's processes: one part's end never takes another part's rows with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pack.benchmarks.card import campaign, catalogue, rows
+from pack.benchmarks.card.job import Job, Leg, Picture, from_json, picture
+
+REPO = Path(campaign.__file__).resolve().parents[2]
+FAKES = "tests.benchmarks.card_fakes"
+posix_only = pytest.mark.skipif(os.name == "nt", reason="signals and process groups")
+
+
+def leg(name: str, **options) -> Leg:
+    return Leg("fake", name, module=FAKES, **{"limit_s": 60.0, **options})
+
+
+def settings(folder: Path, **options) -> campaign.Campaign:
+    return campaign.Campaign(folder, REPO, is_rehearsal=True, **options)
+
+
+def found(folder: Path, name: str) -> list[tuple[str, str, str | None]]:
+    """Case, variant and error of a leg's rows."""
+    kept = [row for row in rows.read(folder / "rows.jsonl") if row["leg"] == name]
+    return [(row["case"], row["variant"], row["error"]) for row in kept]
+
+
+class TestOneEndsTheOthersGoOn:
+    def test_a_part_that_raises(self, tmp_path):
+        legs = [leg("raises"), leg("works")]
+        assert not campaign.run(settings(tmp_path), legs)
+        error = "ValueError: inside.py is broken"
+        assert found(tmp_path, "raises") == [
+            ("64x64x1", "before", None),
+            ("fake", "error", error),
+            ("leg", "failed", error),
+        ]
+        assert found(tmp_path, "works")[-1] == ("leg", "ended", None)
+        assert len(found(tmp_path, "works")) == 3
+
+    def test_a_variant_that_raises_leaves_the_part_running(self, tmp_path):
+        assert campaign.run(settings(tmp_path), [leg("variant raises")])
+        assert found(tmp_path, "variant raises")[1:3] == [
+            ("64x64x1", "bad", "MemoryError: no room"),
+            ("64x64x1", "after", None),
+        ]
+        assert rows.read(tmp_path / "rows.jsonl")[1]["kept"] == 1
+
+    @posix_only
+    def test_a_part_that_is_killed(self, tmp_path):
+        assert not campaign.run(settings(tmp_path), [leg("dies"), leg("works")])
+        assert found(tmp_path, "dies")[0] == ("64x64x1", "before", None)
+        assert found(tmp_path, "dies")[1][2].startswith("ended with signal 9")
+        assert found(tmp_path, "works")[-1] == ("leg", "ended", None)
+
+    @posix_only
+    def test_a_part_that_hangs_is_ended_with_all_that_it_started(self, tmp_path):
+        assert not campaign.run(settings(tmp_path), [leg("hangs", limit_s=3.0), leg("works")])
+        assert found(tmp_path, "hangs")[-1] == ("leg", "failed", "ended after its limit of 3 s")
+        assert found(tmp_path, "works")[-1] == ("leg", "ended", None)
+        assert str(tmp_path) not in running()
+
+
+def running() -> str:
+    """The command lines of all processes but the test's own."""
+    lines = []
+    for place in Path("/proc").glob("[0-9]*"):
+        if int(place.name) != os.getpid():
+            try:
+                lines.append((place / "cmdline").read_bytes().decode(errors="replace"))
+            except OSError:
+                continue
+    return "\n".join(lines)
+
+
+class TestGoingOn:
+    def test_what_ended_is_not_run_again_and_what_failed_comes_last(self, tmp_path):
+        legs = [leg("is resumed"), leg("works")]
+        assert not campaign.run(settings(tmp_path), legs)
+        assert [each.name for each in campaign.left_to_do(tmp_path, legs)] == ["is resumed"]
+        before = found(tmp_path, "works")
+        more = [*legs, leg("variant raises")]
+        assert [each.name for each in campaign.left_to_do(tmp_path, more)] == [
+            "variant raises",
+            "is resumed",
+        ]
+        assert campaign.run(settings(tmp_path), legs)
+        assert found(tmp_path, "works") == before
+        assert found(tmp_path, "is resumed")[-1] == ("leg", "ended", None)
+        assert campaign.left_to_do(tmp_path, legs) == []
+
+    def test_without_time_nothing_is_started(self, tmp_path):
+        assert not campaign.run(settings(tmp_path, minutes=0.1), [leg("works")])
+        assert not (tmp_path / "rows.jsonl").exists()
+
+    def test_a_leg_cut_by_the_time_is_tried_again(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(campaign, "LEAST_SECONDS", 1.0)
+        assert not campaign.run(settings(tmp_path, minutes=3 / 60), [leg("hangs")])
+        assert found(tmp_path, "hangs")[-1][:2] == ("leg", "out of time")
+        assert len(campaign.left_to_do(tmp_path, [leg("hangs")])) == 1
+
+    def test_what_needs_a_card_is_left_out_of_a_rehearsal_with_its_reason(self, tmp_path):
+        assert campaign.run(settings(tmp_path), [leg("works", needs_card="it needs one")])
+        [row] = rows.read(tmp_path / "rows.jsonl")
+        assert (row["variant"], row["note"]) == ("left out", "it needs one")
+
+    @posix_only
+    @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    def test_a_killed_campaign_keeps_its_rows_and_leaves_nothing_running(self, tmp_path, sign):
+        code = (
+            "import signal, sys; from pathlib import Path\n"
+            "from benchmarks.card import campaign, __main__ as command\n"
+            "from benchmarks.card.job import Leg\n"
+            "signal.signal(signal.SIGTERM, command._interrupt)\n"
+            f"legs = [Leg('fake', name, module={FAKES!r}) for name in ('works', 'hangs')]\n"
+            "campaign.run(campaign.Campaign(Path(sys.argv[1]), Path('.'), is_rehearsal=True), legs)"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL)
+        wait_for(lambda: found(tmp_path, "hangs") and str(tmp_path) in running())
+        process.send_signal(sign)
+        assert process.wait(timeout=30) != 0
+        assert found(tmp_path, "works")[-1] == ("leg", "ended", None)
+        assert found(tmp_path, "hangs") == [("64x64x1", "before", None)]
+        if sign != signal.SIGKILL:  # what the leg itself has started outlives a SIGKILL of all
+            wait_for(lambda: str(tmp_path) not in running())
+        else:
+            wait_for(lambda: "benchmarks.card.child" not in about(tmp_path))
+            end_rest(tmp_path)
+
+
+def about(folder: Path) -> str:
+    return "\n".join(line for line in running().splitlines() if str(folder) in line)
+
+
+def end_rest(folder: Path) -> None:
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder) in (place / "cmdline").read_bytes().decode(errors="replace"):
+                os.kill(int(place.name), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+def wait_for(is_so, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not come about in time"
+        time.sleep(0.1)
+
+
+class TestRows:
+    def test_a_line_cut_by_a_kill_is_left_out_and_the_next_row_is_whole(self, tmp_path):
+        path = tmp_path / "rows.jsonl"
+        rows.append(path, {"a": 1})
+        with path.open("a") as file:
+            file.write('{"a": 2, "b')
+        assert rows.read(path) == [{"a": 1}]
+        rows.append(path, {"a": 3})
+        assert rows.read(path) == [{"a": 1}, {"a": 3}]
+
+    def test_a_row_with_an_error_is_measured_again(self, tmp_path):
+        job = Job(leg("works"), tmp_path, REPO)
+        recorder = rows.Recorder(job)
+        recorder.write("64x64x1", "one", error="out of memory")
+        assert not rows.Recorder(job).has("64x64x1", "one")
+        recorder.write("64x64x1", "one", 1)
+        again = rows.Recorder(job)
+        assert again.has("64x64x1", "one", 1) and not again.has("64x64x1", "one", 2)
+        other = rows.Recorder(Job(leg("other"), tmp_path, REPO))
+        assert not other.has("64x64x1", "one", 1)
+
+    @pytest.mark.parametrize(
+        ("text", "wanted"),
+        [
+            ("cannot open /home/me/ComfyUI/models/vae/ae.safetensors", "cannot open ae.safetensors"),
+            (r"no C:\Users\me\main.py here", "no main.py here"),
+            ("\n\n first line \nsecond", "first line"),
+            ("1/2 of 3/4", "1/2 of 3/4"),
+        ],
+    )
+    def test_errors_name_files_and_no_paths(self, text, wanted):
+        assert rows.without_paths(text) == wanted
+
+    def test_out_of_memory_is_told_as_that(self):
+        import torch
+
+        assert rows.error_text(torch.OutOfMemoryError("tried to allocate")) == rows.OUT_OF_MEMORY
+
+    def test_an_error_that_the_card_does_not_survive_ends_the_leg(self, tmp_path):
+        recorder = rows.Recorder(Job(leg("works"), tmp_path, REPO))
+        with pytest.raises(RuntimeError), recorder.attempt("64x64x1", "one"):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        assert rows.read(tmp_path / "rows.jsonl")[0]["error"].startswith("RuntimeError: CUDA error")
+
+
+class TestJobs:
+    def test_a_job_survives_its_journey(self, tmp_path):
+        job = Job(leg("works", card_gib=6.0), tmp_path, REPO, tmp_path / "models", True, 12.5, "run")
+        assert from_json(job.to_json()) == job
+        assert from_json(Job(leg("x"), tmp_path, REPO).to_json()).models_dir is None
+
+    def test_pictures_read_back_as_written(self):
+        assert picture(str(Picture(1024, 512, 4))) == Picture(1024, 512, 4)
+
+    def test_the_legs_come_in_the_order_of_the_parts_and_the_default_fits_its_minutes(self):
+        legs = catalogue.legs()
+        order = list(dict.fromkeys(each.part for each in legs))
+        assert tuple(order) == catalogue.PARTS
+        assert len({(each.part, each.name) for each in legs}) == len(legs)
+        assert sum(each.seconds for each in legs) <= 25 * 60
+        assert sum(each.seconds for each in legs if each.part == "sanity") <= 60
+        assert all(each.limit_s >= 2 * each.seconds for each in legs)
+
+    def test_each_card_to_imitate_is_a_leg(self):
+        legs = catalogue.legs(["budget"], [6.0, 12.0])
+        assert [each.card_gib for each in legs] == [None, 12.0, 6.0]
+
+
+class TestCommandLine:
+    def command(self, *args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks.card", *args],
+            cwd=REPO, capture_output=True, text=True,
+        )  # fmt: skip
+
+    def test_a_folder_that_is_no_host_is_named(self, tmp_path):
+        told = self.command("--host", str(tmp_path), "--rehearse")
+        assert told.returncode == 2
+        assert f"{tmp_path} is no ComfyUI: it has no main.py" in told.stderr
+
+    @pytest.mark.parametrize("minutes", ["0", "-1"])
+    def test_minutes_must_be_above_zero(self, tmp_path, minutes):
+        (tmp_path / "main.py").touch()
+        told = self.command("--host", str(tmp_path), f"--minutes={minutes}")
+        assert told.returncode == 2 and "must be > 0" in told.stderr
+
+    def test_without_a_card_it_says_so_in_one_sentence(self, tmp_path):
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a card here")
+        (tmp_path / "main.py").touch()
+        told = self.command("--host", str(tmp_path), "--out", str(tmp_path / "out"))
+        assert told.returncode == 0
+        assert told.stdout.startswith("bench card: not measured: torch sees no CUDA card here")
+        assert not (tmp_path / "out").exists()
+
+
+def test_rows_are_plain_json(tmp_path):
+    recorder = rows.Recorder(Job(leg("works"), tmp_path, REPO))
+    recorder.write("64x64x1", "one", step_s=0.5, note=None)
+    [line] = (tmp_path / "rows.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    assert {"part", "leg", "run", "rehearsal", "weights", "card_gib"} < row.keys()
