@@ -35,11 +35,13 @@ class Host:
 
     device: where it computes.
     base_dir: what it writes lies below it.
+    is_dynamic: whether it keeps weights in the pages of dynamic VRAM.
     """
 
     job: Job
     device: torch.device
     base_dir: Path
+    is_dynamic: bool
 
     def models(self, kind: files.Kind) -> Models:
         """The names of the models for the loader nodes; the host finds them from now on."""
@@ -59,14 +61,30 @@ class Host:
         return Loaded(*loaded.args)
 
     def settle(self) -> None:
-        """Sends all models to RAM and gives torch's unused memory back to the card."""
+        """What the host does between two nodes; torch's unused memory goes back to the card.
+
+        Models stay where they are: clones of one model share its weights.
+        """
         import gc
 
         import comfy.model_management
 
-        comfy.model_management.unload_all_models()
         gc.collect()
+        if self.is_dynamic:
+            import comfy.model_prefetch
+            import comfy_aimdo.model_vbar
+
+            comfy.model_management.reset_cast_buffers()
+            comfy.model_prefetch.cleanup_prefetch_queues()
+            comfy_aimdo.model_vbar.vbars_reset_watermark_limits()
         comfy.model_management.soft_empty_cache()
+
+    def unload(self) -> None:
+        """Sends all models to RAM, and settles."""
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
+        self.settle()
 
 
 def start(job: Job, rows: Recorder) -> Host:
@@ -104,7 +122,7 @@ def start(job: Job, rows: Recorder) -> Host:
         widen_detection.install()
     device = comfy.model_management.get_torch_device()
     rows.facts |= facts(job, device, is_dynamic=is_dynamic)
-    return Host(job, device, base_dir)
+    return Host(job, device, base_dir, is_dynamic)
 
 
 def _before_import(args: Any) -> None:

@@ -42,6 +42,7 @@ def run(job: Job, rows: Recorder) -> None:
     count_launches(host, rows, model, cases[0][0])
     if is_whole:
         del model
+        host.unload()
         other_weights(host, rows)
 
 
@@ -72,7 +73,6 @@ def compare(
                 found = sample(host, patched[name], picture, steps=steps)
                 figures |= found.figures()
                 failed.discard(name)
-    host.settle()
 
 
 def count_launches(host: Host, rows: Recorder, model: Any, picture: Picture) -> None:
@@ -138,6 +138,7 @@ def other_weights(host: Host, rows: Recorder) -> None:
             continue
         compare(host, rows, case, model, picture, steps, rounds, PAIR)
         del model
+        host.unload()
 
 
 def quantised(host: Host, algorithm: str) -> Any:
