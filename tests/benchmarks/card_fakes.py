@@ -1,4 +1,4 @@
-"""Parts that stand in for real ones in the tests of the campaign; the leg's name says what to do."""
+"""Parts that stand in for real ones in the campaign's tests; the leg's name says what to do."""
 
 from __future__ import annotations
 
