@@ -102,6 +102,8 @@ def start(job: Job, rows: Recorder) -> Host:
     base_dir = job.work / "base"
     base_dir.mkdir(parents=True, exist_ok=True)
     args.base_directory, args.disable_api_nodes = str(base_dir), True
+    # Its main.py sets it with the allocator: without it streamed weights share two buffers.
+    args.cuda_malloc = job.leg.allocator == "cudaMallocAsync" and not job.is_rehearsal
     if job.is_rehearsal:
         args.cpu, args.use_pytorch_cross_attention = True, True
         torch.set_num_threads(1)
