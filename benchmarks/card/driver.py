@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
-import time
-from typing import Any
+from typing import Any, NamedTuple
 
 INTERVAL_S = 0.01
 
 
 def driver_version() -> str | None:
     """The NVIDIA driver's version; None where there is none."""
-    nvml = _nvml()
-    return None if nvml is None else str(nvml.nvmlSystemGetDriverVersion())
+    card = _card()
+    return None if card is None else str(card.nvml.nvmlSystemGetDriverVersion())
+
+
+def device_name() -> str | None:
+    """The card's name, the same as torch's."""
+    card = _card()
+    return None if card is None else str(card.nvml.nvmlDeviceGetName(card.handle))
 
 
 def used_bytes() -> int | None:
-    """What all programs hold of the first card now; None where no driver answers."""
-    nvml = _nvml()
-    return None if nvml is None else _used(nvml)
+    """What all programs and the driver hold of the first visible card now.
+
+    Returns:
+        Bytes; None where no driver answers or nvidia-ml-py is missing.
+    """
+    card = _card()
+    return None if card is None else card.used_bytes()
 
 
 def free_bytes() -> int | None:
-    """What is free of the first card now."""
-    nvml = _nvml()
-    if nvml is None:
-        return None
-    return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(_index())).free)
+    """What is free of the first visible card now."""
+    card = _card()
+    return None if card is None else int(card.nvml.nvmlDeviceGetMemoryInfo(card.handle).free)
 
 
 class DriverPeak:
@@ -38,57 +47,86 @@ class DriverPeak:
     """
 
     def __init__(self, before_bytes: int | None = None) -> None:
-        self._nvml = _nvml()
+        self._card = _card()
         self._before = before_bytes
         self._highest = 0
+        self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     @property
     def bytes(self) -> int | None:
-        return None if self._nvml is None else max(0, self._highest - (self._before or 0))
+        return None if self._card is None else max(0, self._highest - (self._before or 0))
 
     def restart(self) -> None:
         """Forgets the peak so far."""
-        self._highest = 0 if self._nvml is None else _used(self._nvml)
+        with self._lock:  # else a sample that is being taken brings the old peak back
+            self._highest = 0
+        self._take()
 
     def __enter__(self) -> DriverPeak:
-        if self._nvml is not None:
+        if self._card is not None:
             if self._before is None:
-                self._before = _used(self._nvml)
+                self._before = self._card.used_bytes()
             self.restart()
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        if self._nvml is not None:
+        if self._thread.is_alive():
             self._thread.join()
 
     def _sample(self) -> None:
-        while not self._end.is_set():
-            self._highest = max(self._highest, _used(self._nvml))
-            time.sleep(INTERVAL_S)
+        while not self._end.wait(INTERVAL_S):
+            self._take()
+
+    def _take(self) -> None:
+        card = self._card
+        if card is None:
+            return
+        with self._lock:
+            try:
+                self._highest = max(self._highest, card.used_bytes())
+            except card.nvml.NVMLError:
+                self._card = None  # half a measurement is none
+                self._end.set()
 
 
-def _used(nvml: Any) -> int:
-    return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(_index())).used)
+class _Card(NamedTuple):
+    """nvidia-ml-py and its handle of a card."""
+
+    nvml: Any
+    handle: Any
+
+    def used_bytes(self) -> int:
+        # Version 1 of the query: the driver's own reserve counts as used, always the same.
+        return int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).used)
 
 
-def _index() -> int:
-    """NVML counts all cards; CUDA_VISIBLE_DEVICES may show torch another first one."""
-    import os
-
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return int(first) if first.isdecimal() else 0
-
-
-def _nvml() -> Any:
-    """nvidia-ml-py, ready for use; None where the package or the driver is missing."""
+@functools.cache
+def _card() -> _Card | None:
+    """The first card that CUDA sees; None where the package or the driver is missing."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
+        return _Card(pynvml, _handle(pynvml))
     except Exception:  # ImportError, or an NVMLError of a class that is not there either
         return None
-    return pynvml
+
+
+def _handle(nvml: Any) -> Any:
+    """NVML counts all cards; CUDA_VISIBLE_DEVICES may show torch another first one.
+
+    A number is NVML's own where CUDA_DEVICE_ORDER is PCI_BUS_ID or all cards are alike.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if first.isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(first))
+    if first.startswith("MIG-"):
+        return nvml.nvmlDeviceGetHandleByUUID(first)
+    # CUDA takes any beginning of an identifier that only one card has.
+    every = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    (handle,) = (h for h in every if nvml.nvmlDeviceGetUUID(h).startswith(first))
+    return handle
