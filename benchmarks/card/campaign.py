@@ -63,6 +63,8 @@ def run(campaign: Campaign, legs: Sequence[Leg]) -> bool:
     Raises:
         KeyboardInterrupt: after the running leg's processes have been ended.
     """
+    places = [campaign.folder, campaign.models_dir or campaign.folder]
+    os.environ[rows.HIDDEN[0]] = os.pathsep.join(str(place) for place in places)
     end = time.time() + 60 * campaign.minutes
     name = time.strftime("%Y-%m-%dT%H:%M:%S")
     is_whole = True
@@ -138,6 +140,8 @@ def _environment(job: Job) -> dict[str, str]:
         "PYTORCH_CUDA_ALLOC_CONF": f"backend:{job.leg.allocator}",
         "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1",
         "ZIMAGE_HOST_DIR": str(job.host_dir),
+        # The first card is then the same one for torch and for the driver's tools.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }  # fmt: skip
     if job.is_rehearsal:  # two spinning threads and a busy neighbour make a second take fifteen
         told["OMP_NUM_THREADS"] = "1"

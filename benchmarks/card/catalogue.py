@@ -36,15 +36,15 @@ def legs(parts: Sequence[str] = PARTS, cards_gib: Sequence[float] = CARDS_GIB) -
         Leg("denoiser", "dynamic VRAM", 240, 480),
         Leg("denoiser", "loading by estimate", 60, 240, "estimate", needs_card=_DYNAMIC),
         Leg("vae", "all", 120, 300),
-        Leg("budget", "the card as it is", 90, 300),
+        Leg("budget", "the card as it is", 100, 360),
         *(
-            Leg("budget", f"{gib:g} GiB", 90, 300, card_gib=gib, needs_card="ballast needs a card")
+            Leg("budget", f"{gib:g} GiB", 95, 360, card_gib=gib, needs_card="ballast needs a card")
             for gib in sorted(cards_gib, reverse=True)
         ),
         Leg("predicted", "all", 30, 120),
         Leg("probe", "dynamic VRAM", 45, 180),
         Leg("probe", "loading by estimate", 30, 180, "estimate", needs_card=_DYNAMIC),
         Leg("tutorial", "all", 60, 240, "estimate"),
-        Leg("training", "all", 90, 300),
+        Leg("training", "all", 120, 300),
     ]
     return [leg for leg in every if leg.part in parts]

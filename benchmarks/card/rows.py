@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ OUT_OF_MEMORY = "out of memory"
 _STICKY = re.compile(r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS_EXECUTION_FAILED", re.IGNORECASE)
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.+@~-]+)+[\\/]([\w.+@~-]+)")
 _LONGEST = 300
+# Names of environment variables with folders that no row may name; the campaign sets the first.
+HIDDEN = ("ZIMAGE_HIDDEN_DIRS", "ZIMAGE_HOST_DIR")
 
 
 def read(path: Path) -> list[Row]:
@@ -45,8 +49,15 @@ def append(path: Path, row: Row) -> None:
 
 
 def without_paths(text: str) -> str:
-    """One line, short, with the names of files instead of their paths."""
+    """One line, short, with the names of files instead of their paths.
+
+    Folders that we know are taken out first, for a name in them may hold a space.
+    """
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    named = [part for name in HIDDEN for part in os.environ.get(name, "").split(os.pathsep)]
+    known = [*named, str(Path.cwd()), sys.prefix, tempfile.gettempdir(), str(Path.home())]
+    for folder in sorted({place for place in known if len(place) > 1}, key=len, reverse=True):
+        line = line.replace(folder, "/~/~")
     return _PATH.sub(r"\1", line)[:_LONGEST]
 
 

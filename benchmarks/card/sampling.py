@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from typing import Any, NamedTuple
 
@@ -20,33 +21,22 @@ class Sampled(NamedTuple):
 
     step_s: of each step after the warm-up, by CUDA events; on the CPU by the clock.
     cpu_step_s: of the same steps, what the thread that issues them took of its processor.
-    peak_bytes: allocated at most in these steps, above what was there when they began.
-    reserved_bytes: held by torch's allocator at most in these steps.
-    allocated_bytes: allocated at most in these steps, all in all.
+    memory: of the same steps, see `Meter.memory`.
     latent: the result, on the CPU.
-    The bytes are None without a card.
     """
 
     step_s: list[float]
     cpu_step_s: list[float]
-    peak_bytes: int | None
-    reserved_bytes: int | None
-    allocated_bytes: int | None
+    memory: dict[str, int | None]
     latent: torch.Tensor
 
     def figures(self) -> dict[str, Any]:
-        """As the figures of a row; `workspace_bytes`: reserved beyond what was allocated."""
-        workspace = None
-        if self.reserved_bytes is not None and self.allocated_bytes is not None:
-            workspace = self.reserved_bytes - self.allocated_bytes
+        """As the figures of a row; the seconds are medians."""
         return {
-            "step_s": sorted(self.step_s)[len(self.step_s) // 2],
-            "cpu_step_s": sorted(self.cpu_step_s)[len(self.cpu_step_s) // 2],
+            "step_s": statistics.median(self.step_s),
+            "cpu_step_s": statistics.median(self.cpu_step_s),
             "steps": len(self.step_s),
-            "peak_bytes": self.peak_bytes,
-            "reserved_bytes": self.reserved_bytes,
-            "allocated_bytes": self.allocated_bytes,
-            "workspace_bytes": workspace,
+            **self.memory,
         }
 
 
@@ -80,18 +70,25 @@ class Meter:
         end.synchronize()
         return start.elapsed_time(end) / 1e3
 
-    def peak_bytes(self) -> int | None:
-        """Allocated at most since the restart, above what was there then."""
-        allocated = self.allocated_bytes()
-        return None if allocated is None else allocated - self._before
+    def memory(self) -> dict[str, int | None]:
+        """Bytes since the restart as figures of a row; None without a card.
 
-    def allocated_bytes(self) -> int | None:
-        """Allocated at most since the restart, all in all."""
-        return torch.cuda.max_memory_allocated(self._device) if self.is_card else None
-
-    def reserved_bytes(self) -> int | None:
-        """Held by torch's allocator at most since the restart."""
-        return torch.cuda.max_memory_reserved(self._device) if self.is_card else None
+        peak_bytes: allocated at most, above what was there at the restart.
+        allocated_bytes: allocated at most, all in all.
+        reserved_bytes: held by torch's allocator at most.
+        workspace_bytes: reserved beyond what was allocated.
+        """
+        if not self.is_card:
+            names = ("peak_bytes", "reserved_bytes", "allocated_bytes", "workspace_bytes")
+            return dict.fromkeys(names)
+        allocated = torch.cuda.max_memory_allocated(self._device)
+        reserved = torch.cuda.max_memory_reserved(self._device)
+        return {
+            "peak_bytes": allocated - self._before,
+            "reserved_bytes": reserved,
+            "allocated_bytes": allocated,
+            "workspace_bytes": reserved - allocated,
+        }
 
 
 def text_width(model: Any) -> int:
@@ -104,6 +101,13 @@ def noise_for(picture: Picture, *, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = (picture.batch, 16, picture.height_px // 8, picture.width_px // 8)
     return torch.randn(shape, generator=generator)
+
+
+def vae_latent_for(picture: Picture, *, seed: int = 1) -> torch.Tensor:
+    """A random latent as samplers hand it to the VAE: noise at the scale and shift of Flux's."""
+    from comfy.latent_formats import Flux
+
+    return Flux().process_out(noise_for(picture, seed=seed))
 
 
 def prompt_for(model: Any, *, text_tokens: int = TEXT_TOKENS, seed: int = 2) -> list[Any]:
@@ -141,9 +145,7 @@ def sample(
     found = Sampled(
         [meter.seconds(a[0], b[0]) for a, b in measured],
         [b[1] - a[1] for a, b in measured],
-        meter.peak_bytes(),
-        meter.reserved_bytes(),
-        meter.allocated_bytes(),
+        meter.memory(),
         latent.cpu(),
     )
     if not found.latent.isfinite().all():

@@ -16,6 +16,7 @@ from pack.benchmarks.card.job import Job, Leg, Picture, from_json, picture
 
 REPO = Path(campaign.__file__).resolve().parents[2]
 FAKES = "tests.benchmarks.card_fakes"
+BACK = chr(92)
 posix_only = pytest.mark.skipif(os.name == "nt", reason="signals and process groups")
 
 
@@ -181,14 +182,25 @@ class TestRows:
     @pytest.mark.parametrize(
         ("text", "wanted"),
         [
-            ("cannot open /home/me/ComfyUI/models/vae/ae.safetensors", "cannot open ae.safetensors"),
-            (r"no C:\Users\me\main.py here", "no main.py here"),
+            (f"cannot open {os.sep}a{os.sep}b{os.sep}ae.safetensors", "cannot open ae.safetensors"),
+            (f"no C:{BACK}users{BACK}me{BACK}main.py here", "no main.py here"),
             ("\n\n first line \nsecond", "first line"),
             ("1/2 of 3/4", "1/2 of 3/4"),
         ],
     )
     def test_errors_name_files_and_no_paths(self, text, wanted):
         assert rows.without_paths(text) == wanted
+
+    @pytest.mark.parametrize("variable", rows.HIDDEN)
+    def test_a_folder_with_a_space_is_hidden_where_it_is_known(
+        self, tmp_path, monkeypatch, variable
+    ):
+        place = tmp_path / "my own" / "models"
+        monkeypatch.setenv(variable, os.pathsep.join(["", str(place)]))
+        assert rows.without_paths(f"cannot open {place}/vae/ae.safetensors") == (
+            "cannot open ae.safetensors"
+        )
+        assert "own" not in rows.without_paths(f"{place} is full")
 
     def test_out_of_memory_is_told_as_that(self):
         import torch
@@ -204,7 +216,9 @@ class TestRows:
 
 class TestJobs:
     def test_a_job_survives_its_journey(self, tmp_path):
-        job = Job(leg("works", card_gib=6.0), tmp_path, REPO, tmp_path / "models", True, 12.5, "run")
+        job = Job(
+            leg("works", card_gib=6.0), tmp_path, REPO, tmp_path / "models", True, 12.5, "run"
+        )
         assert from_json(job.to_json()) == job
         assert from_json(Job(leg("x"), tmp_path, REPO).to_json()).models_dir is None
 

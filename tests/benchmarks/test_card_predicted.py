@@ -76,7 +76,7 @@ def test_predictions_are_those_of_the_pack_for_the_settings_of_each_variant():
     assert of("+ Attention Slice max") == denoiser_live_bytes(shape, small)
     assert of(HOST, "1024x1024x1 fp8") is None
 
-    decode = predicted.Measured("decode 1024x1024x1", "Lean VAE speed", None, None, None, None)
+    decode = predicted.Measured("1024x1024x1 decode", "Lean VAE speed", None, None, None, None)
     stage = vae_stage(models, shape, "speed")
     assert predicted.vae_bytes(decode, models, request) == stage.activation_bytes
     stock = decode._replace(variant=HOST)

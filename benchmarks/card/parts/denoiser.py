@@ -7,8 +7,9 @@ temperature are the same for all of one round; ratios are taken within a round.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,18 +17,42 @@ from ..host import Host, start
 from ..job import Job, Picture
 from ..rows import Recorder
 from ..sampling import noise_for, prompt_for, sample
-from ..variants import DEFAULT, DENOISER, HOST, make
+from ..variants import DEFAULT, HOST, make
 
-# Picture, steps that are measured, rounds.
-CASES = (
-    (Picture(1024, 1024), 4, 3),
-    (Picture(512, 512, 4), 4, 3),
-    (Picture(2048, 2048), 2, 2),
-    (Picture(4096, 4096), 1, 1),
-)
-REHEARSED = ((Picture(128, 128), 1, 2), (Picture(64, 64, 2), 1, 1))
-WEIGHTS_CASE, WEIGHTS_REHEARSED = (Picture(1024, 1024), 3, 2), (Picture(64, 64), 1, 1)
 PAIR = (HOST, DEFAULT)
+FAST = (*PAIR, "+ Attention Slice auto", "Fit to VRAM speed", "Fit to VRAM balance")
+# One head at a time: thousands of launches a block, so they are measured once.
+SLOW = (HOST, "+ Attention Slice max", "Fit to VRAM smallest")
+
+
+class Case(NamedTuple):
+    """What is compared.
+
+    steps: that are measured, after the warm-up.
+    rounds: the numbers of the rounds.
+    names: of the variants, in their order within a round.
+    """
+
+    picture: Picture
+    steps: int
+    rounds: range
+    names: tuple[str, ...]
+
+
+CASES = (
+    Case(Picture(1024, 1024), 4, range(3), FAST),
+    Case(Picture(512, 512, 4), 4, range(3), FAST),
+    Case(Picture(2048, 2048), 2, range(2), FAST),
+    Case(Picture(1024, 1024), 2, range(3, 4), SLOW),
+    Case(Picture(2048, 2048), 1, range(2, 3), SLOW[:2]),
+    Case(Picture(4096, 4096), 1, range(1), (*PAIR, "Fit to VRAM balance")),
+)
+REHEARSED = (
+    Case(Picture(128, 128), 1, range(2), FAST),
+    Case(Picture(64, 64, 2), 1, range(1), SLOW),
+)
+WEIGHTS_CASE = Case(Picture(1024, 1024), 3, range(2), PAIR)
+WEIGHTS_REHEARSED = Case(Picture(64, 64), 1, range(1), PAIR)
 LINEAR = ("qkv", "attention.out", "feed_forward")
 STACKS = ("layers", "noise_refiner", "context_refiner")
 
@@ -37,52 +62,42 @@ def run(job: Job, rows: Recorder) -> None:
     is_whole = job.leg.name == "dynamic VRAM"
     cases = REHEARSED if job.is_rehearsal else CASES if is_whole else CASES[:1]
     model = host.load("whole").model
-    for picture, steps, rounds in cases:
-        compare(host, rows, str(picture), model, picture, steps, rounds, tuple(DENOISER))
-    count_launches(host, rows, model, cases[0][0])
+    for case in cases:
+        compare(host, rows, str(case.picture), model, case)
+    count_launches(host, rows, model, cases[0])
     if is_whole:
         del model
         host.unload()
         other_weights(host, rows)
 
 
-def compare(
-    host: Host,
-    rows: Recorder,
-    case: str,
-    model: Any,
-    picture: Picture,
-    steps: int,
-    rounds: int,
-    names: tuple[str, ...],
-) -> None:
+def compare(host: Host, rows: Recorder, title: str, model: Any, case: Case) -> None:
     """Rows of every variant and round of a case; what ran out of memory is not tried again."""
     patched: dict[str, Any] = {}
     failed: set[str] = set()
-    for index in range(rounds):
-        if all(rows.has(case, name, index) for name in names):
+    for index in case.rounds:
+        if all(rows.has(title, name, index) for name in case.names):
             continue
-        for name in names:
+        for name in case.names:
             if name in failed:
                 continue
             host.settle()
-            with rows.attempt(case, name, index) as figures:
+            with rows.attempt(title, name, index) as figures:
                 failed.add(name)
                 if name not in patched:
                     patched[name] = make(name, model)
-                found = sample(host, patched[name], picture, steps=steps)
+                found = sample(host, patched[name], case.picture, steps=case.steps)
                 figures |= found.figures()
                 failed.discard(name)
 
 
-def count_launches(host: Host, rows: Recorder, model: Any, picture: Picture) -> None:
+def count_launches(host: Host, rows: Recorder, model: Any, case: Case) -> None:
     """Rows of kernels launched in one step, by torch's profiler; on the CPU operations."""
-    for name in DENOISER:
-        case = f"{picture} launches"
-        if rows.has(case, name):
-            continue
-        with rows.attempt(case, name) as figures:
-            figures |= launches(host, make(name, model), picture)
+    title = f"{case.picture} launches"
+    for name in case.names:
+        if not rows.has(title, name):
+            with rows.attempt(title, name) as figures:
+                figures |= launches(host, make(name, model), case.picture)
 
 
 def launches(host: Host, model: Any, picture: Picture) -> dict[str, Any]:
@@ -119,24 +134,24 @@ def launches(host: Host, model: Any, picture: Picture) -> dict[str, Any]:
 
 def other_weights(host: Host, rows: Recorder) -> None:
     """Rows of the host and our default with weights in fp8, scaled fp8, int8, and with a LoRA."""
-    picture, steps, rounds = WEIGHTS_REHEARSED if host.job.is_rehearsal else WEIGHTS_CASE
-    weights_makers: dict[str, Callable[[], Any]] = {
+    case = WEIGHTS_REHEARSED if host.job.is_rehearsal else WEIGHTS_CASE
+    loaders: dict[str, Callable[[], Any]] = {
         "fp8": lambda: host.load("whole", weight_dtype="fp8_e4m3fn").model,
         "scaled fp8": lambda: quantised(host, "float8_e4m3fn"),
         "int8": lambda: quantised(host, "int8_tensorwise"),
         "LoRA": lambda: with_lora(host.load("whole").model),
     }
-    for weights, load in weights_makers.items():
-        case = f"{picture} {weights}"
-        if all(rows.has(case, name, index) for name in PAIR for index in range(rounds)):
+    for weights, load in loaders.items():
+        title = f"{case.picture} {weights}"
+        if all(rows.has(title, name, index) for name in PAIR for index in case.rounds):
             continue
-        try:
+        model = None
+        with rows.attempt(title, "loading") as figures:
+            begin = time.perf_counter()
             model = load()
-        except Exception as error:
-            with rows.attempt(case, HOST):
-                raise error
-            continue
-        compare(host, rows, case, model, picture, steps, rounds, PAIR)
+            figures["seconds"] = time.perf_counter() - begin
+        if model is not None:
+            compare(host, rows, title, model, case)
         del model
         host.unload()
 
@@ -174,7 +189,11 @@ def quantised(host: Host, algorithm: str) -> Any:
 
 
 def with_lora(model: Any, *, rank: int = 16, strength: float = 0.7) -> Any:
-    """The model with one random LoRA on the linear layers of every block."""
+    """The model with one random LoRA on the linear layers of every block.
+
+    Raises:
+        RuntimeError: the host found no layer for it.
+    """
     import comfy.sd
 
     generator = torch.Generator().manual_seed(3)
@@ -185,4 +204,8 @@ def with_lora(model: Any, *, rank: int = 16, strength: float = 0.7) -> Any:
             up = 0.01 * torch.randn(module.out_features, rank, generator=generator)
             file[f"diffusion_model.{name}.lora_A.weight"] = down
             file[f"diffusion_model.{name}.lora_B.weight"] = up
-    return comfy.sd.load_lora_for_models(model, None, file, strength, 0.0)[0]
+    with torch.inference_mode():
+        patched = comfy.sd.load_lora_for_models(model, None, file, strength, 0.0)[0]
+    if len(patched.patches) < len(file) // 2:
+        raise RuntimeError(f"{len(file) // 2} layers must be patched, {len(patched.patches)} are")
+    return patched

@@ -60,7 +60,7 @@ def run(job: Job, rows: Recorder) -> None:
     for found in denoised:
         live = denoiser_bytes(found, models, request)
         if live is not None:
-            compare(rows, f"denoise {found.case}", found, live)
+            compare(rows, f"{found.case} denoise", found, live)
             reserved += reserved_factor(found, live)
     vae_reserved: list[float] = []
     for found in decoded:
@@ -92,7 +92,7 @@ def encode_texts(host: Host, rows: Recorder, clip: Any) -> None:
             cond = clip.encode_from_tokens_scheduled(tokens)
             seconds = meter.seconds(begin, meter.mark())
             count = cond[0][0].shape[1]
-            predicted, measured = text_encoder_peak_bytes(count), meter.peak_bytes()
+            predicted, measured = text_encoder_peak_bytes(count), meter.memory()["peak_bytes"]
             figures |= {
                 "text_tokens": count, "seconds": seconds,
                 **_against(predicted, measured),
@@ -148,7 +148,7 @@ def vae_bytes(found: Measured, models: Any, request: Any) -> int | None:
     """Predicted live bytes of a decode or encode; None for ways that the plan has no word on."""
     from pack.nodes.memory.stages import vae_stage
 
-    way, _, size_text = found.case.partition(" ")
+    size_text, _, way = found.case.partition(" ")
     size = _picture(size_text)
     if size is None or way not in ("decode", "encode"):
         return None

@@ -52,15 +52,16 @@ def compared(host: Host, model: Any, picture: Picture, steps: int, detail: str) 
     parts = record["parts_at_peak"]
     seconds, plain_seconds = (found.figures()["step_s"] for found in (watched, plain))
     figures = dict.fromkeys(ON_A_CARD)
-    if plain.peak_bytes and plain.allocated_bytes:
+    activations, allocated = (plain.memory[name] for name in ("peak_bytes", "allocated_bytes"))
+    if activations and allocated:
         pages = sum(f["bytes"] or 0 for f in record["figures"] if f["name"].endswith(PAGES))
-        outside = plain.allocated_bytes + pages
+        outside = allocated + pages
         figures |= {
             "probe_peak_bytes": record["peak_bytes"],
             "probe_activations_bytes": parts["activations"],
             "parts_sum_bytes": sum(parts.values()),
             "pages_bytes": pages,
-            "outside_activations_bytes": plain.peak_bytes,
+            "outside_activations_bytes": activations,
             "outside_peak_bytes": outside,
             "ratio": record["peak_bytes"] / outside,
         }
