@@ -1,0 +1,298 @@
+"""Decode and encode: the host, its tile nodes and each setting of Lean VAE in turn.
+
+A small decode and encode first load cuDNN and bring the VAE to the card, where it stays. Each way
+starts with an empty allocator and is called twice: `first_s` is the first call (in round 0 cuDNN
+chooses its algorithms in it), `seconds` and the bytes are of the second. In the last round each
+result is compared with the host's of that round. All results lie on the CPU, where the host puts
+them.
+
+Random weights would saturate many pixels. As in vae_compare, their last convolution is scaled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from ...harness.model_files import SAME_FOLDER
+from ...vae_compare import TILED, TILES, tile_edges
+from ..host import Host, start
+from ..job import Job, Picture
+from ..rows import Recorder, without_paths
+from ..sampling import Meter, vae_latent_for
+from ..variants import HOST
+from . import vae_difference
+
+TASKS = ("decode", "encode")
+# Picture, rounds.
+CASES = ((Picture(1024, 1024), 3), (Picture(2048, 2048), 2))
+REHEARSED = ((Picture(64, 64), 1),)
+WARM_UP = Picture(32, 32)
+PREFERENCES = ("speed", "balance", "smallest")
+TILE_NODES = {"decode": TILED, "encode": "VAEEncodeTiled"}
+LAST_LAYER = "decoder.conv_out."
+CONTRAST = 0.5  # vae_compare's
+FIGURES = (
+    "first_s", "seconds", "peak_bytes", "reserved_bytes", "allocated_bytes", "workspace_bytes",
+    "is_repeatable", *vae_difference.FIGURES, "clamped", "note",
+)  # fmt: skip
+LAUNCHES = ("kernels", "copies", "operations")
+
+Work = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Way(NamedTuple):
+    """One way to decode or encode.
+
+    work: from a latent [B, 16, H/8, W/8] to pictures [B, H, W, 3] or back, float32, on the CPU.
+    edges: rows at which tiles or strips of a decoded picture end, for a side in pixels.
+    is_tiled: the same holds for columns.
+    """
+
+    work: Work
+    edges: Callable[[int], Sequence[int]]
+    is_tiled: bool = False
+
+
+class Result(NamedTuple):
+    """What a way made, and what was said while it did."""
+
+    tensor: torch.Tensor
+    notes: list[str]
+
+
+def run(job: Job, rows: Recorder) -> None:
+    host = start(job, rows)
+    vae = load_vae(host)
+    rows.facts["dtype"] = str(vae.vae_dtype).removeprefix("torch.")
+    rows.facts["contrast"] = CONTRAST if job.models_dir is None else None
+    cases = REHEARSED if job.is_rehearsal else CASES
+    with torch.inference_mode():
+        for task in TASKS:
+            getattr(vae, task)(given_for(task, WARM_UP))
+        for task in TASKS:
+            for picture, rounds in cases:
+                compare(host, rows, vae, task, picture, rounds)
+        for task in TASKS[: 1 if job.is_rehearsal else None]:
+            count_launches(host, rows, vae, task, cases[0][0])
+
+
+def load_vae(host: Host) -> Any:
+    """The VAE alone, as the host's Load VAE makes it; the last layer of random weights scaled."""
+    import comfy.sd
+    import comfy.utils
+    from pack.nodes.host import folders
+    from pack.nodes.weights import diffusers_folder
+
+    is_written = (host.job.work / "models" / "whole").is_dir()
+    found = host.models("whole" if is_written else "short")
+    choice = found.diffusion_model if found.vae == SAME_FOLDER else found.vae
+    if choice.endswith("/"):
+        known = diffusers_folder.find_folders(folders.search_paths("diffusers"))
+        files = diffusers_folder.open_part(known[choice], choice, diffusers_folder.VAE).files
+    else:
+        files = (folders.file_path("vae", choice),)
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        state |= comfy.utils.load_torch_file(str(file))
+    if host.job.models_dir is None:
+        # Into new tensors: under dynamic VRAM these are a mapping of the file, read only.
+        state |= {k: CONTRAST * t for k, t in state.items() if k.startswith(LAST_LAYER)}
+    vae = comfy.sd.VAE(sd=state)
+    vae.throw_exception_if_invalid()
+    return vae
+
+
+def given_for(task: str, picture: Picture) -> torch.Tensor:
+    """A latent [B, 16, H/8, W/8] as samplers give it, or pictures [B, H, W, 3] of random values."""
+    if task == "decode":
+        return vae_latent_for(picture)
+    shape = (picture.batch, picture.height_px, picture.width_px, 3)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(4))
+
+
+def names_of(task: str) -> tuple[str, ...]:
+    """The variants of a task, in the order of the tables."""
+    return (HOST, TILE_NODES[task], *(f"Lean VAE {prefer}" for prefer in PREFERENCES))
+
+
+def make(name: str, vae: Any, task: str) -> Way:
+    """A variant of a task.
+
+    Raises:
+        RuntimeError: Lean VAE leaves this VAE as it is.
+    """
+    if name == HOST:
+        return Way(getattr(vae, task), lambda side: ())
+    if name == TILE_NODES[task]:
+        return Way(tiled(vae, task), _tile_edges, is_tiled=True)
+    from pack.nodes.host.lean_vae import example_call
+    from pack.nodes.lean_vae import LeanVAE
+    from pack.nodes.memory.vae_choice import VaeChoice
+
+    prefer: Any = name.rsplit(" ", 1)[-1]
+    lean = LeanVAE.execute(vae, prefer).args[0]
+    if lean is vae:
+        raise RuntimeError("Lean VAE leaves this VAE as it is")
+
+    def edges(side: int) -> Sequence[int]:
+        plan = VaeChoice(prefer, 0).plan(example_call(lean, side))
+        rows = side if plan is None else plan.levels[-1].limit
+        return range(rows, side, rows)
+
+    return Way(getattr(lean, task), edges)
+
+
+def tiled(vae: Any, task: str) -> Work:
+    """The host's node for tiles with the settings that it has when it is put into a graph."""
+    import nodes
+
+    node = getattr(nodes, TILE_NODES[task])
+    required = node.INPUT_TYPES()["required"]
+    settings = {k: v[1]["default"] for k, v in required.items() if len(v) > 1}
+
+    def work(given: torch.Tensor) -> torch.Tensor:
+        inputs = {"samples": {"samples": given}} if task == "decode" else {"pixels": given}
+        (result,) = getattr(node(), node.FUNCTION)(vae=vae, **inputs, **settings)
+        return result if task == "decode" else result["samples"]
+
+    return work
+
+
+def _tile_edges(side: int) -> list[int]:
+    return sorted({8 * edge for edge in tile_edges(side // 8, *TILES[TILED])})
+
+
+def compare(host: Host, rows: Recorder, vae: Any, task: str, picture: Picture, rounds: int) -> None:
+    """Rows of every variant and round of a case; what ran out of memory is not tried again."""
+    case, names = f"{picture} {task}", names_of(task)
+    given = given_for(task, picture)
+    failed: set[str] = set()
+    for index in range(rounds):
+        if all(rows.has(case, name, index) for name in names):
+            continue
+        of_host: Result | None = None
+        for name in names:
+            if name in failed:
+                continue
+            host.settle()
+            failed.add(name)
+            with rows.attempt(case, name, index) as figures:
+                figures |= dict.fromkeys(FIGURES)
+                way = make(name, vae, task)
+                result = measure(host, way, given, figures)
+                if index == rounds - 1:
+                    judge(result, of_host, name, task, way, figures)
+                    of_host = result if name == HOST else of_host
+                failed.discard(name)
+
+
+def judge(
+    result: Result, of_host: Result | None, name: str, task: str, way: Way, figures: dict[str, Any]
+) -> None:
+    """Fills in how far a result is from the host's; what is said of pixels is None for a latent."""
+    made = result.tensor
+    if task == "decode":
+        figures["clamped"] = vae_difference.clamped(made)
+    if name == HOST:
+        return
+    if of_host is None:
+        figures["note"] = "; ".join([*result.notes, "no result of ComfyUI to compare with"])
+        return
+    told = [f"ComfyUI, with which it is compared: {text}" for text in of_host.notes]
+    figures["note"] = "; ".join([*result.notes, *told]) or None
+    if task == "encode":
+        figures |= vae_difference.latent_difference(made, of_host.tensor)
+    else:
+        edges = way.edges(made.shape[1])
+        figures |= vae_difference.picture_difference(
+            made, of_host.tensor, edges=edges, is_tiled=way.is_tiled
+        )
+
+
+def measure(host: Host, way: Way, given: torch.Tensor, figures: dict[str, Any]) -> Result:
+    """Calls it twice and fills in the times of both, and the bytes of the second.
+
+    Raises:
+        RuntimeError: the result is not finite.
+    """
+    meter = Meter(host.device)
+
+    def timed() -> tuple[float, torch.Tensor]:
+        meter.restart()
+        begin = meter.mark()
+        tensor = way.work(given)
+        return meter.seconds(begin, meter.mark()), tensor
+
+    with heard(figures) as notes:
+        figures["first_s"], first = timed()
+        figures["seconds"], tensor = timed()
+    figures |= meter.memory()
+    figures["is_repeatable"] = torch.equal(first, tensor)
+    if not tensor.isfinite().all():
+        raise RuntimeError("the result is not finite")
+    return Result(tensor, notes)
+
+
+@contextmanager
+def heard(figures: dict[str, Any]) -> Iterator[list[str]]:
+    """Yields what is logged meanwhile, and puts it into `note`, after an error too.
+
+    That is the host's warnings, such as a fallback to tiles, and Lean VAE's retries.
+    """
+    from pack.nodes.host.vae_forward import logger as ours
+
+    notes: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = without_paths(record.getMessage())
+            if (record.levelno >= logging.WARNING or record.name == ours.name) and (
+                text not in notes
+            ):
+                notes.append(text)
+
+    root, ear, level = logging.getLogger(), Ear(), ours.level
+    root.addHandler(ear)
+    ours.setLevel(logging.INFO)
+    try:
+        yield notes
+    finally:
+        ours.setLevel(level)
+        root.removeHandler(ear)
+        figures["note"] = "; ".join(notes) or None
+
+
+def count_launches(host: Host, rows: Recorder, vae: Any, task: str, picture: Picture) -> None:
+    """Rows of kernels launched by one call, by torch's profiler; on the CPU operations."""
+    case, given = f"{picture} {task} launches", given_for(task, picture)
+    names = names_of(task)
+    if all(rows.has(case, name) for name in names):
+        return
+    getattr(vae, task)(given_for(task, WARM_UP))  # the weights are on the card after it
+    for name in names:
+        with rows.attempt(case, name) as figures:
+            figures |= dict.fromkeys(LAUNCHES)
+            figures |= launches(host, make(name, vae, task).work, given)
+
+
+def launches(host: Host, work: Work, given: torch.Tensor) -> dict[str, int]:
+    """Kernels of one call, copies apart; where no card runs them, operations."""
+    from torch.profiler import ProfilerActivity, profile
+
+    is_card = host.device.type == "cuda"
+    activity = ProfilerActivity.CUDA if is_card else ProfilerActivity.CPU
+    with profile(activities=[activity], acc_events=True) as seen:
+        work(given)
+        if is_card:
+            torch.cuda.synchronize(host.device)
+    events = seen.events()
+    if not is_card:
+        return {"operations": len(events)}
+    on_card = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in on_card)
+    return {"kernels": len(on_card) - copies, "copies": copies}
