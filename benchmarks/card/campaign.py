@@ -67,7 +67,7 @@ def run(campaign: Campaign, legs: Sequence[Leg]) -> bool:
     os.environ[rows.HIDDEN[0]] = os.pathsep.join(str(place) for place in places)
     end = time.time() + 60 * campaign.minutes
     name = time.strftime("%Y-%m-%dT%H:%M:%S")
-    is_whole = True
+    is_whole, is_started = True, False
     left = left_to_do(campaign.folder, legs)
     for index, leg in enumerate(left, 1):
         job = Job(
@@ -81,6 +81,11 @@ def run(campaign: Campaign, legs: Sequence[Leg]) -> bool:
         if seconds < LEAST_SECONDS:
             print(f"The time is up: {len(left) - index + 1} legs are left for the next call.")
             return False
+        if is_started and seconds < leg.seconds:
+            print(f"[{index}/{len(left)}] {leg.title}: needs more time than is left, the next call")
+            is_whole = False
+            continue
+        is_started = True
         print(f"[{index}/{len(left)}] {leg.title}", flush=True)
         limit = min(leg.limit_s, seconds)
         is_whole &= _run_leg(dataclasses.replace(job, deadline=time.time() + limit), limit)

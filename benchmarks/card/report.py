@@ -18,6 +18,7 @@ from .tables import HOST, NOT_MEASURED, Table, ratio
 
 NAME, PLOT_NAME = "report.md", "peak.png"
 DENOISER_OURS, BUDGET_OURS = "Apply Gradient Checkpoint", "Fit to VRAM"
+HEADS = {"vae": "VAE"}
 REHEARSAL = "REHEARSAL: nothing here is a measurement of a card."
 
 
@@ -110,7 +111,11 @@ def sections(measured: Sequence[Row], setups: int) -> list[str]:
         text = tables.markdown(table, measured, hidden=() if setups > 1 else (SETUP.title,))
         if not text:
             continue
-        head = "" if table.part in headed else f"## {table.part.capitalize()}\n\n"
+        head = (
+            ""
+            if table.part in headed
+            else f"## {HEADS.get(table.part, table.part.capitalize())}\n\n"
+        )
         headed.add(table.part)
         made.append(f"{head}### {table.title}\n\n{text}")
     return made

@@ -62,10 +62,9 @@ def without_paths(text: str) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """What a row says of an error."""
-    if type(error).__name__ in ("OutOfMemoryError", "OOM_EXCEPTION"):
-        return OUT_OF_MEMORY
-    return without_paths(f"{type(error).__name__}: {error}")
+    """What a row says of an error; the driver's own out of memory has another class."""
+    is_oom = type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error)
+    return OUT_OF_MEMORY if is_oom else without_paths(f"{type(error).__name__}: {error}")
 
 
 class Recorder:

@@ -52,7 +52,6 @@ def free_environment() -> None:
     """Makes the environment of this process one as users have it; its children inherit that."""
     for name in _FORCED:  # main.py and torch choose the allocator
         os.environ.pop(name, None)
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # so that NVML's numbers are CUDA's
     # LiveHost gives one thread, for tests; torch itself takes all.
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 

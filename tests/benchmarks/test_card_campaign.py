@@ -102,6 +102,12 @@ class TestGoingOn:
         assert not campaign.run(settings(tmp_path, minutes=0.1), [leg("works")])
         assert not (tmp_path / "rows.jsonl").exists()
 
+    def test_a_leg_that_needs_more_time_than_is_left_gives_way_to_shorter_ones(self, tmp_path):
+        legs = [leg("works"), leg("long", seconds=3600.0), leg("variant raises", seconds=1.0)]
+        assert not campaign.run(settings(tmp_path), legs)
+        assert [each.name for each in campaign.left_to_do(tmp_path, legs)] == ["long"]
+        assert campaign.run(settings(tmp_path), legs)  # nothing else is left: it is started
+
     def test_a_leg_cut_by_the_time_is_tried_again(self, tmp_path, monkeypatch):
         monkeypatch.setattr(campaign, "LEAST_SECONDS", 1.0)
         assert not campaign.run(settings(tmp_path, minutes=3 / 60), [leg("hangs")])
@@ -205,7 +211,11 @@ class TestRows:
     def test_out_of_memory_is_told_as_that(self):
         import torch
 
-        assert rows.error_text(torch.OutOfMemoryError("tried to allocate")) == rows.OUT_OF_MEMORY
+        for error in (
+            torch.OutOfMemoryError("tried to allocate"),
+            RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        ):
+            assert rows.error_text(error) == rows.OUT_OF_MEMORY
 
     def test_an_error_that_the_card_does_not_survive_ends_the_leg(self, tmp_path):
         recorder = rows.Recorder(Job(leg("works"), tmp_path, REPO))

@@ -130,7 +130,7 @@ def test_the_report_is_made_and_says_that_it_is_a_rehearsal(rehearsed):
     text = (folder / "report.md").read_text()
     assert report.REHEARSAL in text and report.REHEARSAL in told
     for part in catalogue.PARTS:
-        assert part.capitalize() in text
+        assert f"\n## {part}\n" in text.lower()
     for reason in catalogue.NOT_REHEARSED:
         assert reason in text and reason in told
 

@@ -229,7 +229,7 @@ class TestReport:
     def test_every_part_has_a_section_and_a_leg_its_end(self, tmp_path):
         text = reported(tmp_path, *campaign())
         heads = re.findall(r"^## (.*)$", text, re.MULTILINE)
-        parts = [part.capitalize() for part in catalogue.PARTS]
+        parts = [report.HEADS.get(part, part.capitalize()) for part in catalogue.PARTS]
         assert heads == ["How it ran", *parts, "Errors", "Without a result"]
         assert line_of(text, "training", "failed")[-1] == "9"
         assert "None" not in text
