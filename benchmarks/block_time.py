@@ -23,13 +23,13 @@ from typing import Any
 import torch
 
 if __package__:
-    from .harness.rows import merged, write
-    from .load_ram import REPO, register_pack
+    from .harness.rows import RESULTS_DIR, merged, write
+    from .load_ram import register_pack
 else:
-    from harness.rows import merged, write
-    from load_ram import REPO, register_pack
+    from harness.rows import RESULTS_DIR, merged, write
+    from load_ram import register_pack
 
-RESULTS = REPO / "benchmarks" / "results" / "block_time.jsonl"
+RESULTS = RESULTS_DIR / "block_time.jsonl"
 # Column: groups of heads.
 VARIANTS = {
     "1 group": 1,
@@ -131,7 +131,6 @@ def main() -> None:
     }  # fmt: skip
     kept = merged(RESULTS, [{**row, **known} for row in rows], ("tokens", "variant"))
     shown = [row for row in kept if row["variant"] in VARIANTS]
-    RESULTS.parent.mkdir(exist_ok=True)
     write(RESULTS, shown)
     print(
         "One full-width block, bfloat16, CPU, 1 thread; time as a multiple of the host's, median "

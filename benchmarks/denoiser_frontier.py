@@ -1,17 +1,17 @@
 """Memory against cost of the lean denoiser: chunk size by head groups, as a table and a plot.
 
-    python run.py bench denoiser_frontier [--side 1024]
+    python run.py bench denoiser_frontier [--side 1024] [--groups 2 3]
 
 Memory: the predicted peak of the whole forward (nodes/memory/plan.py; a test holds it within 3 % of
 what fake tensors measure). Cost: a roofline of one main block, counted operation by operation on
 fake CUDA tensors: the larger of arithmetic and memory traffic at the stated card's peaks, as a
-multiple of the host's own block. Nothing is timed; launches and caches are not in it.
+multiple of the host's own block. Nothing is timed; launches and caches are not in it. Rows of other
+sizes and groups are kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,15 +24,18 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 if __package__:
-    from .load_ram import REPO, register_pack
+    from .harness.rows import RESULTS_DIR, merged, write
+    from .load_ram import register_pack
 else:
-    from load_ram import REPO, register_pack
+    from harness.rows import RESULTS_DIR, merged, write
+    from load_ram import register_pack
 
-RESULTS = REPO / "benchmarks" / "results"
+RESULTS = RESULTS_DIR / "denoiser_frontier.jsonl"
 MIB = 2**20
 GROUPS = (1, 2, 3, 5, 10, 30)
 CHUNKS = (256, 512, 1024, 2048, 4096)
 TEXT_TOKENS = 256
+KEY = ("side_px", "groups", "chunk_tokens")
 # A GeForce RTX 4090 by its data sheet: bfloat16 with float32 accumulation, and its memory.
 CARD = "165 TFLOP/s and 1008 GB/s"
 FLOPS_PER_S, BYTES_PER_S = 165e12, 1008e9
@@ -88,7 +91,7 @@ def cost(run: Callable[..., Any], tokens: int) -> Roofline:
     return roofline
 
 
-def frontier(side_px: int) -> list[dict[str, Any]]:
+def frontier(side_px: int, groups_of_heads: Sequence[int]) -> list[dict[str, Any]]:
     """One row for each number of groups and chunk size; the host's block is the first row."""
     from pack.nodes.host.lean_block import BlockSettings, run_block
     from pack.nodes.kernels.toolboxes import BLOCK
@@ -126,7 +129,7 @@ def frontier(side_px: int) -> list[dict[str, Any]]:
             {**shown, "groups": None, "chunk_tokens": None, "cost": 1.0,
              "peak_bytes": stock_peak_bytes(request)}
         ]  # fmt: skip
-        for groups in GROUPS:
+        for groups in groups_of_heads:
             chosen = denoiser_plan(request, groups=groups).chunk_tokens
             for chunk in CHUNKS:
                 plan = DenoiserPlan(groups, chunk)
@@ -141,11 +144,16 @@ def frontier(side_px: int) -> list[dict[str, Any]]:
     return rows
 
 
+def groups_in(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """The numbers of groups that were measured, the host's own block aside."""
+    return sorted({row["groups"] for row in rows} - {None})
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Groups by chunk sizes; the chunk that `chunk_tokens` 0 takes is bold."""
     heads = " | ".join(f"chunks of {chunk}" for chunk in CHUNKS)
     lines = [f"| groups of heads | {heads} |", "|---|" + "---|" * len(CHUNKS)]
-    for groups in GROUPS:
+    for groups in groups_in(rows):
         cells = []
         for row in rows:
             if row["groups"] == groups:
@@ -163,7 +171,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    for index, groups in enumerate(GROUPS):
+    for index, groups in enumerate(groups_in(rows)):
         mine = [row for row in rows if row["groups"] == groups]
         costs, peaks = ([row[k] for row in mine] for k in ("cost", "peak_bytes"))
         mib = [peak / MIB for peak in peaks]
@@ -184,6 +192,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--side", type=int, nargs="+", default=[1024, 2048])
+    parser.add_argument("--groups", type=int, nargs="+", choices=GROUPS, default=GROUPS)
     options = parser.parse_args()
     register_pack()
     from pack.tests.host.stock_forward import settle_host
@@ -198,18 +207,16 @@ def main() -> None:
             f"{TEXT_TOKENS} text tokens, batch 1, a card of {CARD}. Bold (ringed in the plot): the "
             f"chunk that is chosen. ComfyUI {known['host']}, torch {known['torch']}."
         )
-        every = []
         for side in options.side:
-            rows = frontier(side)
-            every += [{**row, "card": CARD, **known} for row in rows]
+            rows = frontier(side, options.groups)
+            measured = [{**row, "card": CARD, **known} for row in rows]
+            write(RESULTS, merged(RESULTS, measured, KEY))
             print(
                 f"\n{side}x{side} (host: {rows[0]['peak_bytes'] / MIB:.0f} MiB):\n\n{table(rows)}",
                 flush=True,
             )
             title = f"Z-Image {side}x{side}, batch 1: memory against cost (points: chunk sizes)"
-            plot(rows[1:], RESULTS / f"denoiser_frontier_{side}.png", title)
-    lines = "".join(json.dumps(row) + "\n" for row in every)
-    (RESULTS / "denoiser_frontier.jsonl").write_text(lines)
+            plot(rows[1:], RESULTS_DIR / f"denoiser_frontier_{side}.png", title)
 
 
 if __name__ == "__main__":

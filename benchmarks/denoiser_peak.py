@@ -35,12 +35,11 @@ if TYPE_CHECKING:
     from pack.tests.host.stock_forward import FakeDenoiser
 
 if __package__:
-    from .harness.rows import merged, write
+    from .harness.rows import REPO, RESULTS_DIR, merged, write
 else:
-    from harness.rows import merged, write
+    from harness.rows import REPO, RESULTS_DIR, merged, write
 
-REPO = Path(__file__).resolve().parent.parent
-RESULTS = REPO / "benchmarks" / "results" / "denoiser_peak.jsonl"
+RESULTS = RESULTS_DIR / "denoiser_peak.jsonl"
 MIB = 2**20
 TEXT_TOKENS = 256
 CASES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1), (1024, 1024, 4), (4096, 4096, 1))
@@ -278,7 +277,6 @@ def main() -> None:
     is_published = options.layers == Z_IMAGE.layers and options.attention == "flash"
     if is_published and not options.eager:
         rows = kept_rows([{**row, **known} for row in rows])
-        RESULTS.parent.mkdir(exist_ok=True)
         write(RESULTS, rows)
     form = ", comfy-kitchen's eager form" if options.eager else ""
     print(

@@ -1,16 +1,17 @@
 """What the switches of the tutorial save on diffusers' own Z-Image at inference: live-bytes peaks.
 
-    python run.py bench diffusers_peak
+    python run.py bench diffusers_peak [--case 1024x1024x1]
 
 diffusers' transformer at full size on fake CUDA tensors in bfloat16, one call without gradients as
 its pipeline makes it: as it comes, after `enable_gradient_checkpointing()`, and after the
 pipeline's `enable_attention_slicing()` and `set_attention_slice("max")`. Weights, kernel workspaces
-and the allocator's fragmentation are not in the figures; attention counts as flash-like.
+and the allocator's fragmentation are not in the figures; attention counts as flash-like. Rows of
+other cases are kept.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +19,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 if __package__:
-    from .load_ram import REPO, register_pack
+    from .harness.rows import RESULTS_DIR, merged, write
+    from .load_ram import register_pack
 else:
-    from load_ram import REPO, register_pack
+    from harness.rows import RESULTS_DIR, merged, write
+    from load_ram import register_pack
 
-RESULTS = REPO / "benchmarks" / "results" / "diffusers_peak.jsonl"
+RESULTS = RESULTS_DIR / "diffusers_peak.jsonl"
 MIB = 2**20
 TEXT_TOKENS = 256
+KEY = ("variant", "width_px", "height_px", "batch")
 CASES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1))
 
 
@@ -75,6 +79,11 @@ def peak_bytes(switch: Callable[[Any], None], width_px: int, height_px: int, bat
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    names = ["{}x{}x{}".format(*case) for case in CASES]
+    parser.add_argument("--case", action="append", choices=names, help="only these")
+    options = parser.parse_args()
+    chosen = [c for c, name in zip(CASES, names, strict=True) if name in (options.case or names)]
     register_pack()
     import diffusers
 
@@ -85,18 +94,17 @@ def main() -> None:
             "text_tokens": TEXT_TOKENS, "dtype": "bfloat16", "device": "fake cuda",
             "peak_bytes": peak_bytes(switch, width, height, batch), **known,
         }
-        for width, height, batch in CASES
+        for width, height, batch in chosen
         for name, switch in VARIANTS.items()
     ]  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(RESULTS, merged(RESULTS, rows, KEY))
     print(
         f"Live-bytes peak of one call of diffusers' Z-Image transformer at inference, bfloat16, "
         f"{TEXT_TOKENS} text tokens, weights excluded, fake tensors; diffusers "
         f"{known['diffusers']}, torch {known['torch']}."
     )
     print(f"\n| picture | {' | '.join(VARIANTS)} |\n|---|" + "---|" * len(VARIANTS))
-    for width, height, batch in CASES:
+    for width, height, batch in chosen:
         cells = [
             f"{row['peak_bytes'] / MIB:.1f} MiB"
             for row in rows

@@ -8,18 +8,16 @@ it, and times are not measured by this.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 if __package__:
     from .denoiser_peak import register_pack
-    from .harness.rows import write
+    from .harness.rows import RESULTS_DIR, write
 else:
     from denoiser_peak import register_pack
-    from harness.rows import write
+    from harness.rows import RESULTS_DIR, write
 
-REPO = Path(__file__).resolve().parent.parent
-RESULTS = REPO / "benchmarks" / "results" / "fit_table.jsonl"
+RESULTS = RESULTS_DIR / "fit_table.jsonl"
 GIB = 2**30
 BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
 PICTURES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1), (4096, 4096, 1))

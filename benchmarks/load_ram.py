@@ -1,11 +1,13 @@
 """Peak RAM and time of loading a sharded folder: our loader node, and mapping it whole.
 
-    python run.py bench load_ram [--layers N] [--dtype float32|bfloat16]
+    python run.py bench load_ram [--layers N] [--dtype float32|bfloat16] [--way node]
+        [--tiny]
 
 Each row is a process of its own on the unmodified host with --cpu. The peak is the process' largest
 resident set, mapped file pages included, less what it held before loading. The folder has the true
 widths and few layers; its tensors are zero but for their first rows, which costs as much RAM.
-On the CPU the host keeps the transformer in float32: a bfloat16 folder doubles in memory.
+On the CPU the host keeps the transformer in float32: a bfloat16 folder doubles in memory. `--tiny`
+only tries the script, on tiny widths. Rows of other folders are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +23,13 @@ import time
 import types
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parent.parent
+if __package__:
+    from .harness.rows import REPO, RESULTS_DIR, merged, write
+else:
+    from harness.rows import REPO, RESULTS_DIR, merged, write
+
+RESULTS = RESULTS_DIR / "load_ram.jsonl"
+KEY = ("way", "layers", "dim", "dtype")
 GIB = 2**30
 WAYS = {
     "node": "Load Z-Image-Turbo",
@@ -48,7 +56,9 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def load_in_this_process(way: str, base: Path, folder_name: str) -> dict[str, float]:
+def load_in_this_process(
+    way: str, base: Path, folder_name: str, *, is_tiny: bool
+) -> dict[str, float]:
     """Loads the folder in this process; returns seconds and peak bytes above the start."""
     sys.path.insert(0, os.environ["ZIMAGE_HOST_DIR"])
     import comfy.options
@@ -61,6 +71,10 @@ def load_in_this_process(way: str, base: Path, folder_name: str) -> dict[str, fl
     import utils.extra_config  # noqa: F401 (first: hosts before 0.26 hide `utils` later)
     from pack.nodes.load_model import SAME_FOLDER, LoadZImageTurbo
 
+    if is_tiny:
+        from pack.tests import widen_detection
+
+        widen_detection.install()
     before, start = peak_rss_bytes(), time.perf_counter()
     if way == "node":
         kept = LoadZImageTurbo.execute(f"{folder_name}/", SAME_FOLDER, SAME_FOLDER).result
@@ -95,9 +109,10 @@ def _load_mapped(comfy: types.ModuleType, folder: Path) -> tuple[object, object,
     )
 
 
-def measure(way: str, base: Path, folder_name: str) -> dict[str, float]:
+def measure(way: str, base: Path, folder_name: str, *, is_tiny: bool = False) -> dict[str, float]:
     """Runs `load_in_this_process` in a fresh process."""
     command = [sys.executable, __file__, "--child", way, str(base), folder_name]
+    command += ["--tiny"] if is_tiny else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{way} failed: {done.stderr.strip().splitlines()[-1:]}")
@@ -109,28 +124,32 @@ def folder_bytes(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
 
 
-def make_folder(base: Path, *, layers: int, dtype: str) -> Path:
+def make_folder(base: Path, *, layers: int, dtype: str, is_tiny: bool = False) -> Path:
     """Writes the folder below the base directory's models/diffusers."""
     import torch
 
     register_pack()
-    from pack.tests.tiny_models import write_real_width_folder
+    from pack.tests import tiny_models
 
     folder = base / "models" / "diffusers" / "Z-Image-Turbo"
-    return write_real_width_folder(folder, layers=layers, dtype=getattr(torch, dtype))
+    make = tiny_models.write_small_folder if is_tiny else tiny_models.write_real_width_folder
+    return make(folder, layers=layers, dtype=getattr(torch, dtype))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=2, help="main layers of the transformer")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--way", action="append", choices=WAYS, help="only these")
+    parser.add_argument("--tiny", action="store_true", help="tiny widths: tries the script")
     parser.add_argument(
         "--child", nargs=3, metavar=("WAY", "BASE", "FOLDER"), help=argparse.SUPPRESS
     )
     options = parser.parse_args()
     if options.child:
         way, base, folder_name = options.child
-        print(json.dumps(load_in_this_process(way, Path(base), folder_name)))
+        found = load_in_this_process(way, Path(base), folder_name, is_tiny=options.tiny)
+        print(json.dumps(found))
         return
 
     import torch
@@ -138,23 +157,25 @@ def main() -> None:
     version = Path(os.environ["ZIMAGE_HOST_DIR"], "comfyui_version.py").read_text().split('"')[1]
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)
-        folder = make_folder(base, layers=options.layers, dtype=options.dtype)
+        tiny = options.tiny
+        folder = make_folder(base, layers=options.layers, dtype=options.dtype, is_tiny=tiny)
         size = folder_bytes(folder)
-        measure("mapped", base, folder.name)  # fills the page cache, so that no row pays for it
+        dim = json.loads((folder / "transformer" / "config.json").read_text())["dim"]
+        if not tiny:  # fills the page cache, so that no row pays for it
+            measure("mapped", base, folder.name)
         rows = [
             {
-                "way": way, "layers": options.layers, "dtype": options.dtype, "folder_bytes": size,
+                "way": way, "layers": options.layers, "dim": dim, "dtype": options.dtype,
+                "folder_bytes": size,
                 "host": version, "torch": torch.__version__, "device": f"cpu {platform.machine()}",
-                **measure(way, base, folder.name),
+                **measure(way, base, folder.name, is_tiny=tiny),
             }
-            for way in WAYS
+            for way in options.way or WAYS
         ]  # fmt: skip
-    results = REPO / "benchmarks" / "results" / "load_ram.jsonl"
-    results.parent.mkdir(exist_ok=True)
-    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(RESULTS, merged(RESULTS, rows, KEY))
     print(
-        f"{options.layers} main layers, {options.dtype}, {size / GIB:.2f} GiB of shards; ComfyUI "
-        f"{version}, torch {torch.__version__}, CPU"
+        f"{options.layers} main layers of width {dim}, {options.dtype}, {size / GIB:.2f} GiB of "
+        f"shards; ComfyUI {version}, torch {torch.__version__}, CPU"
     )
     print("| way | peak RAM | of the folder | seconds |\n|---|---|---|---|")
     for row in rows:

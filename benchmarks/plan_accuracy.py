@@ -28,13 +28,12 @@ import torch
 
 if __package__:
     from .denoiser_peak import register_pack, versions
-    from .harness.rows import cell_of, merged, write
+    from .harness.rows import RESULTS_DIR, cell_of, merged, write
 else:
     from denoiser_peak import register_pack, versions
-    from harness.rows import cell_of, merged, write
+    from harness.rows import RESULTS_DIR, cell_of, merged, write
 
-REPO = Path(__file__).resolve().parent.parent
-RESULTS = REPO / "benchmarks" / "results" / "plan_accuracy.jsonl"
+RESULTS = RESULTS_DIR / "plan_accuracy.jsonl"
 MIB = 2**20
 # Cases by stage: more than 300 in all.
 CASES = {"text encode": 60, "denoise": 81, "denoise, stock": 60, "VAE": 40, "VAE, stock": 60}

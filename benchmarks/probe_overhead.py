@@ -1,6 +1,7 @@
 """What VRAM Probe costs per sampling step, on the CPU, by its detail.
 
-    python run.py bench probe_overhead [--side PX] [--pairs N] [--steps N] [--details D ...]
+    python run.py bench probe_overhead [--side PX] [--pairs N] [--steps N] [--heads N]
+        [--details D ...]
 
 The model has Z-Image's widths, one main layer and its four refiners, with random float32 weights.
 The host samples it in one thread, whose own time is taken. What the probe costs is counted, so that
@@ -18,14 +19,14 @@ one after it without; beside it the one after against the one before, which is t
 
 "blocks, counter only" reads a counter at the end of each block instead, as on a GPU: here it is the
 process' memory, whose reading is a file; a GPU's allocator is asked by one call of torch. The times
-on a GPU: not measured.
+on a GPU: not measured. Rows of other sizes and details are kept. `--heads` makes a narrower model:
+it only tries the script.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -40,16 +41,19 @@ from typing import Any, NamedTuple
 import torch
 
 if __package__:
-    from .load_ram import REPO, register_pack
+    from .harness.rows import RESULTS_DIR, read, write
+    from .load_ram import register_pack
 else:
-    from load_ram import REPO, register_pack
+    from harness.rows import RESULTS_DIR, read, write
+    from load_ram import register_pack
 
-RESULTS = REPO / "benchmarks" / "results" / "probe_overhead.jsonl"
+RESULTS = RESULTS_DIR / "probe_overhead.jsonl"
 COUNTER_ONLY = "blocks, counter only"
 TARGETS = {"totals": 0.005, "steps": 0.01, COUNTER_ONLY: 0.03, "blocks": 0.03}
 VARIANTS = ("totals", "steps", COUNTER_ONLY, "blocks", "allocations")
 WATCHED = ("blocks", "allocations")
 SMALL_SIDE_PX = 64
+HEADS, HEAD_DIM = 30, 128  # Z-Image's
 
 
 class Timed(NamedTuple):
@@ -65,7 +69,7 @@ def make_model(heads: int) -> Any:
     """The host's Z-Image with so many heads of 128, 30 being the full width, and one main layer."""
     from pack.tests.host import lean_models
 
-    widths = {"dim": 128 * heads, "n_heads": heads, "n_kv_heads": heads, "n_layers": 1}
+    widths = {"dim": HEAD_DIM * heads, "n_heads": heads, "n_kv_heads": heads, "n_layers": 1}
     return lean_models.built("ZImage", {**lean_models.Z_IMAGE, **widths})
 
 
@@ -84,9 +88,9 @@ def clocked(*, counter_only: bool) -> Iterator[dict[str, float]]:
                 self._is_tracked = False
             spent.update(points=0.0, events=0.0, count=0)
 
-        def point(self, block: str | None) -> None:
+        def point(self, *args: Any, **kwargs: Any) -> None:
             start = time.thread_time()
-            super().point(block)
+            super().point(*args, **kwargs)
             spent["points"] += time.thread_time() - start
 
         def _show(self, record: Any) -> None:
@@ -181,8 +185,8 @@ def measure(model: Any, variant: str, *, pairs: int, steps: int, side_px: int) -
     denoiser = model.get_model_object("diffusion_model")
     blocks = len(denoiser.layers) + len(denoiser.noise_refiner) + len(denoiser.context_refiner)
     row = {
-        "detail": variant, "size": f"{side_px}x{side_px}", "pairs": pairs, "steps": steps,
-        "blocks": blocks,
+        "detail": variant, "dim": denoiser.dim, "size": f"{side_px}x{side_px}",
+        "pairs": pairs, "steps": steps, "blocks": blocks,
         "reading_microseconds": statistics.median(r.reading for r in runs) * 1e6,
         "events_microseconds": statistics.median(r.events for r in runs) * 1e6,
         "one_event_microseconds": statistics.median(r.event for r in runs) * 1e6,
@@ -201,6 +205,10 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128, help="pixels")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
+    # One head of 128 is narrower than the 256 channels of the host's modulation.
+    parser.add_argument(
+        "--heads", type=int, choices=range(2, HEADS + 1), default=HEADS, metavar="N"
+    )
     parser.add_argument("--details", nargs="+", choices=VARIANTS, default=VARIANTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -213,7 +221,7 @@ def main() -> None:
         import folder_paths  # noqa: F401 (before the pack's nodes, which write below it)
 
         register_pack()
-        model = make_model(30)
+        model = make_model(options.heads)
         sample(model, 1, options.side)
         measured = [
             measure(model, variant, pairs=options.pairs, steps=options.steps, side_px=options.side)
@@ -224,28 +232,27 @@ def main() -> None:
         "host": version, "torch": torch.__version__, "dtype": "float32",
         "device": f"cpu {platform.machine()}, 1 thread",
     }  # fmt: skip
-    rows = keep([{**row, **known} for row in measured])
+    kept = keep([{**row, **known} for row in measured])
+    rows = [row for row in kept if row["dim"] == HEAD_DIM * options.heads]
     show(rows, f"ComfyUI {version}, torch {torch.__version__}")
 
 
 def keep(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Writes these rows in place of those of the same size and detail; returns all."""
+    """Writes these rows in place of those of the same sizes and detail; returns all."""
 
-    def place(row: dict[str, Any]) -> tuple[int, int]:
-        return int(row["size"].split("x")[0]), VARIANTS.index(row["detail"])
+    def place(row: dict[str, Any]) -> tuple[int, int, int]:
+        return row["dim"], int(row["size"].split("x")[0]), VARIANTS.index(row["detail"])
 
-    rows = {}
-    if RESULTS.exists():
-        rows = {place(row): row for row in map(json.loads, RESULTS.read_text().splitlines())}
-    rows |= {place(row): row for row in measured}
+    rows = {place(row): row for row in [*read(RESULTS), *measured]}
     ordered = [rows[key] for key in sorted(rows)]
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    write(RESULTS, ordered)
     return ordered
 
 
 def show(rows: list[dict[str, Any]], versions: str) -> None:
+    width = "Z-Image's width" if rows[0]["dim"] == HEADS * HEAD_DIM else f"width {rows[0]['dim']}"
     print(
-        f"VRAM Probe, {rows[0]['blocks']} blocks of Z-Image's width, float32, CPU, 1 thread, "
+        f"VRAM Probe, {rows[0]['blocks']} blocks of {width}, float32, CPU, 1 thread, "
         f"thread time. {versions}.\n"
     )
     print("| detail | size | a step | readings | events | watching | of the step | target |")

@@ -1,15 +1,17 @@
 """Bytes kept for the backward pass in training, by way of checkpointing, at Z-Image's true sizes.
 
-    python run.py bench training_memory
+    python run.py bench training_memory [--side PX] [--layers N]
 
 One forward and backward of the host's transformer on fake CPU tensors in bfloat16, frozen weights
 (as for a LoRA), gradients to the latent, sub-quadratic attention replaced by SDPA. "Depth" is the
-host's Train LoRA setting: 1 checkpoints the model as a whole, 2 its blocks.
+host's Train LoRA setting: 1 checkpoints the model as a whole, 2 its blocks. Rows of other sizes are
+kept.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
@@ -20,13 +22,16 @@ from typing import Any, NamedTuple
 import torch
 
 if __package__:
-    from .load_ram import REPO, register_pack
+    from .harness.rows import RESULTS_DIR, merged, write
+    from .load_ram import register_pack
 else:
-    from load_ram import REPO, register_pack
+    from harness.rows import RESULTS_DIR, merged, write
+    from load_ram import register_pack
 
-RESULTS = REPO / "benchmarks" / "results" / "training_memory.jsonl"
+RESULTS = RESULTS_DIR / "training_memory.jsonl"
 GIB = 2**30
-SIDE_PX, TEXT_TOKENS = 1024, 256
+TEXT_TOKENS = 256
+KEY = ("way", "width_px", "height_px", "layers")
 
 
 class Kept(NamedTuple):
@@ -51,20 +56,21 @@ def host_checkpointing(denoiser: Any, depth: int) -> Iterator[None]:
             unpatch(module)
 
 
-def measure(depth: int, is_ours: bool) -> Kept:
+def measure(depth: int, is_ours: bool, *, side_px: int, layers: int) -> Kept:
     """One forward and backward on a fresh model."""
     import comfy.model_management
     from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
     from pack.nodes.memory.peak import PeakTracker
-    from pack.nodes.memory.shapes import Request
+    from pack.nodes.memory.shapes import Z_IMAGE, Request
     from pack.tests.host import stock_forward
 
-    fake = stock_forward.FakeDenoiser(device="cpu")
+    sizes = dataclasses.replace(Z_IMAGE, layers=layers)
+    fake = stock_forward.FakeDenoiser(sizes, device="cpu")
     patcher = fake.patcher()
     if is_ours:
         patcher = ApplyGradientCheckpoint.execute(patcher).args[0]
     denoiser = fake.model.diffusion_model.requires_grad_(False)
-    request = Request(SIDE_PX, SIDE_PX, text_tokens=TEXT_TOKENS)
+    request = Request(side_px, side_px, text_tokens=TEXT_TOKENS)
     comfy.model_management.in_training = True
     try:
         with (
@@ -94,6 +100,11 @@ WAYS = {
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--side", type=int, default=1024, help="pixels")
+    parser.add_argument("--layers", type=int, default=30, help="main layers")
+    options = parser.parse_args()
+    side, layers = options.side, options.layers
     register_pack()
     from pack.tests.host.stock_forward import settle_host
 
@@ -101,17 +112,17 @@ def main() -> None:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
         import comfyui_version
 
-        found = {name: measure(*way) for name, way in WAYS.items()}
+        found = {name: measure(*way, side_px=side, layers=layers) for name, way in WAYS.items()}
         host = comfyui_version.__version__
     shown = {
-        "width_px": SIDE_PX, "height_px": SIDE_PX, "batch": 1, "text_tokens": TEXT_TOKENS,
-        "layers": 30, "dtype": "bfloat16", "device": "fake cpu", "host": host,
+        "width_px": side, "height_px": side, "batch": 1, "text_tokens": TEXT_TOKENS,
+        "layers": layers, "dtype": "bfloat16", "device": "fake cpu", "host": host,
         "torch": torch.__version__,
     }  # fmt: skip
-    lines = [json.dumps({"way": name, **kept._asdict(), **shown}) for name, kept in found.items()]
-    RESULTS.write_text("\n".join(lines) + "\n")
+    rows = [{"way": name, **kept._asdict(), **shown} for name, kept in found.items()]
+    write(RESULTS, merged(RESULTS, rows, KEY))
     print(
-        f"Forward and backward at {SIDE_PX}x{SIDE_PX}, batch 1, {TEXT_TOKENS} text tokens, 30 main "
+        f"Forward and backward at {side}x{side}, batch 1, {TEXT_TOKENS} text tokens, {layers} main "
         f"layers, frozen weights, bfloat16, fake CPU tensors; ComfyUI {host}, torch "
         f"{torch.__version__}.\n\n| way | kept for the backward pass | peak |\n|---|---|---|"
     )

@@ -34,14 +34,12 @@ import torch
 
 if __package__:
     from .denoiser_peak import register_pack, versions
-    from .harness.rows import cell_of, merged, write
+    from .harness.rows import RESULTS_DIR, cell_of, merged, write
 else:
     from denoiser_peak import register_pack, versions
-    from harness.rows import cell_of, merged, write
+    from harness.rows import RESULTS_DIR, cell_of, merged, write
 
-REPO = Path(__file__).resolve().parent.parent
-RESULTS = REPO / "benchmarks" / "results"
-ROWS = RESULTS / "vae_compare.jsonl"
+RESULTS = RESULTS_DIR / "vae_compare.jsonl"
 STOCK, TILED, FALLBACK = "stock", "VAEDecodeTiled", "fallback"
 OURS = ("speed", "balance", "smallest")
 WAYS = (STOCK, TILED, FALLBACK, *OURS)
@@ -207,7 +205,7 @@ def _picture_figures(
 ) -> dict[str, Any]:
     error = made[way] - made[STOCK]
     if way != STOCK and options.maps:
-        keep_map(error, RESULTS / f"vae_error_{way.lower()}.png")
+        keep_map(error, RESULTS_DIR / f"vae_error_{way.lower()}.png")
     mean_square = float(error.square().mean())
     off, most = unequal(made[way], made[STOCK])
     seams = seam_ratio(error, edges, both=way in TILES)
@@ -222,7 +220,7 @@ def _picture_figures(
 
 def kept_rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the results file and the measured ones, which replace those of their cell."""
-    rows = merged(ROWS, measured, KEY)
+    rows = merged(RESULTS, measured, KEY)
     return sorted(rows, key=lambda row: (*cell_of(row, KEY[:-1]), WAYS.index(row["way"])))
 
 
@@ -271,7 +269,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as base_dir, torch.inference_mode():
             settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
             known = versions()
-            write(ROWS, kept_rows([{**row, **known} for row in measure(options)]))
+            write(RESULTS, kept_rows([{**row, **known} for row in measure(options)]))
     rows = kept_rows([])
     for cell in sorted({cell_of(row, KEY[:-1]) for row in rows}):
         mine = [row for row in rows if cell_of(row, KEY[:-1]) == cell]

@@ -1,6 +1,6 @@
 """Memory against cost of the lean VAE decode: every mix of what its levels store, and where.
 
-    python run.py bench vae_frontier [--side 2048] [--check EEE] [--show]
+    python run.py bench vae_frontier [--side 2048] [--mix AAA] [--check EEE] [--show]
 
 A mix has a letter for each of the three larger levels, smallest first: A stores all maps on the
 card, B the blocks' results, C nothing; D the blocks' results in RAM, E all maps in RAM.
@@ -10,7 +10,7 @@ traffic with RAM: counted in one decode of 256x256 on fake tensors for each mix,
 maps, and scaled by the pixels; attention by its formula. Cost: the arithmetic at the stated card's
 peak, and the traffic at the stated rate after it, because the copies wait in the same stream. A
 bound: the larger of the two, as if all copies hid behind the arithmetic. Nothing is timed.
-`--check` measures the peak of a mix.
+`--check` measures the peak of a mix. Rows of other sizes and mixes are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -30,17 +29,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 if __package__:
     from .denoiser_peak import register_pack, versions
-    from .harness.rows import write
+    from .harness.rows import RESULTS_DIR, merged, read, write
     from .vae_peak import RESULTS as MEASURED
     from .vae_peak import stock_work
 else:
     from denoiser_peak import register_pack, versions
-    from harness.rows import write
+    from harness.rows import RESULTS_DIR, merged, read, write
     from vae_peak import RESULTS as MEASURED
     from vae_peak import stock_work
 
-RESULTS = Path(__file__).resolve().parent / "results"
-ROWS = RESULTS / "vae_frontier.jsonl"
+RESULTS = RESULTS_DIR / "vae_frontier.jsonl"
 MIB, GIB = 2**20, 2**30
 # keeps_input, keeps_hidden, keeps_output, in_ram
 WAYS = {
@@ -50,6 +48,8 @@ WAYS = {
     "D": (False, False, True, True),
     "E": (True, True, True, True),
 }
+MIXES = tuple(map("".join, itertools.product(WAYS, repeat=3)))
+KEY = ("side_px", "mix")
 SIDE_PX = 256  # of the counted decodes
 # A GeForce RTX 4090 by its data sheet; pinned copies over PCIe 4.0 x16 at 80 % of its rate.
 CARD = "165 TFLOP/s, 25 GB/s to RAM"
@@ -106,7 +106,7 @@ def decode(fake: Any, plan: Any, side: int, mode: Any) -> int:
     return sum(work)
 
 
-def mixes(fake: Any, side: int) -> list[dict[str, Any]]:
+def measure(fake: Any, side: int, mixes: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each mix."""
     from pack.nodes.host import vae_layers
     from pack.nodes.memory.vae_peak import lean_vae_peak_bytes, lean_vae_work
@@ -115,7 +115,7 @@ def mixes(fake: Any, side: int) -> list[dict[str, Any]]:
     sizes = VaeSizes(**vae_layers.sizes(fake.model))
     base, area = stock_work(sizes, side, side), (side / SIDE_PX) ** 2
     rows = []
-    for mix in map("".join, itertools.product(WAYS, repeat=3)):
+    for mix in mixes:
         counted, traffic = plan_of(mix, sizes, SIDE_PX, SIDE_PX, SIDE_PX), RamTraffic()
         work = decode(fake, counted, SIDE_PX, traffic)
         if work != lean_vae_work(sizes, SIDE_PX, SIDE_PX, counted):
@@ -143,8 +143,7 @@ def best(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
 def chosen(side: int, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The measured rows of the preferences at that size, and the host's, with their cost."""
-    measured = map(json.loads, MEASURED.read_text().splitlines())
-    found = [r for r in measured if r["way"] == "decode" and r["batch"] == 1]
+    found = [r for r in read(MEASURED) if r["way"] == "decode" and r["batch"] == 1]
     found = [r for r in found if r["width_px"] == r["height_px"] == side]
     mix = {"speed": "AAA", "balance": "AAB", "smallest": "BDD"}
     costs = {row["mix"]: row for row in rows}
@@ -200,16 +199,19 @@ def plot(rows: Sequence[dict[str, Any]], ringed: Sequence[dict[str, Any]], path:
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """Prints the tables and draws the plot."""
+    """Prints the tables of one size and draws the plot."""
     side = rows[0]["side_px"]
     ringed = chosen(side, rows)
-    plot(rows, ringed, RESULTS / f"vae_frontier_{side}.png")
+    plot(rows, ringed, RESULTS_DIR / f"vae_frontier_{side}.png")
     for key, title in (("arithmetic", "arithmetic"), ("cost", f"cost at {CARD}")):
         print(f"\n{side}x{side}, bfloat16: the best mixes of peak and {title}.\n")
         print(table([*best(rows, key), *ringed]))
     within = [row for row in rows if row["peak_bytes"] < GOAL_MIB * MIB]
     for row in within:
         row["bound"] = max(row["arithmetic"], row["cost"] - row["arithmetic"])
+    if not within:
+        print(f"\nNo mix stays below {GOAL_MIB} MiB.")
+        return
     for key in ("arithmetic", "cost", "bound"):
         least = min(within, key=lambda row: (row[key], row["peak_bytes"]))
         print(
@@ -221,11 +223,16 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--side", type=int, default=2048)
-    parser.add_argument("--check", help="only measure the peak of this mix")
+    parser.add_argument("--mix", action="append", choices=MIXES, metavar="MIX", help="only these")
+    parser.add_argument(
+        "--check", choices=MIXES, metavar="MIX", help="only measure the peak of this mix"
+    )
     parser.add_argument("--show", action="store_true", help="only show the rows counted before")
     options = parser.parse_args()
     if options.show:
-        show([json.loads(line) for line in ROWS.read_text().splitlines()])
+        rows = read(RESULTS)
+        for side in sorted({row["side_px"] for row in rows}):
+            show([row for row in rows if row["side_px"] == side])
         return
     register_pack()
     from pack.tests.host.stock_forward import settle_host
@@ -248,9 +255,10 @@ def main() -> None:
                 f"{predicted / MIB:.1f} MiB predicted"
             )
             return
-        rows = [{**row, **versions()} for row in mixes(fake, side)]
-    write(ROWS, rows)
-    show(rows)
+        rows = [{**row, **versions()} for row in measure(fake, side, options.mix or MIXES)]
+    kept = merged(RESULTS, rows, KEY)
+    write(RESULTS, kept)
+    show([row for row in kept if row["side_px"] == side])
 
 
 if __name__ == "__main__":

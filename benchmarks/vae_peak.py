@@ -23,13 +23,12 @@ from typing import Any
 
 if __package__:
     from .denoiser_peak import register_pack, versions
-    from .harness.rows import cell_of, merged, write
+    from .harness.rows import RESULTS_DIR, cell_of, merged, write
 else:
     from denoiser_peak import register_pack, versions
-    from harness.rows import cell_of, merged, write
+    from harness.rows import RESULTS_DIR, cell_of, merged, write
 
-REPO = Path(__file__).resolve().parent.parent
-RESULTS = REPO / "benchmarks" / "results" / "vae_peak.jsonl"
+RESULTS = RESULTS_DIR / "vae_peak.jsonl"
 MIB = 2**20
 CASES = ((1024, 1024, 1), (2048, 2048, 1), (4096, 4096, 1), (512, 512, 4), (1024, 1024, 4))
 STOCK = "stock"
