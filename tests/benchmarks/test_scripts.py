@@ -1,0 +1,268 @@
+"""Every script of benchmarks/ runs at its smallest size and prints its table.
+
+Each runs as `python run.py bench NAME` starts it, in a process of its own, and writes its rows into
+a folder of the test. Two run at a time, because each computes in one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from os import environ
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from pack import run
+from pack.benchmarks.harness import environment, rows
+
+SCRIPTS = rows.REPO / "benchmarks"
+RESULTS = SCRIPTS / "results"
+MIB = 2**20
+LIMIT_S = 300
+NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]\d+)?")
+# What keeps a script from running here, and why.
+MISSING = {
+    "host": "" if "ZIMAGE_HOST_DIR" in environ else "ZIMAGE_HOST_DIR is not set",
+    "cuda": "" if torch.backends.cuda.is_built() else "needs torch with CUDA",
+    "linux": "" if sys.platform == "linux" else "reads /proc",
+}
+
+
+class Case(NamedTuple):
+    """One script at its smallest size.
+
+    args: its options.
+    cells: what must be a finite number: the first cell of a row, and columns of that row.
+    needs: keys of MISSING.
+    """
+
+    args: list[str]
+    cells: list[tuple[str, tuple[str, ...]]]
+    needs: tuple[str, ...] = ("host",)
+
+
+VAE_ERRORS = ("live", "process", "time", "max error", "8-bit pixels equal", "most off")
+PROBE = ("a step", "readings", "events", "of the step", "target")
+ACCURACY = ("cases", "predicted / measured, lowest", "median", "highest")
+MIX = ("peak", "arithmetic", "traffic with RAM", "cost")
+# The longest first.
+CASES = {
+    "load_ram": Case(
+        # The other way is measured by tests/host/test_load_ram.py.
+        ["--tiny", "--layers", "1", "--way", "mapped"],
+        [("all shards mapped, then copied by the host",
+          ("peak RAM", "of the folder", "seconds"))],
+    ),
+    "probe_overhead": Case(
+        ["--heads", "2", "--side", "64", "--pairs", "1", "--steps", "1",
+         "--details", "totals", "blocks, counter only", "blocks"],
+        [("totals", PROBE), ("blocks, counter only", PROBE), ("blocks", (*PROBE, "watching"))],
+    ),
+    "plan_accuracy": Case(
+        ["--cases", "1", "--stage", "text encode", "--stage", "denoise, stock",
+         "--stage", "VAE, stock"],
+        [("text encode", ACCURACY), ("denoise, stock", ACCURACY), ("VAE, stock", ACCURACY)],
+        ("host", "cuda"),
+    ),
+    "block_time": Case(
+        ["--pairs", "1", "--tokens", "32", "--groups", "2"],
+        [("32", ("tokens", "host", "2 groups (default)"))],
+    ),
+    "denoiser_peak": Case(
+        ["--lean-layers", "1", "--case", "512x512x4", "--variant", "stock",
+         "--variant", "Apply Gradient Checkpoint",
+         "--variant", "Apply Gradient Checkpoint, block level"],
+        [
+            ("512x512, batch 4", ("U", "stock", "Apply Gradient Checkpoint")),
+            ("512x512, batch 4", ("whole forward, measured", "block level, measured",
+                                  "told to the host", "its own estimate")),
+        ],
+    ),
+    "denoiser_frontier": Case(
+        ["--side", "256", "--groups", "2"],
+        [("2", ("groups of heads", "chunks of 256", "chunks of 4096"))],
+        ("host", "cuda"),
+    ),
+    "vae_compare": Case(
+        ["--side", "64", "--way", "speed"],
+        [("stock", VAE_ERRORS), ("speed", (*VAE_ERRORS, "PSNR"))],
+        ("host", "linux"),
+    ),
+    "vae_peak": Case(
+        ["--case", "512x512x4", "--way", "encode", "--prefer", "stock", "--prefer", "speed"],
+        [("512x512, batch 4", ("encode", "stock", "speed"))],
+        ("host", "cuda"),
+    ),
+    "training_memory": Case(
+        ["--side", "256", "--layers", "1"],
+        [
+            ("no checkpointing", ("kept for the backward pass", "peak")),
+            ("Apply Gradient Checkpoint", ("kept for the backward pass", "peak")),
+        ],
+    ),
+    "diffusers_peak": Case(
+        ["--case", "512x512x4"],
+        [("512x512, batch 4", ("diffusers", "enable_gradient_checkpointing()",
+                               'set_attention_slice("max")'))],
+        ("cuda",),
+    ),
+    "vae_frontier": Case(
+        ["--side", "256", "--mix", "AAA", "--mix", "BDD"],
+        [("AAA", MIX), ("BDD", MIX)],
+        ("host", "cuda"),
+    ),
+    "fit_table": Case(
+        [],
+        [("8 GiB", ("1024x1024", "512x512, batch 4", "2048x2048", "4096x4096", "largest square",
+                    "largest batch of 1024x1024"))],
+        (),
+    ),
+}  # fmt: skip
+
+
+def _mib(name: str, digits: int) -> Callable[[list[dict[str, Any]]], list[str]]:
+    """Every row's bytes of that name, as the script prints them."""
+    return lambda kept: [f" {row[name] / MIB:.{digits}f} MiB" for row in kept]
+
+
+def _smallest_mix(kept: list[dict[str, Any]]) -> list[str]:
+    least = min(kept, key=lambda row: row["peak_bytes"])
+    return [f"{least['side_px']}x{least['side_px']}", *_mib("peak_bytes", 0)([least])]
+
+
+def _cases_by_stage(kept: list[dict[str, Any]]) -> list[str]:
+    stages = [row["stage"] for row in kept]
+    return [f"| {stage} | {stages.count(stage)} |" for stage in set(stages)]
+
+
+# What --show prints of the committed rows.
+SHOWN = {
+    "denoiser_peak": _mib("peak_bytes", 1),
+    "plan_accuracy": _cases_by_stage,
+    "vae_compare": _mib("live_bytes", 0),
+    "vae_frontier": _smallest_mix,
+    "vae_peak": _mib("peak_bytes", 0),
+}
+
+
+def why_not(name: str) -> str:
+    """What this machine lacks for a script; empty where it can run."""
+    return ", ".join(filter(None, (MISSING[need] for need in CASES[name].needs)))
+
+
+def start(name: str, args: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a script as `run.py bench` does; its rows go to the folder."""
+    settings = {"ZIMAGE_RESULTS_DIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *args],
+        cwd=rows.REPO,
+        env=environment.child_environment(**settings),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=LIMIT_S,
+    )
+
+
+def contents(folder: Path, pattern: str = "*") -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob(pattern)) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def tables(printed: str) -> Iterator[list[dict[str, str]]]:
+    """The rows of each Markdown table, by column; the first column also as ""."""
+    for block in re.findall(r"(?:^\|.*\|$\n?)+", printed, re.M):
+        head, line, *body = ([c.strip() for c in row[1:-1].split("|")] for row in block.split("\n")
+                             if row)  # fmt: skip
+        assert set("".join(line)) == {"-"}
+        yield [{"": row[0], **dict(zip(head, row, strict=True))} for row in body]
+
+
+def is_finite_number(cell: str) -> bool:
+    return bool(NUMBER.search(cell)) and not re.search(r"\b(nan|inf)\b", cell)
+
+
+class Runs(NamedTuple):
+    """The started scripts, the folder of each below `folder`, and the results before them."""
+
+    by_name: dict[str, Future[subprocess.CompletedProcess[str]]]
+    folder: Path
+    before: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runs]:
+    """Starts the scripts of those tests that were chosen and can run."""
+    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    chosen = {given["smoke"] for given in params if "smoke" in given}
+    folder, before = tmp_path_factory.mktemp("results"), contents(RESULTS)
+    pool = ThreadPoolExecutor(2)
+    yield Runs(
+        {
+            name: pool.submit(start, name, case.args, folder / name)
+            for name, case in CASES.items()
+            if name in chosen and not why_not(name)
+        },
+        folder,
+        before,
+    )
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("smoke", CASES)
+def test_a_script_prints_its_table_at_its_smallest_size(smoke: str, runs: Runs):
+    if reason := why_not(smoke):
+        pytest.skip(reason)
+    done = runs.by_name[smoke].result()
+    assert done.returncode == 0, done.stderr[-2000:]
+    printed = list(tables(done.stdout))
+    for first, columns in CASES[smoke].cells:
+        found = [r for t in printed for r in t if r[""] == first and set(columns) <= set(r)]
+        assert found, f"no row {first!r} with {columns} in:\n{done.stdout}"
+        assert {c: found[0][c] for c in columns if not is_finite_number(found[0][c])} == {}
+    assert rows.read(runs.folder / smoke / f"{smoke}.jsonl")
+
+
+def test_no_script_has_written_into_the_committed_results(runs: Runs):
+    if not runs.by_name:
+        pytest.skip("no script ran")
+    for started in runs.by_name.values():
+        started.result()
+    after = contents(RESULTS)
+    assert {name for name in after if after[name] != runs.before.get(name)} == set()
+    assert after.keys() == runs.before.keys()
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_show_prints_the_committed_rows_and_changes_none(name: str, tmp_path: Path):
+    if reason := why_not(name):
+        pytest.skip(reason)
+    folder = shutil.copytree(RESULTS, tmp_path / "results")
+    done = start(name, ["--show"], folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    wanted = SHOWN[name]([json.loads(line) for line in (RESULTS / f"{name}.jsonl").open()])
+    assert wanted
+    assert [text for text in wanted if text not in done.stdout] == []
+    assert contents(folder, "*.jsonl") == contents(RESULTS, "*.jsonl")
+
+
+def test_every_script_has_a_case_here():
+    scripts = {path for path in SCRIPTS.glob("*.py") if path.name not in run.NO_BENCHMARKS}
+    assert {path.stem for path in scripts} == set(CASES)
+    shows = {path.stem for path in scripts if '"--show"' in path.read_text("utf-8")}
+    assert shows == set(SHOWN)
+
+
+def test_a_row_that_was_not_measured_is_no_number():
+    (table,) = tables("text\n| case | peak |\n|---|---|\n| a | 1.5 MiB |\n| b | nan MiB |\n")
+    assert [row["peak"] for row in table] == ["1.5 MiB", "nan MiB"]
+    assert [is_finite_number(row["peak"]) for row in table] == [True, False]
+    assert not any(map(is_finite_number, ("not measured", "-", "inf", "inf %", "1 of nan")))
