@@ -164,12 +164,18 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
 
 
 def caption(setup: Row) -> str:
-    """Card and versions in one line."""
-    words = [str(setup["device"])]
+    """The card in one line, the versions in the next."""
+    known = {
+        name: f"{title} {setup[name]}"
+        for name, title in tables.FACTS.items()
+        if setup[name] is not None
+    }
+    known["device"], known["weights"] = str(setup["device"]), f"{setup['weights']} weights"
     if setup["card_bytes"]:
-        words.append(tables.gib(setup["card_bytes"]))
-    for name in ("driver", "comfyui", "torch", "comfy_aimdo"):
-        if setup[name] is not None:
-            words.append(f"{tables.FACTS[name]} {setup[name]}")
-    words.append(f"{setup['weights']} weights")
-    return ("" if not setup["rehearsal"] else f"{REHEARSAL}\n") + ", ".join(words)
+        known["card_bytes"] = tables.gib(setup["card_bytes"])
+    lines = (
+        ("device", "card_bytes", "driver"),
+        ("comfyui", "torch", "comfy_aimdo", "pack", "weights"),
+    )
+    said = "\n".join(", ".join(known[name] for name in line if name in known) for line in lines)
+    return f"{REHEARSAL}\n{said}" if setup["rehearsal"] else said

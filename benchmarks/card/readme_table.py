@@ -20,13 +20,12 @@ from . import rows, tables
 from .readme_words import CHINESE, ENGLISH, Words
 from .report import BUDGET_OURS, DENOISER_OURS
 from .rows import OUT_OF_MEMORY, Row
-from .tables import HOST
+from .tables import HOST, NOT_MEASURED
 
 REPO = Path(__file__).resolve().parent.parent.parent
 CARDS = Path("benchmarks") / "results" / "cards"
 BEGIN, END = "<!-- cards:begin -->", "<!-- cards:end -->"
-
-
+VERSIONS = {"pack": "pack", "comfyui": "ComfyUI", "torch": "torch", "driver": "driver"}
 READMES = {"README.md": ENGLISH, "README.zh.md": CHINESE}
 
 
@@ -95,7 +94,7 @@ def _line(line: Sequence[Row], ours: str, time: str, words: Words) -> list[str]:
         results.append(_result(mine, time, words))
     versions = [
         f"{title} {_plain(first[name])}"
-        for name, title in (("comfyui", "ComfyUI"), ("torch", "torch"), ("driver", "driver"))
+        for name, title in VERSIONS.items()
         if first.get(name) is not None
     ]
     return [
@@ -111,8 +110,10 @@ def _result(mine: Sequence[Row], time: str, words: Words) -> str:
     """Peak and time, or why there are none."""
     good = [row for row in mine if tables.is_good(row)]
     if mine and not good:
-        is_full = any(OUT_OF_MEMORY in str(row.get("error")).lower() for row in mine)
-        return words.out_of_memory if is_full else words.failed
+        errors = [str(row.get("error")).lower() for row in mine]
+        if all(error.startswith(NOT_MEASURED) for error in errors):
+            return words.not_measured
+        return words.out_of_memory if any(OUT_OF_MEMORY in e for e in errors) else words.failed
     is_step = time == "step_s"
     peak, took = (_median(good, field) for field in ("peak_bytes", time))
     size = tables.mib if is_step else tables.gib

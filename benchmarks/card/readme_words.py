@@ -31,23 +31,24 @@ class Words:
     weights: dict[str, str]
 
 
+FORM = "../../issues/new?template=card-report.yml"  # beside blob/main/README.md
 ENGLISH = Words(
     nothing="No card has been measured yet: `python run.py bench card` measures yours, and the "
-    "issue form\n\"Report of a card\" takes the report that it writes.",
-    intro="Whole runs go from text to picture in ComfyUI's server, the second one where there are "
-    "two: the most that\nthey took of the card by the driver's count, weights included, and their "
-    "time. One step is what torch\nallocated above the step's start, weights apart, and its "
-    "time. Medians of the rows in `benchmarks/results/cards`, as\n"
-    "`python -m benchmarks.card.readme_table` writes them; cards of so many GiB are imitated.",
+    f"issue form\n\"[Report of a card]({FORM})\" takes its report.",
+    intro="A whole run goes from text to picture in ComfyUI's server. Peak: the driver's count, "
+    "weights included. Of two\nruns the second is shown. One step: what torch allocated above its "
+    "start, without the weights. All figures are\nmedians of the rows in "
+    "`benchmarks/results/cards`; `python -m benchmarks.card.readme_table` writes the table. On a\n"
+    "limited card another process holds the rest of the memory.",
     head=(
         "card", "picture", "ComfyUI: peak / time", "with this pack: peak / time",
         "same picture?", "versions",
     ),
-    imitated="{card}, {gib:g} GiB of it",
+    imitated="{card}, limited to {gib:g} GiB",
     batch="batch {}",
     step="one step, Apply Gradient Checkpoint",
     to_the_bit="to the bit",
-    close="{} of the 8-bit values, most off {}",
+    close="{} of 8-bit values equal, largest difference {}",
     not_measured="not measured",
     failed="failed",
     out_of_memory="out of memory",
@@ -55,7 +56,7 @@ ENGLISH = Words(
 )  # fmt: skip
 CHINESE = Words(
     nothing="还没有测量过任何显卡：`python run.py bench card` 可以测量你的显卡，"
-    "它写出的报告可以用 issue 表单 “Report of a card” 寄来。",
+    f"生成的报告请通过 issue 表单\n“[Report of a card]({FORM})” 提交。",
     intro="整次运行指 ComfyUI 服务器里从文本到图片的运行（有两次则取第二次）："
     "驱动统计的显存占用峰值（含权重）和耗时。单步指 torch 在该步开始之后分配的\n"
     "峰值（不含权重）和耗时。数字是 `benchmarks/results/cards` 中各行的中位数，"
@@ -69,7 +70,7 @@ CHINESE = Words(
     batch="批次 {}",
     step="单步，应用梯度检查点",
     to_the_bit="逐位相同",
-    close="{} 的 8 位数值相同，最多差 {}",
+    close="{} 的 8 位数值相同，最大相差 {}",
     not_measured="未测量",
     failed="失败",
     out_of_memory="显存不足",

@@ -31,8 +31,9 @@ def write(folder: Path) -> str:
     found = rows.read(folder / "rows.jsonl")
     setups = tables.setups(found)
     measured = [row for row in found if row.get("case") != LEG_CASE]
+    told = summary(measured, setups)
     parts = [
-        header(found, setups),
+        header(found, setups, told),
         f"![Peak by picture]({PLOT_NAME})\n" if (folder / PLOT_NAME).exists() else "",
         course(found),
         *sections(measured, len(setups)),
@@ -41,16 +42,17 @@ def write(folder: Path) -> str:
     ]
     text = "\n".join(part for part in parts if part)
     (folder / NAME).write_text(text, encoding="utf-8", newline="\n")
-    return summary(measured, setups)
+    return told
 
 
-def header(found: Sequence[Row], setups: Sequence[Row]) -> str:
-    """What was measured on what, and how to read it."""
+def header(found: Sequence[Row], setups: Sequence[Row], told: str) -> str:
+    """The summary, what was measured on what, and how to read it."""
     said = ["# Z-Image Low VRAM, measured on a card\n"]
     if is_rehearsal(found):
         said.append(f"**{REHEARSAL}**\n")
     names = ["setup", *(str(index) for index in range(1, len(setups) + 1))]
     if setups:
+        said.append(f"```text\n{told.removeprefix(REHEARSAL).strip()}\n```\n")
         body = [
             [title, *(_fact(name, setup[name]) for setup in setups)]
             for name, title in tables.FACTS.items()
@@ -181,7 +183,7 @@ def summary(measured: Sequence[Row], setups: Sequence[Row]) -> str:
             said.append("  ".join(cells).rstrip())
     count = sum(row.get("error") is not None for row in measured)
     if count:
-        said.append(f"{count} {'row' if count == 1 else 'rows'} with an error: see {NAME}")
+        said.append(f"{count} {'row' if count == 1 else 'rows'} with an error, see {NAME}, Errors")
     return "\n".join(said) if said else "Nothing was measured."
 
 

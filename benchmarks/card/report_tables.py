@@ -5,17 +5,24 @@ Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from . import tables
-from .rows import Row
+from .report_values import (
+    equality,
+    is_counters,
+    is_launches,
+    is_narrow,
+    launches_of,
+    meaning,
+    noise,
+    over,
+)
 from .tables import HOST, Column, Table, ratio
 
-LAUNCHES = " launches"
 SETUP = Column("setup", "setup")
 LEG = Column("leg", "leg")
 CASE = Column("picture", "case", tables.picture)
 WAY = Column("variant", "variant", str)
+NOTE = Column("note", "note", str, empty="", of_failed=True)
 BUDGET_KEYS = (
     SETUP,
     Column("card", "card_gib", lambda gib: "as it is" if gib is None else f"{gib:g} GiB"),
@@ -23,47 +30,13 @@ BUDGET_KEYS = (
     Column("run", "round", lambda index: "warm" if index else "first"),
     WAY,
 )
-
-
-def over(one: str, other: str) -> Callable[[Row], float | None]:
-    """One figure of a row over another one of the same row."""
-
-    def quotient(row: Row) -> float | None:
-        above, below = row.get(one), row.get(other)
-        return above / below if above is not None and below else None
-
-    return quotient
-
-
-def is_launches(row: Row) -> bool:
-    return str(row.get("case")).endswith(LAUNCHES)
-
-
-def launches_of(case: str) -> str:
-    return tables.picture(case.removesuffix(LAUNCHES))
-
-
-def equality(row: Row) -> str | None:
-    """Whether a run's picture is ComfyUI's; that of ComfyUI on the card as it is is the measure."""
-    if row.get("is_equal") is None:
-        is_reference = row.get("variant") == HOST and row.get("card_gib") is None
-        return "the reference" if is_reference and row.get("survived") else None
-    return tables.yes_no(row["is_equal"])
-
-
-def noise(row: Row) -> float | None:
-    """A picture's PSNR; infinite where it is equal, for which rows have none."""
-    found = row.get("psnr_db")
-    is_equal = row.get("is_equal") or row.get("largest_error") == 0
-    return float("inf") if found is None and is_equal else found
-
-
 LAUNCH_CASE = Column("picture", "case", launches_of)
 LAUNCH_COLUMNS = (
     Column("kernels", "kernels", tables.number),
     ratio("kernels"),
     Column("copies", "copies", tables.number),
     Column("operations (without a card)", "operations", tables.number),
+    NOTE,
 )
 TABLES = (
     Table(
@@ -75,14 +48,29 @@ TABLES = (
             Column("error", "relative_error", tables.number),
             Column("ComfyUI's error", "host_relative_error", tables.number),
             Column(
-                "of ComfyUI's", over("relative_error", "host_relative_error"),
+                "error / ComfyUI's", over("relative_error", "host_relative_error"),
                 tables.times, bold_from=1.01, empty=tables.NO_PAIR,
             ),
             Column("largest error", "largest_error", tables.number),
             Column("against", "reference", str),
             Column("time", "seconds", tables.seconds),
+            NOTE,
         ),
+        where=lambda row: not is_counters(row),
         note="Errors are relative to the reference. Bold: further off than ComfyUI.",
+    ),
+    Table(
+        "sanity",
+        "Do the counters tell the truth?",
+        (SETUP, LEG, Column("allocator", "allocator", lambda name: name or tables.NOT_MEASURED)),
+        (
+            Column("counted", "counted_bytes", tables.mib, of_failed=True),
+            Column("expected", "expected_bytes", tables.mib, of_failed=True),
+            NOTE,
+        ),
+        where=is_counters,
+        note="Counted: torch's peak after a tensor of the expected size was freed and one of half "
+        "that size made.",
     ),
     Table(
         "denoiser",
@@ -97,6 +85,7 @@ TABLES = (
             Column("reserved", "reserved_bytes", tables.mib),
             Column("workspace", "workspace_bytes", tables.mib),
             Column("allocated", "allocated_bytes", tables.mib),
+            NOTE,
         ),
         where=lambda row: not is_launches(row) and row.get("variant") != "loading",
         note="Peak: what torch allocated above the start of the steps. Reserved: what its "
@@ -122,7 +111,7 @@ TABLES = (
             Column("time, first", "first_s", tables.seconds),
             Column("reserved", "reserved_bytes", tables.mib),
             Column("workspace", "workspace_bytes", tables.mib),
-            Column("note", "note", str, empty=""),
+            NOTE,
         ),
         where=lambda row: not is_launches(row),
         note="Peak: what torch allocated above the start.",
@@ -184,7 +173,7 @@ TABLES = (
             Column("peak, as planned", "planned_bytes", tables.gib),
             Column("peak, by VRAM Probe", "probe_peak_bytes", tables.gib),
             Column("loader", "loader", str),
-            Column("note", "note", str, empty=""),
+            NOTE,
         ),
         note="Pictures are compared with ComfyUI's on the card as it is.",
     ),
@@ -196,8 +185,17 @@ TABLES = (
             Column("predicted", "predicted_bytes", tables.mib),
             Column("measured", "measured_bytes", tables.mib),
             Column("predicted / measured", "ratio", tables.times),
+            NOTE,
         ),
-        where=lambda row: row.get("case") != "constants",
+        where=lambda row: row.get("case") != "constants" and not is_narrow(row),
+        is_latest=True,
+    ),
+    Table(
+        "predicted",
+        "A step of a model so narrow that the card waits for each launch",
+        (SETUP, CASE, WAY),
+        (Column("a step", "step_s", tables.seconds), *LAUNCH_COLUMNS),
+        where=is_narrow,
         is_latest=True,
     ),
     Table(
@@ -210,6 +208,7 @@ TABLES = (
             Column("lowest", "low", tables.number),
             Column("highest", "high", tables.number),
             Column("samples", "samples", tables.number),
+            Column("meaning", meaning, str, of_failed=True),
         ),
         where=lambda row: row.get("case") == "constants",
         is_latest=True,
@@ -219,20 +218,23 @@ TABLES = (
         "VRAM Probe against counters outside of it",
         (SETUP, LEG, CASE, Column("detail", "variant")),
         (
+            Column("activations, by the probe", "probe_activations_bytes", tables.mib),
+            Column("activations outside", "outside_activations_bytes", tables.mib),
+            Column("probe / outside", "ratio", tables.times),
             Column("peak, by the probe", "probe_peak_bytes", tables.mib),
             Column("sum of its parts", "parts_sum_bytes", tables.mib),
-            Column("outside", "outside_peak_bytes", tables.mib),
-            Column("probe / outside", "ratio", tables.times),
-            Column("activations, by the probe", "probe_activations_bytes", tables.mib),
-            Column("outside", "outside_activations_bytes", tables.mib),
+            Column("allocated outside", "outside_peak_bytes", tables.mib),
+            Column("of it pages", "pages_bytes", tables.mib),
             Column("peak, by the driver", "driver_peak_bytes", tables.mib),
             Column("a step", "step_s", tables.seconds),
             Column("without it", "plain_step_s", tables.seconds),
             Column("cost", "cost", tables.percent),
             Column("equal to the bit", "is_bit_equal", tables.yes_no),
+            NOTE,
         ),
-        note="Outside: torch's counter in the same sampling without a probe, and the pages of "
-        "dynamic VRAM. The driver counts all that is in use, other programs too.",
+        note="Outside: torch's counters in the same sampling without a probe, with the pages of "
+        "dynamic VRAM in what was allocated. The driver counts all that is in use, other programs "
+        "too.",
     ),
     Table(
         "tutorial",
@@ -244,6 +246,7 @@ TABLES = (
             Column("of it activations", "activation_peak_bytes", tables.gib),
             Column("time", "seconds", tables.seconds),
             ratio("seconds"),
+            NOTE,
         ),
     ),
     Table(
@@ -252,13 +255,15 @@ TABLES = (
         (SETUP, CASE, WAY),
         (
             Column("peak", "peak_bytes", tables.gib),
-            ratio("peak_bytes", to="of depth 2's"),
+            ratio("peak_bytes", to="depth 2's"),
             Column("allocated", "allocated_bytes", tables.gib),
             Column("reserved", "reserved_bytes", tables.gib),
-            Column("a step", "seconds", tables.seconds),
-            ratio("seconds", to="of depth 2's"),
+            Column("a step", "step_s", tables.seconds),
+            ratio("step_s", to="depth 2's"),
+            Column("a step, first one included", "seconds", tables.seconds),
             Column("last loss", "loss", tables.number),
             Column("losses differ by", "loss_relative_difference", tables.number),
+            NOTE,
         ),
         note="ComfyUI's own checkpointing: depth 1 is the model as a whole, depth 2 each block. "
         "Losses are compared with the first way that could train.",

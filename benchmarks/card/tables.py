@@ -16,12 +16,15 @@ from typing import Any
 from .rows import OUT_OF_MEMORY, Row, without_paths
 
 HOST = "ComfyUI"  # equals variants.HOST, which needs torch
+# How the variants begin that are not ours; the cells of ours are bold where they save nothing.
+NOT_OURS = (HOST, "VAEDecodeTiled", "VAEEncodeTiled", "torch.utils.checkpoint")
+RATIOS = {"peak_bytes": "peak", "seconds": "time", "step_s": "time", "kernels": "kernels"}
 NOT_MEASURED, NO_PAIR = "not measured", "-"
 Show = Callable[[Any], str]
 # What must agree for two rows to be compared; a setup is one value of each.
 FACTS = {
     "device": "card", "card_bytes": "memory", "driver": "driver", "system": "system",
-    "torch": "torch", "comfyui": "ComfyUI", "comfy_aimdo": "comfy-aimdo",
+    "pack": "this pack", "torch": "torch", "comfyui": "ComfyUI", "comfy_aimdo": "comfy-aimdo",
     "comfy_kitchen": "comfy-kitchen", "weights": "weights", "rehearsal": "rehearsal",
 }  # fmt: skip
 
@@ -107,9 +110,9 @@ class Column:
         return row.get(self.of) if isinstance(self.of, str) else self.of(row)
 
 
-def ratio(of: str, *, to: str = "of ComfyUI's") -> Column:
+def ratio(of: str, *, to: str = "ComfyUI's") -> Column:
     """The column of a figure's ratio to ComfyUI's, where less is better."""
-    return Column(to, of, times, is_ratio=True, bold_from=1.0, empty=NO_PAIR)
+    return Column(f"{RATIOS[of]} / {to}", of, times, is_ratio=True, bold_from=1.0, empty=NO_PAIR)
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ def cell(column: Column, rows: Sequence[Row], hosts: dict[tuple[Any, ...], Row])
     if not found:
         return column.empty
     text = without_pipes(shown(found, column.show))
-    if column.bold_from == math.inf or str(rows[0].get("variant")).startswith(HOST):
+    if column.bold_from == math.inf or str(rows[0].get("variant")).startswith(NOT_OURS):
         return text
     # As shown: 0.996 reads 1.00x, which is equal.
     return f"**{text}**" if round(statistics.median(found), 2) >= column.bold_from else text
@@ -238,6 +241,8 @@ def _failure(row: Row) -> str:
     error = row.get("error")
     if error is None:
         return "did not survive"
+    if error.startswith(NOT_MEASURED):
+        return NOT_MEASURED
     return OUT_OF_MEMORY if OUT_OF_MEMORY in error.lower() else "failed, see Errors"
 
 
@@ -262,24 +267,25 @@ def lines(table: Table, rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def warm(rows: Sequence[Row]) -> list[Row]:
-    """The rounds after the first, of what has such; what never came so far as it is."""
+    """Drops each first round where later ones exist."""
     key = [tuple(row.get(n) for n in ("setup", "leg", "case", "variant")) for row in rows]
     went_on = {k for k, row in zip(key, rows, strict=True) if row.get("round")}
     return [row for k, row in zip(key, rows, strict=True) if row.get("round") or k not in went_on]
 
 
 def markdown(table: Table, rows: Iterable[Row], *, hidden: Sequence[str] = ()) -> str:
-    """The table of a campaign's rows without the hidden key columns; empty where it has none."""
+    """The table without hidden keys and without columns that stay blank; "" without rows."""
     chosen = table.rows(rows)
     if not chosen:
         return ""
     hosts, groups = pairs(chosen, table.partner), lines(table, chosen)
     bad = [failures(group) for group in groups]
     keys = [column for column in table.keys if column.title not in hidden]
-    head = [column.title for column in (*keys, *table.columns)] + ["failed"] * any(bad)
+    columns = [c for c in table.columns if c.empty or any(cell(c, g, hosts) for g in groups)]
+    head = [column.title for column in (*keys, *columns)] + ["failed"] * any(bad)
     body = [
         [without_pipes(column.show(column.value(group[0]))) for column in keys]
-        + [cell(column, group, hosts) for column in table.columns]
+        + [cell(column, group, hosts) for column in columns]
         + [text or "no"] * any(bad)
         for group, text in zip(groups, bad, strict=True)
     ]

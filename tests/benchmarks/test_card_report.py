@@ -21,6 +21,7 @@ FACTS = {
     "card_bytes": 80 * GIB, "driver": "580.1", "allocator": "cudaMallocAsync", "torch": "2.11.0",
     "system": "Linux", "mode": "dynamic VRAM", "attention": "attention_pytorch",
     "dtype": "bfloat16", "comfyui": "0.30.0", "comfy_aimdo": "0.4.11", "comfy_kitchen": "0.2.26",
+    "pack": "0.1.0 4ef9b7b",
 }  # fmt: skip
 OURS, FIT = report.DENOISER_OURS, report.BUDGET_OURS
 Row = dict[str, Any]
@@ -80,6 +81,7 @@ def campaign() -> list[Row]:
     found = [
         row("sanity", "node", OURS, is_bit_equal=True, relative_error=1e-3,
             host_relative_error=1e-3, largest_error=2e-3, reference="float64", seconds=0.2),
+        row("sanity", "start", "allocator", counted_bytes=255 * MIB, expected_bytes=256 * MIB),
     ]  # fmt: skip
     for case, scale in sizes.items():
         for index in range(3):
@@ -112,13 +114,15 @@ def campaign() -> list[Row]:
             largest_error=1e-3, equal_8bit=0.99, most_off_8bit=1, psnr_db=70.0, seam_energy=1.01),
         row("predicted", "denoise 1024x1024x1", OURS, predicted_bytes=90 * MIB,
             measured_bytes=91 * MIB, ratio=90 / 91),
+        row("predicted", "256x256x1 narrow model", OURS, step_s=0.1, kernels=6344),
+        row("predicted", "constants", "A_NEW_ONE", value=1.0, samples=1),
         row("predicted", "constants", "DENOISER_RESERVED", value=1.4, low=1.2, high=1.6,
             today=1.7, samples=12),
         row("probe", "1024x1024x1", "steps", probe_peak_bytes=12 * GIB, ratio=1.01, cost=0.004),
         row("tutorial", "1024x1024x1", tables.HOST, peak_bytes=24 * GIB, seconds=5.0),
-        row("training", "512x512x1", "ComfyUI, depth 1", peak_bytes=20 * GIB, seconds=3.0),
-        row("training", "512x512x1", "ComfyUI, depth 2", peak_bytes=10 * GIB, seconds=3.0),
-        row("training", "512x512x1", OURS, peak_bytes=10 * GIB, seconds=2.7, loss=0.5),
+        row("training", "512x512x1", "ComfyUI, depth 1", peak_bytes=20 * GIB, step_s=3.0),
+        row("training", "512x512x1", "ComfyUI, depth 2", peak_bytes=10 * GIB, step_s=3.0),
+        row("training", "512x512x1", OURS, peak_bytes=10 * GIB, step_s=2.7, seconds=5.0, loss=0.5),
         ended("denoiser", "dynamic VRAM", "ended", seconds=200.0),
         ended("training", "all", "failed", seconds=9.0, error="RuntimeError: no"),
     ]  # fmt: skip
@@ -149,6 +153,65 @@ class TestReport:
         text = reported(tmp_path, *[one for one in campaign() if one["part"] == "training"])
         assert line_of(text, "512x512", "ComfyUI, depth 1")[3] == "2.00x"
         assert line_of(text, "512x512", OURS)[3] == "**1.00x**"
+
+    def test_a_training_step_is_one_after_the_first(self, tmp_path):
+        """The first pages weights in; it once stood under "a step"."""
+        text = reported(tmp_path, *[one for one in campaign() if one["part"] == "training"])
+        assert line_of(text, "512x512", OURS)[6:9] == ["2.7 s", "0.90x", "5 s"]
+        assert "| time / depth 2's | a step, first one included |" in text
+
+    @pytest.mark.parametrize("way", tables.NOT_OURS)
+    def test_ways_that_are_not_ours_are_never_bold(self, tmp_path, way):
+        host = row("vae", "decode", tables.HOST, seconds=1.0)
+        text = reported(tmp_path, host, row("vae", "decode", f"{way}, slow", seconds=3.0))
+        assert line_of(text, f"{way}, slow", "3 s")[5] == "3.00x"
+
+    def test_the_names_of_ways_that_are_not_ours_are_those_of_the_parts(self):
+        from pack.benchmarks.card.parts import tutorial, vae
+        from pack.benchmarks.card.variants import HOST
+
+        assert (HOST, *vae.TILE_NODES.values(), tutorial.CHECKPOINTED) == tables.NOT_OURS
+
+    def test_no_table_has_two_columns_of_one_name(self):
+        for table in report.TABLES:
+            titles = [column.title for column in (*table.keys, *table.columns)]
+            assert len(titles) == len(set(titles)), table.title
+
+    def test_the_summary_stands_before_the_tables(self, tmp_path):
+        folder = fill(tmp_path, campaign())
+        summary = report.write(folder)
+        before, _, _ = (folder / report.NAME).read_text(encoding="utf-8").partition("\n| ")
+        assert f"```text\n{summary}\n```\n" in before
+
+    def test_a_note_has_a_column_where_a_row_has_one_and_after_an_error_too(self, tmp_path):
+        text = reported(
+            tmp_path,
+            step(tables.HOST, mib=2, s=1.0),
+            step(OURS, mib=1, s=1.0, note="left to ComfyUI", error="out of memory"),
+        )
+        assert line_of(text, OURS, "1024x1024")[-2:] == ["left to ComfyUI", "out of memory"]
+        assert line_of(text, tables.HOST, "1024x1024")[-2:] == ["", "no"]
+        assert "| note |" not in reported(tmp_path, step(OURS, mib=1, s=1.0, note=None))
+
+    def test_constants_have_a_meaning_or_else_their_name(self, tmp_path):
+        text = reported(tmp_path, *campaign())
+        assert line_of(text, "DENOISER_RESERVED")[-1].startswith("allocator and workspaces over")
+        assert line_of(text, "A_NEW_ONE")[-1] == "A_NEW_ONE"
+
+    def test_what_torch_counted_is_shown_even_if_it_is_wrong(self, tmp_path):
+        figures = {"counted_bytes": 9 * MIB, "expected_bytes": 256 * MIB}
+        wrong = row("sanity", "start", "allocator", **figures, error="RuntimeError: no")
+        text = reported(tmp_path, wrong)
+        line = ["dynamic VRAM", "cudaMallocAsync", "9.0 MiB", "256.0 MiB", "failed, see Errors"]
+        assert line_of(text, "256.0 MiB") == line
+
+    def test_what_we_gave_up_is_not_measured_and_not_failed(self, tmp_path):
+        figures = {"gib": None, "s": None, "survived": None}
+        found = [whole(FIT, **figures, error="not measured: the run took longer than 120 s")]
+        summary = report.write(fill(tmp_path, found))
+        text = (tmp_path / report.NAME).read_text(encoding="utf-8")
+        assert "failed, see Errors" not in summary + text
+        assert "| not measured: the run took longer than 120 s | budget," in text
 
     def test_without_a_partner_there_is_no_ratio(self, tmp_path):
         failed = step(tables.HOST, mib=5, s=9.0, error="out of memory")
@@ -207,6 +270,7 @@ class TestReport:
     def test_other_versions_on_one_card_are_another_setup(self, tmp_path):
         later = step(OURS, mib=100, s=1.0, torch="2.13.0")
         text = reported(tmp_path, step(tables.HOST, mib=400, s=1.0), later)
+        assert line_of(text, "this pack")[1:] == ["0.1.0 4ef9b7b"] * 2
         assert line_of(text, "torch")[1:] == ["2.11.0", "2.13.0"]
         assert line_of(text, "2", OURS)[4:6] == ["100.0 MiB", "-"]
 
@@ -237,9 +301,13 @@ class TestReport:
     @pytest.mark.parametrize("part", catalogue.PARTS)
     def test_every_column_names_a_field_of_the_parts(self, part):
         """One that names none would read "not measured" for ever."""
-        mine = {"plot.py", "readme_table.py", "report.py", "report_tables.py", "tables.py"}
+        mine = {"plot.py", "readme_table.py", "tables.py"}
         paths = (REPO / "benchmarks" / "card").rglob("*.py")
-        sources = "".join(p.read_text(encoding="utf-8") for p in paths if p.name not in mine)
+        sources = "".join(
+            p.read_text(encoding="utf-8")
+            for p in paths
+            if p.name not in mine and not p.name.startswith("report")
+        )
         named = {
             column.of
             for table in report.TABLES
@@ -258,7 +326,7 @@ class TestReport:
         assert denoiser.endswith("peak 0.19x, time 1.50x")
         (budget,) = [one for one in lines if one.startswith("budget, 4 GiB")]
         assert re.search(r"out of memory +3\.80 GiB, 11 s +peak -, time -$", budget)
-        assert lines[-1] == "1 row with an error: see report.md"
+        assert lines[-1] == "1 row with an error, see report.md, Errors"
 
 
 class TestPlot:
@@ -295,8 +363,9 @@ class TestPlot:
 
     def test_the_caption_names_the_card_the_versions_and_a_rehearsal(self):
         (setup,) = tables.setups([step(OURS, mib=1, s=1.0)])
-        wanted = "Card A, 80.00 GiB, driver 580.1, ComfyUI 0.30.0, torch 2.11.0, comfy-aimdo 0.4.11"
-        assert plot.caption(setup) == f"{wanted}, random weights"
+        card = "Card A, 80.00 GiB, driver 580.1"
+        versions = "ComfyUI 0.30.0, torch 2.11.0, comfy-aimdo 0.4.11, this pack 0.1.0 4ef9b7b"
+        assert plot.caption(setup) == f"{card}\n{versions}, random weights"
         assert plot.caption({**setup, "rehearsal": True}).startswith(report.REHEARSAL)
 
 
@@ -335,17 +404,23 @@ class TestReadmeTable:
             for line in body_of(repo).splitlines()
             if line.startswith("|")
         ]
-        versions = "ComfyUI 0.30.0, torch 2.11.0, driver 580.1, random weights"
-        close = "99.70 % of the 8-bit values, most off 2"
+        versions = "pack 0.1.0 4ef9b7b, ComfyUI 0.30.0, torch 2.11.0, driver 580.1, random weights"
+        close = "99.70 % of 8-bit values equal, largest difference 2"
         assert [tuple(line) for line in lines[2:]] == [
             ("Card A", "512x512", "15.00 GiB / 8 s", "13.50 GiB / 8 s", close, versions),
             ("Card A", "1024x1024", "17.00 GiB / 8 s", "14.00 GiB / 8 s", close, versions),
-            ("Card A, 4 GiB of it", "1024x1024", "out of memory", "3.80 GiB / 11 s",
+            ("Card A, limited to 4 GiB", "1024x1024", "out of memory", "3.80 GiB / 11 s",
              "not measured", versions),
             ("Card A", "2048x2048", "29.00 GiB / 8 s", "17.00 GiB / 8 s", close, versions),
             ("Card A", "2048x2048, batch 2 (one step, Apply Gradient Checkpoint)",
              "1900.0 MiB / 1 s", "not measured", "not measured", versions),
         ]  # fmt: skip
+
+    def test_what_we_gave_up_is_not_measured_and_not_failed(self, repo):
+        given_up = {"gib": None, "s": None, "survived": None, "error": "not measured: our limit"}
+        fill(repo / readme_table.CARDS, [whole(FIT, **given_up)], "a.jsonl")
+        assert readme_table.main([], repo) == 0
+        assert "| not measured | not measured | not measured |" in body_of(repo)
 
     def test_is_the_same_the_second_time_and_in_any_order_of_rows(self, repo):
         fill(repo / readme_table.CARDS, campaign(), "a.jsonl")
