@@ -13,13 +13,19 @@ INTERVAL_S = 0.01
 def driver_version() -> str | None:
     """The NVIDIA driver's version; None where there is none."""
     card = _card()
-    return None if card is None else str(card.nvml.nvmlSystemGetDriverVersion())
+    return None if card is None else _text(card.nvml.nvmlSystemGetDriverVersion())
 
 
 def device_name() -> str | None:
     """The card's name, the same as torch's."""
     card = _card()
-    return None if card is None else str(card.nvml.nvmlDeviceGetName(card.handle))
+    return None if card is None else _text(card.nvml.nvmlDeviceGetName(card.handle))
+
+
+def total_bytes() -> int | None:
+    """The memory of the first visible card; None without a driver."""
+    card = _card()
+    return None if card is None else int(card.nvml.nvmlDeviceGetMemoryInfo(card.handle).total)
 
 
 def used_bytes() -> int | None:
@@ -39,16 +45,17 @@ def free_bytes() -> int | None:
 
 
 class DriverPeak:
-    """Samples the card while it is open: `with DriverPeak() as peak: ...; peak.bytes`.
+    """Samples the card while it is open: `with DriverPeak(before) as peak: ...; peak.bytes`.
 
-    bytes: the most that was in use, less what was in use at the start; None without a driver.
+    before_bytes: what was in use already; None where no driver answers.
+    bytes: the most that was in use, less `before_bytes`; None without a driver.
     The card must be ours alone: what other programs take meanwhile counts too, and a peak that is
     shorter than 10 ms can be missed.
     """
 
-    def __init__(self, before_bytes: int | None = None) -> None:
-        self._card = _card()
-        self._before = before_bytes
+    def __init__(self, before_bytes: int | None) -> None:
+        self._card = None if before_bytes is None else _card()
+        self._before = before_bytes or 0
         self._highest = 0
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -56,7 +63,7 @@ class DriverPeak:
 
     @property
     def bytes(self) -> int | None:
-        return None if self._card is None else max(0, self._highest - (self._before or 0))
+        return None if self._card is None else max(0, self._highest - self._before)
 
     def restart(self) -> None:
         """Forgets the peak so far."""
@@ -66,8 +73,6 @@ class DriverPeak:
 
     def __enter__(self) -> DriverPeak:
         if self._card is not None:
-            if self._before is None:
-                self._before = self._card.used_bytes()
             self.restart()
             self._thread.start()
         return self
@@ -89,7 +94,7 @@ class DriverPeak:
             try:
                 self._highest = max(self._highest, card.used_bytes())
             except card.nvml.NVMLError:
-                self._card = None  # half a measurement is none
+                self._card = None  # A partial peak is worthless: report none.
                 self._end.set()
 
 
@@ -128,5 +133,10 @@ def _handle(nvml: Any) -> Any:
         return nvml.nvmlDeviceGetHandleByUUID(first)
     # CUDA takes any beginning of an identifier that only one card has.
     every = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-    (handle,) = (h for h in every if nvml.nvmlDeviceGetUUID(h).startswith(first))
+    (handle,) = (h for h in every if _text(nvml.nvmlDeviceGetUUID(h)).startswith(first))
     return handle
+
+
+def _text(said: str | bytes) -> str:
+    """What NVML says; an old nvidia-ml-py gives bytes."""
+    return said.decode() if isinstance(said, bytes) else said

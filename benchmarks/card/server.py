@@ -40,12 +40,17 @@ _ATTENTION = {
     "Using split optimization for attention": "attention_split",
     "Using sub quadratic optimization for attention": "attention_sub_quad",
 }
+_NO_WORDS = re.compile(r"^\s*$|it/s|s/it")  # progress bars, and what lies between them
 _DTYPE = re.compile(r"model weight dtype torch\.(\w+), manual cast: (?:torch\.)?(\w+)")
 _ALLOCATOR = re.compile(r"Device: cuda\S* .* : (\w+)\s*$", re.MULTILINE)
 _TORCH_FACTS = (
     "import json, torch; from benchmarks.card.host import torch_facts; "
     "print(json.dumps(torch_facts(torch.device('cuda'))))"
 )
+
+
+class RunLimitError(HostError):
+    """Our own limit ended the server, so the run says nothing of the host or the card."""
 
 
 def free_environment() -> None:
@@ -135,7 +140,7 @@ def time_limit(server: LiveHost, seconds: float) -> Iterator[None]:
     """Ends the server after so many seconds, so that what waits for it goes on.
 
     Raises:
-        HostError: that was so.
+        RunLimitError: it was ended; its process is gone.
     """
     late = threading.Event()
 
@@ -148,12 +153,14 @@ def time_limit(server: LiveHost, seconds: float) -> Iterator[None]:
     timer.start()
     try:
         yield
-    except HostError as error:
-        if late.is_set():
-            raise HostError(f"not done after {seconds:.0f} s") from error
-        raise
+    except Exception:
+        if not late.is_set():
+            raise
     finally:
         timer.cancel()
+        timer.join()  # a server that ends still holds the card, and the next one is measured
+    if late.is_set():
+        raise RunLimitError(f"not measured: the run took longer than {seconds:.0f} s")
 
 
 def resting_bytes(*, limit_s: float = 5.0) -> int | None:
@@ -177,7 +184,7 @@ def sentence(error: HostError) -> str:
             or "ran out of memory on your GPU" in details["exception_message"]
         ):
             return f"{OUT_OF_MEMORY} in {details['node_type']}"
-    first, *more = (line for line in str(error).strip().splitlines() if "it/s" not in line)
+    first, *more = (line for line in str(error).strip().splitlines() if not _NO_WORDS.search(line))
     if first.endswith("its log:") and more:  # LiveHost gives the last lines of it
         return without_paths(f"{first.removesuffix('; its log:')}: {more[-1]}")
     return without_paths(first)

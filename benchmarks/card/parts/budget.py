@@ -5,8 +5,9 @@ after the last. Each variant has a fresh server. Peaks are sampled from this pro
 CUDA context, and count from what was in use right before the server started, so the server's own
 context is in them. Per variant: 1024x1024 cold (round 0) and warm (round 1), then 2048x2048 on the
 card as it is and from 4 GiB up (on an imitated card once), and on the card as it is one more run at
-1024x1024 with VRAM Probes. Seed and text change from run to run, so that the host takes neither the
-text's encoding nor the picture from its cache. A variant ends with its first run that fails.
+1024x1024 with VRAM Probes. Prefer smallest draws 1024x1024 alone. Seed and text change from run to
+run, so that the host takes neither the text's encoding nor the picture from its cache. A variant
+ends with its first run that fails.
 
 The pack is installed for ComfyUI alone too: the run with probes needs it, and a node that is in no
 graph changes nothing.
@@ -104,10 +105,12 @@ def variants(job: Job) -> tuple[str, ...]:
     return (HOST, FIT, SMALLEST) if is_small else (HOST, FIT)
 
 
-def planned(job: Job) -> list[Take]:
-    """The runs of each variant; a seed belongs to a size and a round, whatever else is run."""
+def planned(job: Job, variant: str) -> list[Take]:
+    """The runs of a variant; a seed belongs to a size and a round, whatever else is run."""
     card_gib = job.leg.card_gib
     sizes = REHEARSED if job.is_rehearsal else SIZES
+    if variant == SMALLEST:
+        sizes = sizes[:1]  # the next would take about RUN_LIMIT_S
     runs = [Take(sizes[0], str(sizes[0]), index, index) for index in (0, 1)]
     for size in sizes[1:]:
         if card_gib is None or card_gib >= LEAST_GIB_LARGE:
@@ -121,7 +124,7 @@ def planned(job: Job) -> list[Take]:
 def measure(bench: Bench, variant: str) -> None:
     """Rows of all runs of a variant that are missing, on one fresh server."""
     job, rows = bench.job, bench.rows
-    takes = planned(job)
+    takes = planned(job, variant)
     missing = {take.case for take in takes if not rows.has(take.case, variant, take.round)}
     takes = [take for take in takes if take.case in missing]  # all rounds: the first is cold
     if not takes:
@@ -136,10 +139,8 @@ def measure(bench: Bench, variant: str) -> None:
             server.running(job, base_dir, models.paths_file) as live,
         ):
             rows.facts |= server.server_facts(live)
-            known["started_bytes"] = peak.bytes
             fresh = Fresh(live, peak, variant, models, known, {})
-            for index, take in enumerate(takes):
-                known["runs_before"] = index
+            for take in takes:
                 if not attempt(bench, fresh, take):
                     break
     except HostError as error:  # it did not start; what fails later has its row already
@@ -150,8 +151,8 @@ def measure(bench: Bench, variant: str) -> None:
 def empty_figures(bench: Bench) -> dict[str, Any]:
     """Every field of a row, with what is known before a server runs."""
     names = (
-        "survived", "peak_bytes", "started_bytes", "free_bytes", "ram_peak_bytes", "seconds",
-        *graphs.STAGES, "is_equal", "equal_8bit", "most_off_8bit", "psnr_db", "runs_before", "note",
+        "survived", "peak_bytes", "free_bytes", "ram_peak_bytes", "seconds",
+        *graphs.STAGES, "is_equal", "equal_8bit", "most_off_8bit", "psnr_db", "note",
     )  # fmt: skip
     return {
         **dict.fromkeys(names),
@@ -167,14 +168,17 @@ def attempt(bench: Bench, fresh: Fresh, take: Take) -> bool:
     live, peak, job = fresh.live, fresh.peak, bench.job
     logged, survived, notes = len(live.log()), False, []
     with bench.rows.attempt(take.case, fresh.variant, take.round) as figures:
-        figures |= fresh.known | {"survived": False}
+        figures |= fresh.known
         graph = graph_for(job, fresh, take, bench.loader)
         peak.restart()
         try:
             with server.time_limit(live, RUN_LIMIT_S):
                 watched = watch(live, graph, has_vram=False, say=lambda text: None)
+        except server.RunLimitError as error:  # `survived` stays None
+            figures["error"] = str(error)
         except HostError as error:
-            figures |= {"error": server.sentence(error), "peak_bytes": peak.bytes}
+            told = {"survived": False, "error": server.sentence(error)}
+            figures |= told | {"peak_bytes": peak.bytes}
         else:
             survived = True
             figures |= {"survived": True, "peak_bytes": peak.bytes, "seconds": watched.seconds}
