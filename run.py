@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import signal
 import subprocess
@@ -164,8 +165,10 @@ def run_bench(options: argparse.Namespace, rest: list[str]) -> int:
     for script in scripts:
         steps(f"bench {script}")
         command = [python, "-m", f"benchmarks.{script}", *options.args, *rest]
-        failed += environment.call(command, ZIMAGE_HOST_DIR=str(host_dir)) != 0
-    print(f"{len(scripts) - failed} of {len(scripts)} benchmarks ran")
+        told = {"ZIMAGE_HOST_DIR": str(host_dir), "ZIMAGE_CALLED_FROM": os.getcwd()}
+        failed += environment.call(command, **told) != 0
+    if not options.name:
+        print(f"{len(scripts) - failed} of {len(scripts)} benchmarks ran")
     return 1 if failed else 0
 
 

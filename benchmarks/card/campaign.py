@@ -19,14 +19,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import rows
-from .job import Job, Leg
+from . import driver, rows
+from .job import GIB, Job, Leg
 
 REPO = Path(__file__).resolve().parent.parent.parent
 # The rows that tell how a leg ended; `variant` is one of the words below.
 LEG_CASE = "leg"
 ENDED, FAILED, OUT_OF_TIME, LEFT_OUT = "ended", "failed", "out of time", "left out"
 LEAST_SECONDS = 20.0  # with less left no leg is started
+SHARE = 0.95  # of a card's memory, of what an imitated one may have
 STOP_S = 10.0
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -49,12 +50,42 @@ class Campaign:
     is_rehearsal: bool = False
 
 
+def ends(folder: Path) -> dict[tuple[str, str], tuple[str, int]]:
+    """How each leg ended last, by part and name, and at which row."""
+    found = enumerate(rows.read(folder / "rows.jsonl"))
+    return {
+        (row["part"], row["leg"]): (row["variant"], index)
+        for index, row in found
+        if row["case"] == LEG_CASE
+    }
+
+
 def left_to_do(folder: Path, legs: Iterable[Leg]) -> list[Leg]:
-    """The legs that have not ended yet; those that failed come last."""
-    found = rows.read(folder / "rows.jsonl")
-    ended = {(r["part"], r["leg"]): r["variant"] for r in found if r["case"] == LEG_CASE}
-    left = [leg for leg in legs if ended.get((leg.part, leg.name)) not in (ENDED, LEFT_OUT)]
-    return sorted(left, key=lambda leg: ended.get((leg.part, leg.name)) == FAILED)
+    """The legs that have not ended yet; those that failed come last.
+
+    A leg that reads other parts' rows is left again when one of them has ended after it.
+    """
+    known = ends(folder)
+
+    def is_left(leg: Leg) -> bool:
+        how, index = known.get((leg.part, leg.name), ("", -1))
+        read = [at for (part, _), (end, at) in known.items() if part in leg.reads and end == ENDED]
+        return how not in (ENDED, LEFT_OUT) or max(read, default=-1) > index
+
+    def is_failed(leg: Leg) -> bool:
+        return known.get((leg.part, leg.name), ("", -1))[0] == FAILED
+
+    return sorted(filter(is_left, legs), key=is_failed)
+
+
+def left_out(leg: Leg, *, is_rehearsal: bool) -> str:
+    """Why a leg cannot run here at all; empty if it can."""
+    if is_rehearsal:
+        return leg.needs_card
+    total = driver.total_bytes()
+    if leg.card_gib is not None and total is not None and leg.card_gib * GIB >= SHARE * total:
+        return f"this card has {total / GIB:.1f} GiB: it cannot imitate a larger one"
+    return ""
 
 
 def run(campaign: Campaign, legs: Sequence[Leg]) -> bool:
@@ -66,30 +97,43 @@ def run(campaign: Campaign, legs: Sequence[Leg]) -> bool:
     places = [campaign.folder, campaign.models_dir or campaign.folder]
     os.environ[rows.HIDDEN[0]] = os.pathsep.join(str(place) for place in places)
     end = time.time() + 60 * campaign.minutes
-    name = time.strftime("%Y-%m-%dT%H:%M:%S")
+    told = Job(
+        Leg(""), campaign.folder, campaign.host_dir, campaign.models_dir, campaign.is_rehearsal,
+        run=time.strftime("%Y-%m-%dT%H:%M:%S"), pack=pack_version(),
+    )  # fmt: skip
+    jobs = []
+    for leg in left_to_do(campaign.folder, legs):
+        job = dataclasses.replace(told, leg=leg)
+        if reason := left_out(leg, is_rehearsal=campaign.is_rehearsal):
+            _note(job, LEFT_OUT, note=reason)
+        else:
+            jobs.append(job)
     is_whole, is_started = True, False
-    left = left_to_do(campaign.folder, legs)
-    for index, leg in enumerate(left, 1):
-        job = Job(
-            leg, campaign.folder, campaign.host_dir, campaign.models_dir, campaign.is_rehearsal,
-            run=name,
-        )  # fmt: skip
-        if campaign.is_rehearsal and leg.needs_card:
-            _note(job, LEFT_OUT, note=leg.needs_card)
-            continue
-        seconds = end - time.time()
-        if seconds < LEAST_SECONDS:
-            print(f"The time is up: {len(left) - index + 1} legs are left for the next call.")
-            return False
-        if is_started and seconds < leg.seconds:
-            print(f"[{index}/{len(left)}] {leg.title}: needs more time than is left, the next call")
+    for index, job in enumerate(jobs, 1):
+        leg, seconds = job.leg, end - time.time()
+        print(f"[{index}/{len(jobs)}] {leg.title}", end="", flush=True)
+        if seconds < LEAST_SECONDS or (is_started and seconds < leg.seconds):
+            print(": not enough time is left")
             is_whole = False
             continue
+        print(flush=True)
         is_started = True
-        print(f"[{index}/{len(left)}] {leg.title}", flush=True)
         limit = min(leg.limit_s, seconds)
         is_whole &= _run_leg(dataclasses.replace(job, deadline=time.time() + limit), limit)
     return is_whole
+
+
+def pack_version() -> str:
+    """Version and commit of this project, with "+" where files differ from the commit."""
+    text = (REPO / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^version = "(.*)"$', text, re.MULTILINE)
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        git = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+        commit = git.stdout.strip() if git.returncode == 0 else ""
+    except OSError:  # no git here
+        commit = ""
+    return " ".join(filter(None, [found[1] if found else "", commit or "commit not known"]))
 
 
 def _run_leg(job: Job, limit_s: float) -> bool:
@@ -114,15 +158,16 @@ def _run_leg(job: Job, limit_s: float) -> bool:
         _note(job, ENDED, seconds=seconds)
         return True
     if code is None and limit_s < job.leg.limit_s:  # cut by --minutes: the next call goes on
-        print("  cut by the end of the time; the next call goes on")
+        print("  cut: the time is up")
         _note(job, OUT_OF_TIME, seconds=seconds)
         return False
     last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
-    told = [row["error"] for row in rows.read(job.rows_path)[before:] if row.get("error")]
+    new = rows.read(job.rows_path)[before:]
+    told = [row["error"] for row in new if not rows.is_result(row)]
     if code is None:
         error = f"ended after its limit of {limit_s:.0f} s"
     elif code == 1 and told:
-        error = told[-1]
+        error = told[-1] if len(told) == 1 else f"{len(told)} rows without a result: {told[-1]}"
     else:
         end = f"signal {-code}" if code < 0 else f"exit code {code}"
         error = f"ended with {end}: {rows.without_paths(last)}"
@@ -148,9 +193,10 @@ def _environment(job: Job) -> dict[str, str]:
         # The first card is then the same one for torch and for the driver's tools.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }  # fmt: skip
+    kept = {name: value for name, value in os.environ.items() if name != "PYTORCH_ALLOC_CONF"}
     if job.is_rehearsal:  # two spinning threads and a busy neighbour make a second take fifteen
         told["OMP_NUM_THREADS"] = "1"
-    return {**os.environ, **told}
+    return {**kept, **told}
 
 
 def _die_with_parent() -> None:

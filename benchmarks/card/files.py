@@ -18,9 +18,9 @@ import torch
 
 from .job import GIB, Job
 
-Kind = Literal["whole", "short"]
+Kind = Literal["whole", "short", "small"]
 _BLOCK = 2**24  # values that are drawn; a matrix repeats them
-_NEEDED_BYTES = {"whole": 20 * GIB, "short": 5 * GIB}
+_NEEDED_BYTES = {"whole": 20 * GIB, "short": 5 * GIB, "small": GIB}
 FOLDER = "diffusers/Z-Image-Turbo"
 
 
@@ -30,25 +30,26 @@ def prepare(job: Job, kind: Kind) -> Path:
     Args:
         job: its real weights are the answer where it has some.
         kind: whole, all layers in single files; short, two main layers of the true widths in a
-            sharded folder. In a rehearsal both are small.
+            sharded folder; small, narrow as for the tests, random always. In a rehearsal all are.
 
     Raises:
         OSError: the disk has too little room.
     """
-    if job.models_dir is not None:
+    if job.models_dir is not None and kind != "small":
         return job.models_dir
-    name = "small" if job.is_rehearsal else kind
-    target, part = job.work / "models" / name, job.work / "models" / f"{name}.part"
+    if job.is_rehearsal:
+        kind = "small"
+    target, part = job.work / "models" / kind, job.work / "models" / f"{kind}.part"
     if target.is_dir():
         return target
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    _check_space(part, 0 if job.is_rehearsal else _NEEDED_BYTES[kind])
-    print(f"  writing random weights ({name}), once", flush=True)
+    _check_space(part, _NEEDED_BYTES[kind])
+    print(f"  writing random weights ({kind}), once", flush=True)
     os.environ.setdefault("ZIMAGE_HOST_DIR", str(job.host_dir))  # its tokenizer is copied
     from pack.tests import tiny_models
 
-    if job.is_rehearsal:
+    if kind == "small":
         tiny_models.write_single_files(tiny_models.write_small_folder(part / FOLDER), part)
     elif kind == "whole":
         for path in tiny_models.write_real_width_files(part, layers=30).values():

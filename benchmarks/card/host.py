@@ -47,6 +47,10 @@ class Host:
         """The names of the models for the loader nodes; the host finds them from now on."""
         import utils.extra_config
 
+        if kind == "small" or self.job.is_rehearsal:
+            from pack.tests import widen_detection
+
+            widen_detection.install()  # this process then knows the small widths too
         found = offer_models(files.prepare(self.job, kind), self.base_dir)
         utils.extra_config.load_extra_path_config(str(found.paths_file))
         return found
@@ -118,10 +122,6 @@ def start(job: Job, rows: Recorder) -> Host:
     import utils.extra_config  # noqa: F401 (before `nodes`, which hides `utils` up to 0.24)
 
     register_pack()
-    if job.is_rehearsal:
-        from pack.tests import widen_detection
-
-        widen_detection.install()
     device = comfy.model_management.get_torch_device()
     rows.facts |= facts(job, device, is_dynamic=is_dynamic)
     return Host(job, device, base_dir, is_dynamic)

@@ -42,6 +42,7 @@ class Leg:
     allocator: torch's, on the card.
     card_gib: imitates a card of so many GiB by ballast; None for the card as it is.
     needs_card: why it cannot be rehearsed on the CPU; empty if it can.
+    reads: parts whose rows it reads; it is run again when they have ended anew.
     module: holds `run(job, rows)`; empty for `benchmarks.card.parts.<part>`.
     """
 
@@ -53,6 +54,7 @@ class Leg:
     allocator: Allocator = "cudaMallocAsync"
     card_gib: float | None = None
     needs_card: str = ""
+    reads: tuple[str, ...] = ()
     module: str = ""
 
     @property
@@ -71,6 +73,7 @@ class Job:
     is_rehearsal: tiny models on the CPU instead of the true sizes on the card.
     deadline: seconds since the epoch at which the process is ended.
     run: names this start of the campaign; rows of one round are compared within a run alone.
+    pack: version and commit of this project.
     """
 
     leg: Leg
@@ -80,6 +83,7 @@ class Job:
     is_rehearsal: bool = False
     deadline: float = float("inf")
     run: str = ""
+    pack: str = ""
 
     @property
     def rows_path(self) -> Path:
@@ -103,4 +107,5 @@ def from_json(text: str) -> Job:
     told = json.loads(text)
     paths = {name: Path(told[name]) for name in ("folder", "host_dir")}
     models = told["models_dir"] and Path(told["models_dir"])
-    return Job(**{**told, **paths, "models_dir": models, "leg": Leg(**told["leg"])})
+    leg = Leg(**{**told["leg"], "reads": tuple(told["leg"]["reads"])})
+    return Job(**{**told, **paths, "models_dir": models, "leg": leg})

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from .job import Job
+from .listening import heard
 
 Row = dict[str, Any]
 OUT_OF_MEMORY = "out of memory"
+NOT_MEASURED = "not measured"  # how the error of a row begins that we gave up ourselves
 # Errors after which a process can use the card no more.
 _STICKY = re.compile(r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS_EXECUTION_FAILED", re.IGNORECASE)
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.+@~-]+)+[\\/]([\w.+@~-]+)")
@@ -71,15 +73,18 @@ class Recorder:
     """Writes the rows of one leg.
 
     facts: what every row says of the machine and the versions; `host.start` fills it.
+    notes: what was logged so far while the current row is measured, see `listening`.
+    failures: rows with an error that is no result; running out of memory is one.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         leg = job.leg
+        self.notes: list[str] = []
+        self.failures = 0
         self.facts: Row = {
             "part": leg.part, "leg": leg.name, "run": job.run, "rehearsal": job.is_rehearsal,
-            "weights": "random" if job.models_dir is None else "real",
-            "card_gib": leg.card_gib,
+            "pack": job.pack, "weights": weights_of(job.models_dir), "card_gib": leg.card_gib,
         }  # fmt: skip
         self._known = {
             self._key(row)
@@ -109,7 +114,12 @@ class Recorder:
         append(self._job.rows_path, row)
         if row["error"] is None:
             self._known.add(self._key(row))
-        shown = (_shown(name, value) for name, value in figures.items() if value is not None)
+        self.failures += not is_result(row)
+        shown = (
+            _shown(name, value)
+            for name, value in figures.items()
+            if value is not None and not isinstance(value, str | list)
+        )
         said = row["error"] or ", ".join(shown)
         print(f"  {case} | {variant} | {said}"[:200], flush=True)
         return row
@@ -122,14 +132,33 @@ class Recorder:
             RuntimeError: the card cannot be used any more in this process.
         """
         figures: Row = {}
-        try:
-            yield figures
-        except Exception as error:
-            self.write(case, variant, round_, **{**figures, "error": error_text(error)})
-            if _STICKY.search(str(error)) and error_text(error) != OUT_OF_MEMORY:
-                raise
-        else:
-            self.write(case, variant, round_, **figures)
+        with heard(without_paths) as self.notes:
+            try:
+                yield figures
+            except Exception as error:
+                text = error_text(error)
+                self.write(case, variant, round_, **self._noted({**figures, "error": text}))
+                if _STICKY.search(str(error)) and text != OUT_OF_MEMORY:
+                    raise
+            else:
+                self.write(case, variant, round_, **self._noted(figures))
+
+    def _noted(self, figures: Row) -> Row:
+        """The figures with what was logged in front of their own note."""
+        notes = [*self.notes, *filter(None, [figures.get("note")])]
+        return {**figures, "note": "; ".join(dict.fromkeys(notes)) or None}
+
+
+def is_result(row: Row) -> bool:
+    """Whether a row says what the card did; else its leg is tried again."""
+    error = row["error"]
+    known = (OUT_OF_MEMORY, NOT_MEASURED)
+    return error is None or row.get("survived") is not None or error.startswith(known)
+
+
+def weights_of(models_dir: Path | None) -> str:
+    """What a row says of the weights."""
+    return "random" if models_dir is None else "real"
 
 
 def _shown(name: str, value: Any) -> str:

@@ -13,6 +13,7 @@ from .host import Host
 from .job import Picture
 
 TEXT_TOKENS = 256
+MEMORY = ("peak_bytes", "reserved_bytes", "allocated_bytes", "workspace_bytes", "weights_bytes")
 WARM_UP = 1
 
 
@@ -20,7 +21,8 @@ class Sampled(NamedTuple):
     """One sampling.
 
     step_s: of each step after the warm-up, by CUDA events; on the CPU by the clock.
-    cpu_step_s: of the same steps, what the thread that issues them took of its processor.
+    cpu_step_s: of the same steps, what the thread that issues them took of its processor; a driver
+        that waits busily for the card counts too.
     memory: of the same steps, see `Meter.memory`.
     latent: the result, on the CPU.
     """
@@ -70,17 +72,18 @@ class Meter:
         end.synchronize()
         return start.elapsed_time(end) / 1e3
 
-    def memory(self) -> dict[str, int | None]:
+    def memory(self, patcher: Any = None) -> dict[str, int | None]:
         """Bytes since the restart as figures of a row; None without a card.
 
         peak_bytes: allocated at most, above what was there at the restart.
         allocated_bytes: allocated at most, all in all.
         reserved_bytes: held by torch's allocator at most.
         workspace_bytes: reserved beyond what was allocated.
+        weights_bytes: of the patcher's weights, those that are in the three above now; the pages of
+            dynamic VRAM are not.
         """
         if not self.is_card:
-            names = ("peak_bytes", "reserved_bytes", "allocated_bytes", "workspace_bytes")
-            return dict.fromkeys(names)
+            return dict.fromkeys(MEMORY)
         allocated = torch.cuda.max_memory_allocated(self._device)
         reserved = torch.cuda.max_memory_reserved(self._device)
         return {
@@ -88,6 +91,7 @@ class Meter:
             "reserved_bytes": reserved,
             "allocated_bytes": allocated,
             "workspace_bytes": reserved - allocated,
+            "weights_bytes": None if patcher is None else patcher.model.model_loaded_weight_memory,
         }
 
 
@@ -145,7 +149,7 @@ def sample(
     found = Sampled(
         [meter.seconds(a[0], b[0]) for a, b in measured],
         [b[1] - a[1] for a, b in measured],
-        meter.memory(),
+        meter.memory(model),
         latent.cpu(),
     )
     if not found.latent.isfinite().all():

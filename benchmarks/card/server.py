@@ -26,7 +26,7 @@ from ..live_host import REPO, HostError, LiveHost
 from .driver import used_bytes
 from .host import clear, torch_facts
 from .job import Job
-from .rows import OUT_OF_MEMORY, without_paths
+from .rows import NOT_MEASURED, OUT_OF_MEMORY, without_paths
 
 START_TIMEOUT_S = 120.0
 _FORCED = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -160,7 +160,7 @@ def time_limit(server: LiveHost, seconds: float) -> Iterator[None]:
         timer.cancel()
         timer.join()  # a server that ends still holds the card, and the next one is measured
     if late.is_set():
-        raise RunLimitError(f"not measured: the run took longer than {seconds:.0f} s")
+        raise RunLimitError(f"{NOT_MEASURED}: the run took longer than {seconds:.0f} s")
 
 
 def resting_bytes(*, limit_s: float = 5.0) -> int | None:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .rows import OUT_OF_MEMORY, Row, without_paths
+from .rows import NOT_MEASURED, OUT_OF_MEMORY, Row, without_paths
 
 HOST = "ComfyUI"  # equals variants.HOST, which needs torch
 # How the variants begin that are not ours; the cells of ours are bold where they save nothing.
 NOT_OURS = (HOST, "VAEDecodeTiled", "VAEEncodeTiled", "torch.utils.checkpoint")
 RATIOS = {"peak_bytes": "peak", "seconds": "time", "step_s": "time", "kernels": "kernels"}
-NOT_MEASURED, NO_PAIR = "not measured", "-"
+NO_PAIR = "-"
 Show = Callable[[Any], str]
 # What must agree for two rows to be compared; a setup is one value of each.
 FACTS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -18,8 +19,15 @@ def run(job: Any, rows: Any) -> None:
         raise ValueError(f"{job.host_dir}/deep/inside.py is broken\nand a second line")
     if name == "variant raises":
         with rows.attempt("64x64x1", "bad", 0) as figures:
-            figures["kept"] = 1
-            raise MemoryError("no room")
+            figures |= {"kept": 1, "note": "its own"}
+            for _ in range(2):
+                logging.getLogger("pack.nodes.host").info("a node says so")
+                logging.getLogger("comfy").info("the host chats")
+                logging.getLogger("comfy").warning("the host warns")
+            raise ValueError("it cannot be")
+    if name == "runs out":
+        with rows.attempt("64x64x1", "bad", 0):
+            raise RuntimeError("CUDA error: out of memory")
     if name == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "hangs":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -48,12 +49,22 @@ class TestOneEndsTheOthersGoOn:
         assert len(found(tmp_path, "works")) == 3
 
     def test_a_variant_that_raises_leaves_the_part_running(self, tmp_path):
-        assert campaign.run(settings(tmp_path), [leg("variant raises")])
-        assert found(tmp_path, "variant raises")[1:3] == [
-            ("64x64x1", "bad", "MemoryError: no room"),
+        assert not campaign.run(settings(tmp_path), [leg("variant raises")])
+        assert found(tmp_path, "variant raises")[1:] == [
+            ("64x64x1", "bad", "ValueError: it cannot be"),
             ("64x64x1", "after", None),
+            ("leg", "failed", "ValueError: it cannot be"),
         ]
-        assert rows.read(tmp_path / "rows.jsonl")[1]["kept"] == 1
+        row = rows.read(tmp_path / "rows.jsonl")[1]
+        assert (row["kept"], row["note"]) == (1, "a node says so; the host warns; its own")
+
+    def test_running_out_of_memory_is_a_result(self, tmp_path):
+        assert campaign.run(settings(tmp_path), [leg("runs out")])
+        assert found(tmp_path, "runs out")[1:] == [
+            ("64x64x1", "bad", rows.OUT_OF_MEMORY),
+            ("64x64x1", "after", None),
+            ("leg", "ended", None),
+        ]
 
     @posix_only
     def test_a_part_that_is_killed(self, tmp_path):
@@ -88,9 +99,9 @@ class TestGoingOn:
         assert not campaign.run(settings(tmp_path), legs)
         assert [each.name for each in campaign.left_to_do(tmp_path, legs)] == ["is resumed"]
         before = found(tmp_path, "works")
-        more = [*legs, leg("variant raises")]
+        more = [*legs, leg("other")]
         assert [each.name for each in campaign.left_to_do(tmp_path, more)] == [
-            "variant raises",
+            "other",
             "is resumed",
         ]
         assert campaign.run(settings(tmp_path), legs)
@@ -98,12 +109,31 @@ class TestGoingOn:
         assert found(tmp_path, "is resumed")[-1] == ("leg", "ended", None)
         assert campaign.left_to_do(tmp_path, legs) == []
 
+    def test_a_leg_that_reads_others_runs_again_when_they_have_new_rows(self, tmp_path):
+        reads = Leg("reader", module=FAKES, limit_s=60.0, reads=("fake",))
+        assert campaign.run(settings(tmp_path), [reads])
+        assert campaign.left_to_do(tmp_path, [reads]) == []
+        assert campaign.run(settings(tmp_path), [leg("works"), reads])
+        assert found(tmp_path, "all").count(("leg", "ended", None)) == 1
+        assert campaign.left_to_do(tmp_path, [leg("works"), reads]) == [reads]
+        assert campaign.run(settings(tmp_path), [leg("works"), reads])
+        assert found(tmp_path, "all").count(("leg", "ended", None)) == 2
+        assert campaign.left_to_do(tmp_path, [leg("works"), reads]) == []
+
+    def test_a_card_imitates_no_larger_one(self, monkeypatch):
+        large, small = leg("large", card_gib=8.0), leg("small", card_gib=6.0)
+        monkeypatch.setattr(campaign.driver, "total_bytes", lambda: int(7.99 * 2**30))
+        assert "8.0 GiB: it cannot imitate" in campaign.left_out(large, is_rehearsal=False)
+        assert campaign.left_out(small, is_rehearsal=False) == ""
+        monkeypatch.setattr(campaign.driver, "total_bytes", lambda: None)
+        assert campaign.left_out(large, is_rehearsal=False) == ""
+
     def test_without_time_nothing_is_started(self, tmp_path):
         assert not campaign.run(settings(tmp_path, minutes=0.1), [leg("works")])
         assert not (tmp_path / "rows.jsonl").exists()
 
     def test_a_leg_that_needs_more_time_than_is_left_gives_way_to_shorter_ones(self, tmp_path):
-        legs = [leg("works"), leg("long", seconds=3600.0), leg("variant raises", seconds=1.0)]
+        legs = [leg("works"), leg("long", seconds=3600.0), leg("runs out", seconds=1.0)]
         assert not campaign.run(settings(tmp_path), legs)
         assert [each.name for each in campaign.left_to_do(tmp_path, legs)] == ["long"]
         assert campaign.run(settings(tmp_path), legs)  # nothing else is left: it is started
@@ -227,7 +257,13 @@ class TestRows:
 class TestJobs:
     def test_a_job_survives_its_journey(self, tmp_path):
         job = Job(
-            leg("works", card_gib=6.0), tmp_path, REPO, tmp_path / "models", True, 12.5, "run"
+            leg("works", card_gib=6.0, reads=("a", "b")),
+            tmp_path,
+            REPO,
+            tmp_path / "models",
+            True,
+            12.5,
+            "run",
         )
         assert from_json(job.to_json()) == job
         assert from_json(Job(leg("x"), tmp_path, REPO).to_json()).models_dir is None
@@ -261,11 +297,40 @@ class TestCommandLine:
         assert told.returncode == 2
         assert f"{tmp_path} is no ComfyUI: it has no main.py" in told.stderr
 
-    @pytest.mark.parametrize("minutes", ["0", "-1"])
-    def test_minutes_must_be_above_zero(self, tmp_path, minutes):
+    @pytest.mark.parametrize(
+        ("option", "said"),
+        [
+            ("--minutes=0", "must be a number above 0, got 0"),
+            ("--minutes=0.5", "--minutes must be >= 1, got 0.5"),
+            ("--gib=-3", "must be a number above 0, got -3"),
+            ("--part=nonsense", "invalid choice: 'nonsense'"),
+            ("--models=nowhere", "nowhere is no folder"),
+        ],
+    )
+    def test_a_wrong_option_gets_one_sentence(self, tmp_path, option, said):
         (tmp_path / "main.py").touch()
-        told = self.command("--host", str(tmp_path), f"--minutes={minutes}")
-        assert told.returncode == 2 and "must be > 0" in told.stderr
+        out = ["--rehearse", "--out", str(tmp_path / "out")]
+        told = self.command("--host", str(tmp_path), *out, option)
+        assert told.returncode == 2 and said in told.stderr
+        assert len(told.stderr.splitlines()) == 1
+
+    def test_a_folder_that_cannot_be_written_is_named(self, tmp_path):
+        (tmp_path / "main.py").touch()
+        told = self.command("--host", str(tmp_path), "--rehearse", "--out", f"{tmp_path}/main.py/x")
+        assert told.returncode == 2
+        assert f"cannot write to {tmp_path}/main.py/x (Not a directory)" in told.stderr
+
+    def test_random_and_real_weights_do_not_share_a_folder(self, tmp_path):
+        from pack.benchmarks.card import __main__ as command
+
+        options = argparse.Namespace(out=tmp_path, models=None, rehearse=True)
+        recorder = rows.Recorder(Job(leg("works"), tmp_path, REPO, tmp_path / "models"))
+        recorder.write("64x64x1", "one")
+        assert command.other_rows(options) == (
+            f"{tmp_path} holds rows of other weights (real, not random): name a new --out"
+        )
+        options.models = tmp_path
+        assert command.other_rows(options) is None
 
     def test_without_a_card_it_says_so_in_one_sentence(self, tmp_path):
         import torch
@@ -275,7 +340,8 @@ class TestCommandLine:
         (tmp_path / "main.py").touch()
         told = self.command("--host", str(tmp_path), "--out", str(tmp_path / "out"))
         assert told.returncode == 0
-        assert told.stdout.startswith("bench card: not measured: torch sees no CUDA card here")
+        assert told.stdout.startswith("bench card: not measured: torch ")
+        assert "finds no NVIDIA card" in told.stdout
         assert not (tmp_path / "out").exists()
 
 
@@ -284,4 +350,4 @@ def test_rows_are_plain_json(tmp_path):
     recorder.write("64x64x1", "one", step_s=0.5, note=None)
     [line] = (tmp_path / "rows.jsonl").read_text().splitlines()
     row = json.loads(line)
-    assert {"part", "leg", "run", "rehearsal", "weights", "card_gib"} < row.keys()
+    assert {"part", "leg", "run", "rehearsal", "pack", "weights", "card_gib"} < row.keys()

@@ -1,4 +1,4 @@
-"""What the campaign makes of measured rows: medians, factors, seconds per launch."""
+"""What the campaign makes of measured rows: medians, predictions, factors."""
 
 from __future__ import annotations
 
@@ -31,29 +31,18 @@ def test_rows_with_errors_and_of_other_parts_are_left_out():
     assert predicted.medians(known, "denoiser") == []
 
 
-def test_launches_are_those_of_the_same_picture():
-    known = [
-        row(HOST, cpu_step_s=0.010),
-        row(DEFAULT, cpu_step_s=0.190),
-        {**row(HOST, kernels=1000), "case": "1024x1024x1 launches"},
-        {**row(DEFAULT, kernels=19000), "case": "1024x1024x1 launches"},
-        {**row(DEFAULT, kernels=5), "case": "512x512x4 launches"},
-    ]
-    found = predicted.medians(known, "denoiser")
-    assert list(predicted.launch_seconds(found)) == [pytest.approx(1e-5)]
-
-
-def test_without_kernels_there_is_no_time_per_launch():
-    found = predicted.medians([row(HOST, cpu_step_s=0.1), row(DEFAULT, cpu_step_s=0.2)], "denoiser")
-    assert list(predicted.launch_seconds(found)) == []
-
-
 @pytest.mark.parametrize(
     ("variant", "spare", "wanted"), [(DEFAULT, 0, [1.5]), (DEFAULT, 50, [1.0]), (HOST, 0, [])]
 )
 def test_the_factor_over_the_prediction_is_asked_of_our_nodes_alone(variant, spare, wanted):
-    [found] = predicted.medians([row(variant, peak_bytes=90, workspace_bytes=60)], "denoiser")
+    known = [row(variant, peak_bytes=90, reserved_bytes=1150, weights_bytes=1000)]
+    [found] = predicted.medians(known, "denoiser")
     assert list(predicted.reserved_factor(found, 100, spare_bytes=spare)) == wanted
+
+
+def test_without_a_card_there_is_no_factor():
+    [found] = predicted.medians([row(DEFAULT, peak_bytes=None)], "denoiser")
+    assert list(predicted.reserved_factor(found, 100)) == []
 
 
 def test_predictions_are_those_of_the_pack_for_the_settings_of_each_variant():
@@ -67,16 +56,17 @@ def test_predictions_are_those_of_the_pack_for_the_settings_of_each_variant():
     fast, middle, small = head_groups(models.denoiser)
 
     def of(variant: str, case: str = "1024x1024x1") -> int | None:
-        found = predicted.Measured(case, variant, None, None, None, None)
+        found = predicted.Measured(case, variant, None, None)
         return predicted.denoiser_bytes(found, models, request)
 
     assert of(HOST) == stock_peak_bytes(shape)
-    assert of(DEFAULT) == of("Fit to VRAM speed") == denoiser_live_bytes(shape, fast)
+    assert of(DEFAULT) == denoiser_live_bytes(shape, fast)
+    assert of("Fit to VRAM speed") is None  # it plans by what is free
     assert of("+ Attention Slice auto") == denoiser_live_bytes(shape, middle)
     assert of("+ Attention Slice max") == denoiser_live_bytes(shape, small)
     assert of(HOST, "1024x1024x1 fp8") is None
 
-    decode = predicted.Measured("1024x1024x1 decode", "Lean VAE speed", None, None, None, None)
+    decode = predicted.Measured("1024x1024x1 decode", "Lean VAE speed", None, None)
     stage = vae_stage(models, shape, "speed")
     assert predicted.vae_bytes(decode, models, request) == stage.activation_bytes
     stock = decode._replace(variant=HOST)

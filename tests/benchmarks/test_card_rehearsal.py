@@ -15,11 +15,11 @@ from pack.benchmarks.card.campaign import ENDED, LEFT_OUT, LEG_CASE
 
 REPO = Path(catalogue.__file__).resolve().parents[2]
 FACTS = {
-    "part", "leg", "run", "rehearsal", "weights", "card_gib", "device", "card_bytes", "driver",
-    "allocator", "torch", "system", "mode", "attention", "dtype", "comfyui", "comfy_aimdo",
-    "comfy_kitchen", "case", "variant", "round", "error",
+    "part", "leg", "run", "rehearsal", "pack", "weights", "card_gib", "device", "card_bytes",
+    "driver", "allocator", "torch", "system", "mode", "attention", "dtype", "comfyui",
+    "comfy_aimdo", "comfy_kitchen", "case", "variant", "round", "error",
 }  # fmt: skip
-BYTES = {"peak_bytes", "reserved_bytes", "allocated_bytes"}
+BYTES = {"peak_bytes", "reserved_bytes", "allocated_bytes", "weights_bytes"}
 # What the rows of a part say, by a pattern of their case: every row all of it, None included.
 FIELDS = {
     "denoiser": {
@@ -32,16 +32,20 @@ FIELDS = {
         r"text encode, .*|[\dx]+ (denoise|decode|encode)": {
             "predicted_bytes", "measured_bytes", "ratio",
         },
+        r"[\dx]+ narrow model": {"step_s", "kernels", "operations"},
         r"constants": {"value", "low", "high", "today", "samples"},
     },
     "probe": {
         r"[\dx]+": {
             "probe_peak_bytes", "parts_sum_bytes", "outside_peak_bytes", "ratio",
-            "driver_peak_bytes", "step_s", "plain_step_s", "cost", "is_bit_equal",
+            "driver_peak_bytes", "note", "step_s", "plain_step_s", "cost", "is_bit_equal",
         },
     },
     "tutorial": {
-        r"[\dx]+": {"peak_bytes", "activation_peak_bytes", "reserved_bytes", "seconds", "steps"},
+        r"[\dx]+": {
+            "peak_bytes", "activation_peak_bytes", "weight_bytes", "reserved_bytes", "seconds",
+            "steps",
+        },
     },
 }  # fmt: skip
 pytestmark = pytest.mark.skipif(

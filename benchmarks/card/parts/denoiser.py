@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 
 from ..host import Host, start
 from ..job import Job, Picture
+from ..profiling import counted
 from ..rows import Recorder
 from ..sampling import noise_for, prompt_for, sample
 from ..variants import DEFAULT, HOST, make
@@ -64,11 +66,12 @@ def run(job: Job, rows: Recorder) -> None:
     model = host.load("whole").model
     for case in cases:
         compare(host, rows, str(case.picture), model, case)
-    count_launches(host, rows, model, cases[0])
     if is_whole:
         del model
         host.unload()
         other_weights(host, rows)
+        model = host.load("whole").model
+    count_launches(host, rows, model, cases[0])  # last: a profiler is what could take all down
 
 
 def compare(host: Host, rows: Recorder, title: str, model: Any, case: Case) -> None:
@@ -89,6 +92,8 @@ def compare(host: Host, rows: Recorder, title: str, model: Any, case: Case) -> N
                 found = sample(host, patched[name], case.picture, steps=case.steps)
                 figures |= found.figures()
                 failed.discard(name)
+            if name in failed:
+                host.unload()  # as the host does after an error
 
 
 def count_launches(host: Host, rows: Recorder, model: Any, case: Case) -> None:
@@ -101,35 +106,27 @@ def count_launches(host: Host, rows: Recorder, model: Any, case: Case) -> None:
 
 
 def launches(host: Host, model: Any, picture: Picture) -> dict[str, Any]:
-    """Kernels of one whole step, copies apart; None where no card ran them."""
+    """Kernels of the second of two steps, see `profiling.counted`."""
     import comfy.sample
-    from torch.profiler import ProfilerActivity, profile
-
-    is_card = host.device.type == "cuda"
-    activities = [ProfilerActivity.CUDA] if is_card else [ProfilerActivity.CPU]
-    step: dict[str, Any] = {}
-
-    def after_step(index: int, *_: Any) -> None:
-        if is_card:
-            torch.cuda.synchronize(host.device)
-        if index == 0:
-            step["profile"] = profile(activities=activities)
-            step["profile"].start()
-        else:
-            step["profile"].stop()
 
     noise, prompt = noise_for(picture), prompt_for(model)
-    with torch.inference_mode():
-        comfy.sample.sample(
-            model, noise, 2, 1.0, "euler", "simple", prompt, prompt, torch.zeros_like(noise),
-            seed=1, disable_pbar=True, callback=after_step,
-        )  # fmt: skip
-    events = step["profile"].events()
-    if not is_card:
-        return {"kernels": None, "copies": None, "operations": len(events)}
-    on_card = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
-    copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in on_card)
-    return {"kernels": len(on_card) - copies, "copies": copies, "operations": None}
+    figures: dict[str, Any] = {}
+    with ExitStack() as until:
+
+        def after_step(index: int, *_: Any) -> None:
+            if index == 0:
+                if host.device.type == "cuda":
+                    torch.cuda.synchronize(host.device)
+                until.enter_context(counted(host.device, figures))
+            else:
+                until.close()
+
+        with torch.inference_mode():
+            comfy.sample.sample(
+                model, noise, 2, 1.0, "euler", "simple", prompt, prompt, torch.zeros_like(noise),
+                seed=1, disable_pbar=True, callback=after_step,
+            )  # fmt: skip
+    return figures
 
 
 def other_weights(host: Host, rows: Recorder) -> None:

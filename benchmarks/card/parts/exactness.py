@@ -184,7 +184,7 @@ class Denoiser:
             if not results:
                 results.append(result.cpu())
 
-        # As of a model that was loaded for this dtype; the samplers ask `get_dtype_inference`.
+        # Samplers ask `get_dtype_inference`, so patch what it reads.
         is_own = arithmetic.dtype == base.get_dtype_inference()
         with ExitStack() as until:
             until.enter_context(computing_in(base.diffusion_model, arithmetic))

@@ -8,7 +8,7 @@ range, `today` what nodes/memory uses now. Nothing is changed by it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,27 +17,29 @@ import torch
 from ..host import Host, start
 from ..job import Job, Picture, picture
 from ..rows import Recorder, Row, read
-from ..sampling import TEXT_TOKENS, Meter
-from ..variants import DENOISER, HOST
+from ..sampling import TEXT_TOKENS, Meter, sample
+from ..variants import DEFAULT, HOST, make
+from .denoiser import launches
 
 PROMPT = "a red fox asleep in the snow under a birch tree, early morning light"
 REPEATS = (1, 16)  # of the prompt's text: a short one and a long one
 LEAN_VAE = "Lean VAE "
+# By the number of head groups, the fewest first.
+SETTINGS = (DEFAULT, "+ Attention Slice auto", "+ Attention Slice max")
+ISSUED = Picture(256, 256)
 CONSTANTS = "constants"
 
 
 class Measured(NamedTuple):
     """The medians of a case's variant over its rounds; bytes are None without a card.
 
-    cpu_step_s: seconds of the issuing thread per step; kernels: launched per step.
+    taken_bytes: what torch's allocator held at most, without weights.
     """
 
     case: str
     variant: str
     peak_bytes: int | None
-    workspace_bytes: int | None
-    cpu_step_s: float | None
-    kernels: float | None
+    taken_bytes: int | None
 
 
 def run(job: Job, rows: Recorder) -> None:
@@ -72,7 +74,7 @@ def run(job: Job, rows: Recorder) -> None:
     speed = copy_bytes_per_s(host.device)
     write_constant(rows, "DENOISER_RESERVED", reserved, DENOISER_RESERVED)
     write_constant(rows, "VAE_RESERVED", vae_reserved, VAE_RESERVED)
-    write_constant(rows, "seconds per launch", list(launch_seconds(denoised)), None)
+    write_constant(rows, "seconds per launch", list(launch_seconds(host, rows)), None)
     write_constant(rows, "copy bytes per second", [] if speed is None else [speed], None)
 
 
@@ -102,33 +104,34 @@ def encode_texts(host: Host, rows: Recorder, clip: Any) -> None:
 def medians(known: Sequence[Row], part: str) -> list[Measured]:
     """What a part has measured, by case and variant; loading by estimate before dynamic VRAM."""
     chosen: dict[tuple[str, str], list[Row]] = {}
-    kernels: dict[tuple[str, str], float] = {}
     for row in sorted(known, key=lambda row: row.get("mode") == "dynamic VRAM"):
-        if row["part"] != part or row.get("error") or row["case"] in ("leg", part):
+        if row["part"] != part or row.get("error") or "peak_bytes" not in row:
             continue
-        case = row["case"].removesuffix(" launches")
-        key = (case, row["variant"])
-        if case != row["case"]:
-            if row.get("kernels") is not None:
-                kernels.setdefault(key, row["kernels"])
-        elif key not in chosen or chosen[key][0].get("mode") == row.get("mode"):
+        key = (row["case"], row["variant"])
+        if key not in chosen or chosen[key][0].get("mode") == row.get("mode"):
             chosen.setdefault(key, []).append(row)
     return [
-        Measured(
-            *key, _median(found, "peak_bytes"), _median(found, "workspace_bytes"),
-            _median(found, "cpu_step_s"), kernels.get(key),
-        )
+        Measured(*key, _median(found, "peak_bytes"), _median(map(_without_weights, found), "bytes"))
         for key, found in chosen.items()
-    ]  # fmt: skip
+    ]
 
 
-def _median(found: Sequence[Row], name: str) -> Any:
+def _without_weights(row: Row) -> Row:
+    names = ("reserved_bytes", "weights_bytes")
+    reserved, weights = (row.get(name) for name in names)
+    return {"bytes": None if reserved is None or weights is None else reserved - weights}
+
+
+def _median(found: Iterable[Row], name: str) -> Any:
     values = [row[name] for row in found if row.get(name) is not None]
     return statistics.median_low(values) if values else None
 
 
 def denoiser_bytes(found: Measured, models: Any, request: Any) -> int | None:
-    """Predicted live bytes of a denoiser's case; None for weights that the plan has no word on."""
+    """Predicted live bytes of a denoiser's case; None for weights that the plan has no word on.
+
+    Fit to VRAM chooses its settings by what is free at each sampling: its rows are left out.
+    """
     from pack.nodes.memory.need import denoiser_live_bytes
     from pack.nodes.memory.plan import stock_peak_bytes
     from pack.nodes.memory.stages import head_groups
@@ -139,9 +142,8 @@ def denoiser_bytes(found: Measured, models: Any, request: Any) -> int | None:
     shape = replace(request, width_px=size.width_px, height_px=size.height_px, batch=size.batch)
     if found.variant == HOST:
         return stock_peak_bytes(shape)
-    fast, middle, small = head_groups(models.denoiser)
-    groups = dict(zip(list(DENOISER)[1:], (fast, middle, small, fast, middle, small), strict=True))
-    return denoiser_live_bytes(shape, groups[found.variant])
+    groups = dict(zip(SETTINGS, head_groups(models.denoiser), strict=True)).get(found.variant)
+    return None if groups is None else denoiser_live_bytes(shape, groups)
 
 
 def vae_bytes(found: Measured, models: Any, request: Any) -> int | None:
@@ -182,21 +184,25 @@ def reserved_factor(found: Measured, predicted: int, *, spare_bytes: int = 0) ->
 
     The plan allows `factor * predicted + spare_bytes`, for our nodes alone.
     """
-    if found.variant == HOST or found.peak_bytes is None or found.workspace_bytes is None:
-        return
-    yield (found.peak_bytes + found.workspace_bytes - spare_bytes) / predicted
+    if found.variant != HOST and found.taken_bytes is not None:
+        yield (found.taken_bytes - spare_bytes) / predicted
 
 
-def launch_seconds(denoised: Sequence[Measured]) -> Iterator[float]:
-    """Seconds of the issuing thread for one launch, by what ours launches beyond the host."""
-    alone = {found.case: found for found in denoised if found.variant == HOST}
-    for found in denoised:
-        host = alone.get(found.case)
-        if host is None or found is host or None in (found.kernels, host.kernels):
-            continue
-        more = found.kernels - host.kernels
-        if more > 0 and found.cpu_step_s is not None and host.cpu_step_s is not None:
-            yield (found.cpu_step_s - host.cpu_step_s) / more
+def launch_seconds(host: Host, rows: Recorder) -> Iterator[float]:
+    """Seconds to issue one kernel: a step of a model so narrow that the card waits for each.
+
+    Writes a row of each way; without a card no kernel is counted and nothing is yielded.
+    """
+    model = host.load("small").model
+    for name in (HOST, DEFAULT):
+        with rows.attempt(f"{ISSUED} narrow model", name) as figures:
+            patched = make(name, model)
+            figures["step_s"] = statistics.median(
+                sample(host, patched, ISSUED, steps=4 if host.job.is_rehearsal else 16).step_s
+            )
+            figures |= launches(host, patched, ISSUED)
+            if figures["kernels"]:
+                yield figures["step_s"] / figures["kernels"]
 
 
 def write_constant(

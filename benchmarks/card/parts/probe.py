@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..driver import DriverPeak, used_bytes
+from ..driver import DriverPeak
 from ..host import Host, start
 from ..job import Job, Picture
 from ..rows import Recorder
@@ -20,8 +20,6 @@ from ..sampling import Sampled, sample
 DETAILS = ("totals", "steps", "blocks")
 PICTURE, REHEARSED = Picture(1024, 1024), Picture(64, 64)
 STEPS, ROUNDS = 4, 3
-# How VRAM Probe names the weights of one model in the pages of dynamic VRAM.
-PAGES = ": pages resident"
 # What only a card's allocator counts; None in a rehearsal.
 ON_A_CARD = (
     "probe_peak_bytes", "probe_activations_bytes", "parts_sum_bytes", "pages_bytes",
@@ -45,37 +43,41 @@ def run(job: Job, rows: Recorder) -> None:
 
 def compared(host: Host, model: Any, picture: Picture, steps: int, detail: str) -> dict[str, Any]:
     """One sampling without a probe, one behind it: peaks and seconds of both."""
-    plain = sample(host, model, picture, steps=steps)
-    resting = resting_bytes(host)
+    # The driver's sampler runs beside both, so that its cost is not the probe's.
     with DriverPeak(before_bytes=0) as driver:
+        plain = sample(host, model, picture, steps=steps)
+        pages = pages_bytes(model)
+        driver.restart()
         watched, record = probed(host, model, picture, steps, detail)
     parts = record["parts_at_peak"]
     seconds, plain_seconds = (found.figures()["step_s"] for found in (watched, plain))
     figures = dict.fromkeys(ON_A_CARD)
     activations, allocated = (plain.memory[name] for name in ("peak_bytes", "allocated_bytes"))
     if activations and allocated:
-        pages = sum(f["bytes"] or 0 for f in record["figures"] if f["name"].endswith(PAGES))
-        outside = allocated + pages
         figures |= {
             "probe_peak_bytes": record["peak_bytes"],
             "probe_activations_bytes": parts["activations"],
             "parts_sum_bytes": sum(parts.values()),
             "pages_bytes": pages,
             "outside_activations_bytes": activations,
-            "outside_peak_bytes": outside,
-            "ratio": record["peak_bytes"] / outside,
+            "outside_peak_bytes": allocated + pages,
+            "ratio": parts["activations"] / activations,
         }
     return {
         **figures,
         "driver_peak_bytes": driver.bytes,
-        "driver_resting_bytes": resting,
         "measured_with": record["measured_with"],
-        "notes": list(record["notes"]),
+        "note": "; ".join(record["notes"]) or None,
         "step_s": seconds,
         "plain_step_s": plain_seconds,
         "cost": seconds / plain_seconds - 1,
         "is_bit_equal": bool(torch.equal(watched.latent, plain.latent)),
     }
+
+
+def pages_bytes(model: Any) -> int:
+    """Weights in the pages of dynamic VRAM, as the host's patcher counts them."""
+    return max(0, model.loaded_size() - model.model.model_loaded_weight_memory)
 
 
 def probed(
@@ -91,10 +93,3 @@ def probed(
     if record["state"] != "done":
         raise RuntimeError(f"the probe's record must be done, it is {record['state']}")
     return watched, record
-
-
-def resting_bytes(host: Host) -> int | None:
-    """What the driver counts as used now, weights of the last sampling included."""
-    if host.device.type == "cuda":
-        torch.cuda.synchronize(host.device)
-    return used_bytes()

@@ -25,6 +25,7 @@ from .exactness import BLANK, against
 START, NODE, STREAMED = "start", "node", "streamed weights"
 LOADER, LEAN_VAE, PROBE = "Load Z-Image-Turbo", "Lean VAE", "VRAM Probe"
 PICTURE, REHEARSED = Picture(256, 256), Picture(64, 64)
+LARGE_BYTES = 2**28
 # Of the weights, what may be on the card at a time while they are streamed.
 SHARE = 1 / 3
 EXACT_LEG = "loading by estimate"
@@ -33,6 +34,7 @@ EXACT_LEG = "loading by estimate"
 def run(job: Job, rows: Recorder) -> None:
     host = start(job, rows)
     check_start(job, rows)
+    check_counter(host, rows)
     loaded = load(host, rows)
     if loaded is None:
         return
@@ -65,6 +67,25 @@ def check_start(job: Job, rows: Recorder) -> None:
         figures["nodes"] = [node.define_schema().node_id for node in nodes]
         if not job.is_rehearsal:
             check("allocator", rows.facts["allocator"], job.leg.allocator)
+
+
+def check_counter(host: Host, rows: Recorder) -> None:
+    """A row that torch's peak counter follows what is freed, by which all peaks stand and fall.
+
+    A large tensor, freed before a small one is made: the peak must be the large one's bytes.
+    """
+    if rows.has(START, "allocator"):
+        return
+    figures_of = {"counted_bytes": None, "expected_bytes": None}
+    with measured(rows, START, "allocator", **figures_of) as figures:
+        meter = Meter(host.device)
+        for size in (LARGE_BYTES, LARGE_BYTES // 2):
+            held = torch.empty(size, dtype=torch.uint8, device=host.device)
+            del held  # before the next is made
+        counted = meter.memory()["peak_bytes"]
+        figures |= {"counted_bytes": counted, "expected_bytes": LARGE_BYTES}
+        if counted is not None and abs(counted - LARGE_BYTES) > LARGE_BYTES // 100:
+            raise RuntimeError(f"torch must count {LARGE_BYTES} bytes, it counts {counted}")
 
 
 def check(what: str, found: Any, wanted: Any) -> None:
@@ -184,7 +205,8 @@ def probe(rows: Recorder, samples: Samples) -> None:
 def streamed(rows: Recorder, samples: Samples) -> None:
     """Rows of the host and our default with a third of the weights on the card at a time.
 
-    Each is compared with itself with all weights there: streaming must not change a bit.
+    Each is compared with its own result when all weights are on the card: streaming must not
+    change a bit.
     """
     patches: dict[str, Callable[[Any], Any]] = {HOST: lambda model: model, DEFAULT: checkpoint}
     for name, patch in patches.items():

@@ -11,9 +11,7 @@ Random weights would saturate many pixels. As in vae_compare, their last convolu
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +20,9 @@ from ...harness.model_files import SAME_FOLDER
 from ...vae_compare import TILED, TILES, tile_edges
 from ..host import Host, start
 from ..job import Job, Picture
-from ..rows import Recorder, without_paths
-from ..sampling import Meter, vae_latent_for
+from ..profiling import counted
+from ..rows import Recorder
+from ..sampling import MEMORY, Meter, vae_latent_for
 from ..variants import HOST
 from . import vae_difference
 
@@ -37,10 +36,8 @@ TILE_NODES = {"decode": TILED, "encode": "VAEEncodeTiled"}
 LAST_LAYER = "decoder.conv_out."
 CONTRAST = 0.5  # vae_compare's
 FIGURES = (
-    "first_s", "seconds", "peak_bytes", "reserved_bytes", "allocated_bytes", "workspace_bytes",
-    "is_repeatable", *vae_difference.FIGURES, "clamped", "note",
+    "first_s", "seconds", *MEMORY, "is_repeatable", *vae_difference.FIGURES, "clamped", "note",
 )  # fmt: skip
-LAUNCHES = ("kernels", "copies", "operations")
 
 Work = Callable[[torch.Tensor], torch.Tensor]
 
@@ -184,7 +181,7 @@ def compare(host: Host, rows: Recorder, vae: Any, task: str, picture: Picture, r
             with rows.attempt(case, name, index) as figures:
                 figures |= dict.fromkeys(FIGURES)
                 way = make(name, vae, task)
-                result = measure(host, way, given, figures)
+                result = Result(measure(host, vae, way, given, figures), list(rows.notes))
                 if index == rounds - 1:
                     judge(result, of_host, name, task, way, figures)
                     of_host = result if name == HOST else of_host
@@ -201,10 +198,10 @@ def judge(
     if name == HOST:
         return
     if of_host is None:
-        figures["note"] = "; ".join([*result.notes, "no result of ComfyUI to compare with"])
+        figures["note"] = "no result of ComfyUI to compare with"
         return
     told = [f"ComfyUI, with which it is compared: {text}" for text in of_host.notes]
-    figures["note"] = "; ".join([*result.notes, *told]) or None
+    figures["note"] = "; ".join(told) or None
     if task == "encode":
         figures |= vae_difference.latent_difference(made, of_host.tensor)
     else:
@@ -214,7 +211,9 @@ def judge(
         )
 
 
-def measure(host: Host, way: Way, given: torch.Tensor, figures: dict[str, Any]) -> Result:
+def measure(
+    host: Host, vae: Any, way: Way, given: torch.Tensor, figures: dict[str, Any]
+) -> torch.Tensor:
     """Calls it twice and fills in the times of both, and the bytes of the second.
 
     Raises:
@@ -228,43 +227,13 @@ def measure(host: Host, way: Way, given: torch.Tensor, figures: dict[str, Any]) 
         tensor = way.work(given)
         return meter.seconds(begin, meter.mark()), tensor
 
-    with heard(figures) as notes:
-        figures["first_s"], first = timed()
-        figures["seconds"], tensor = timed()
-    figures |= meter.memory()
+    figures["first_s"], first = timed()
+    figures["seconds"], tensor = timed()
+    figures |= meter.memory(vae.patcher)
     figures["is_repeatable"] = torch.equal(first, tensor)
     if not tensor.isfinite().all():
         raise RuntimeError("the result is not finite")
-    return Result(tensor, notes)
-
-
-@contextmanager
-def heard(figures: dict[str, Any]) -> Iterator[list[str]]:
-    """Yields what is logged meanwhile, and puts it into `note`, after an error too.
-
-    That is the host's warnings, such as a fallback to tiles, and Lean VAE's retries.
-    """
-    from pack.nodes.host.vae_forward import logger as ours
-
-    notes: list[str] = []
-
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = without_paths(record.getMessage())
-            if (record.levelno >= logging.WARNING or record.name == ours.name) and (
-                text not in notes
-            ):
-                notes.append(text)
-
-    root, ear, level = logging.getLogger(), Ear(), ours.level
-    root.addHandler(ear)
-    ours.setLevel(logging.INFO)
-    try:
-        yield notes
-    finally:
-        ours.setLevel(level)
-        root.removeHandler(ear)
-        figures["note"] = "; ".join(notes) or None
+    return tensor
 
 
 def count_launches(host: Host, rows: Recorder, vae: Any, task: str, picture: Picture) -> None:
@@ -275,24 +244,6 @@ def count_launches(host: Host, rows: Recorder, vae: Any, task: str, picture: Pic
         return
     getattr(vae, task)(given_for(task, WARM_UP))  # the weights are on the card after it
     for name in names:
-        with rows.attempt(case, name) as figures:
-            figures |= dict.fromkeys(LAUNCHES)
-            figures |= launches(host, make(name, vae, task).work, given)
-
-
-def launches(host: Host, work: Work, given: torch.Tensor) -> dict[str, int]:
-    """Kernels of one call, copies apart; where no card runs them, operations."""
-    from torch.profiler import ProfilerActivity, profile
-
-    is_card = host.device.type == "cuda"
-    activity = ProfilerActivity.CUDA if is_card else ProfilerActivity.CPU
-    with profile(activities=[activity], acc_events=True) as seen:
-        work(given)
-        if is_card:
-            torch.cuda.synchronize(host.device)
-    events = seen.events()
-    if not is_card:
-        return {"operations": len(events)}
-    on_card = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
-    copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in on_card)
-    return {"kernels": len(on_card) - copies, "copies": copies}
+        work = make(name, vae, task).work
+        with rows.attempt(case, name) as figures, counted(host.device, figures):
+            work(given)
