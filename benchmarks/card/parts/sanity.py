@@ -214,7 +214,7 @@ def streamed(rows: Recorder, samples: Samples) -> None:
             continue
         limit = int(SHARE * samples.model.model_size())
         known = {"reference": f"{name}, all weights there", "resident_bytes": None}
-        known |= {"limit_bytes": limit, "weights_bytes": samples.model.model_size()}
+        known |= {"limit_bytes": limit, "model_bytes": samples.model.model_size()}
         with measured(rows, STREAMED, name, **known) as figures:
             samples.of(name)  # first: it brings all weights to the card
             samples.host.unload()
@@ -222,7 +222,7 @@ def streamed(rows: Recorder, samples: Samples) -> None:
                 samples.compare(figures, model, name)
                 if samples.host.device.type == "cuda":
                     figures["resident_bytes"] = int(model.loaded_size())
-                    if figures["resident_bytes"] >= figures["weights_bytes"]:
+                    if figures["resident_bytes"] >= figures["model_bytes"]:
                         raise RuntimeError("all weights stayed on the card: none was streamed")
     samples.host.unload()
 
