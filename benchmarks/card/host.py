@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,9 +190,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def clear(base_dir: Path) -> None:
-    """Removes what the host wrote: pictures, temporary files."""
-    for name in ("output", "temp", "input"):
-        shutil.rmtree(base_dir / name, ignore_errors=True)

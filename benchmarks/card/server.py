@@ -24,7 +24,7 @@ import torch
 
 from ..live_host import REPO, HostError, LiveHost
 from .driver import used_bytes
-from .host import clear, torch_facts
+from .host import torch_facts
 from .job import Job
 from .rows import NOT_MEASURED, OUT_OF_MEMORY, without_paths
 
@@ -132,7 +132,7 @@ def running(job: Job, base_dir: Path, paths_file: Path) -> Iterator[LiveHost]:
         with server:
             yield server
     finally:
-        clear(base_dir)
+        _clear(base_dir)
 
 
 @contextlib.contextmanager
@@ -188,3 +188,9 @@ def sentence(error: HostError) -> str:
     if first.endswith("its log:") and more:  # LiveHost gives the last lines of it
         return without_paths(f"{first.removesuffix('; its log:')}: {more[-1]}")
     return without_paths(first)
+
+
+def _clear(base_dir: Path) -> None:
+    """Removes what the host wrote: pictures, temporary files."""
+    for name in ("output", "temp", "input"):
+        shutil.rmtree(base_dir / name, ignore_errors=True)
