@@ -26,6 +26,10 @@ _LONGEST = 300
 HIDDEN = ("ZIMAGE_HIDDEN_DIRS", "ZIMAGE_HOST_DIR")
 
 
+class NotMeasuredError(Exception):
+    """Something that cannot be measured here and is no fault: its leg is not tried again."""
+
+
 def read(path: Path) -> list[Row]:
     """All rows; a last line that was cut by a kill is left out."""
     found = []
@@ -66,7 +70,8 @@ def without_paths(text: str) -> str:
 def error_text(error: BaseException) -> str:
     """What a row says of an error; the driver's own out of memory has another class."""
     is_oom = type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error)
-    return OUT_OF_MEMORY if is_oom else without_paths(f"{type(error).__name__}: {error}")
+    kind = NOT_MEASURED if isinstance(error, NotMeasuredError) else type(error).__name__
+    return OUT_OF_MEMORY if is_oom else without_paths(f"{kind}: {error}")
 
 
 class Recorder:

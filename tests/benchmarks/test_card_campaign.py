@@ -247,6 +247,15 @@ class TestRows:
         ):
             assert rows.error_text(error) == rows.OUT_OF_MEMORY
 
+    def test_what_cannot_be_measured_is_told_and_no_fault(self, tmp_path):
+        recorder = rows.Recorder(Job(leg("works"), tmp_path, REPO))
+        with recorder.attempt("64x64x1", "one"):
+            raise rows.NotMeasuredError("this ComfyUI has no int4")
+        assert rows.read(tmp_path / "rows.jsonl")[0]["error"] == (
+            "not measured: this ComfyUI has no int4"
+        )
+        assert recorder.failures == 0
+
     def test_an_error_that_the_card_does_not_survive_ends_the_leg(self, tmp_path):
         recorder = rows.Recorder(Job(leg("works"), tmp_path, REPO))
         with pytest.raises(RuntimeError), recorder.attempt("64x64x1", "one"):

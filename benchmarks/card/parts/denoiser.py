@@ -17,7 +17,7 @@ import torch
 from ..host import Host, start
 from ..job import Job, Picture
 from ..profiling import counted
-from ..rows import Recorder
+from ..rows import NotMeasuredError, Recorder
 from ..sampling import noise_for, prompt_for, sample
 from ..variants import DEFAULT, HOST, make
 
@@ -157,7 +157,7 @@ def quantised(host: Host, algorithm: str) -> Any:
     """The transformer with the linear layers of its blocks in the host's quantised format.
 
     Raises:
-        ValueError: the host has no such format, or the weights are no single file.
+        NotMeasuredError: the host has no such format, or the weights are no single file.
     """
     import comfy.sd
     import comfy.utils
@@ -165,11 +165,11 @@ def quantised(host: Host, algorithm: str) -> Any:
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
     if algorithm not in QUANT_ALGOS:
-        raise ValueError(f"this ComfyUI has no {algorithm}")
+        raise NotMeasuredError(f"this ComfyUI has no {algorithm}")
     name = host.models("whole").diffusion_model
     path = None if name.endswith("/") else folder_paths.get_full_path("diffusion_models", name)
     if path is None:
-        raise ValueError("quantised weights are made of a single file, and this is a folder")
+        raise NotMeasuredError("quantised weights are made of a single file, and this is a folder")
     layout = QUANT_ALGOS[algorithm]["comfy_tensor_layout"]
     mark = torch.tensor(list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8)
     made: dict[str, torch.Tensor] = {}
