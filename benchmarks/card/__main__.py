@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ..harness.arguments import above_zero
 from ..harness.environment import SetupError
 from ..harness.model_files import offer_models
 from . import campaign, catalogue, driver, plot, report, rows
@@ -40,17 +41,6 @@ class Parser(argparse.ArgumentParser):
 def place(text: str) -> Path:
     """A path as the user meant it, who may stand in another folder."""
     return (Path(os.environ.get(CALLED_FROM, "")) / Path(text).expanduser()).resolve()
-
-
-def above_zero(text: str) -> float:
-    """A number of GiB or minutes."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
-    return value
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

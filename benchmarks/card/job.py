@@ -42,7 +42,7 @@ class Leg:
     allocator: torch's, on the card.
     card_gib: imitates a card of so many GiB by ballast; None for the card as it is.
     needs_card: why it cannot be rehearsed on the CPU; empty if it can.
-    reads: parts whose rows it reads; it is run again when they have ended anew.
+    reads: parts whose rows it reads; it runs again once they have new rows.
     module: holds `run(job, rows)`; empty for `benchmarks.card.parts.<part>`.
     """
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+from .arguments import above_zero, positive
+
 if __package__ == "benchmarks.harness":
     from nodes.memory import fit, fit_report, shapes, stages
 else:  # the tests import run.py as part of a package
@@ -50,21 +52,3 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     speed = options.copy_gbs and options.copy_gbs * 1e9
     text = fit_report.text(plan, others=others, copy_bytes_per_s=speed, notes=notes)
     return text, plan.verdict != "too large"
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text}")
-    return int(text)
-
-
-def above_zero(text: str) -> float:
-    """A number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
-    return value
