@@ -19,6 +19,8 @@ import torch
 from .job import GIB, Job
 
 Kind = Literal["whole", "short", "small"]
+# Of the VAE's last layer: as it is, many pixels would be clamped, and equal for that alone.
+LAST_LAYER, CONTRAST = "decoder.conv_out.weight", 0.5
 _BLOCK = 2**24  # values that are drawn; a matrix repeats them
 _NEEDED_BYTES = {"whole": 20 * GIB, "short": 5 * GIB, "small": GIB}
 FOLDER = "diffusers/Z-Image-Turbo"
@@ -75,7 +77,7 @@ def fill(path: Path, *, seed: int = 0) -> None:
     """Fills every matrix of a safetensors file in bfloat16 with random values; vectors stay."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(_BLOCK, generator=generator)
-    scaled: dict[int, memoryview] = {}
+    scaled: dict[float, memoryview] = {}
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         tensors: dict[str, Any] = json.loads(file.read(length))
@@ -85,12 +87,13 @@ def fill(path: Path, *, seed: int = 0) -> None:
             if about["dtype"] != "BF16":
                 raise ValueError(f"{path.name}: {name} must be BF16, got {about['dtype']}")
             is_table = name.endswith("embed_tokens.weight")
-            inputs = 1 if is_table else math.prod(about["shape"][1:])
-            if inputs not in scaled:
-                values = (drawn * inputs**-0.5).bfloat16().view(torch.uint8)
-                scaled[inputs] = memoryview(values.numpy())
+            scale = 1.0 if is_table else math.prod(about["shape"][1:]) ** -0.5
+            scale *= CONTRAST if name == LAST_LAYER else 1.0
+            if scale not in scaled:
+                values = (drawn * scale).bfloat16().view(torch.uint8)
+                scaled[scale] = memoryview(values.numpy())
             start, end = about["data_offsets"]
             file.seek(8 + length + start)
             left = end - start
             while left > 0:
-                left -= file.write(scaled[inputs][:left])
+                left -= file.write(scaled[scale][:left])

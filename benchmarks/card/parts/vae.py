@@ -5,8 +5,6 @@ starts with an empty allocator and is called twice: `first_s` is the first call 
 chooses its algorithms in it), `seconds` and the bytes are of the second. In the last round each
 result is compared with the host's of that round. All results lie on the CPU, where the host puts
 them.
-
-Random weights would saturate many pixels. As in vae_compare, their last convolution is scaled.
 """
 
 from __future__ import annotations
@@ -33,8 +31,6 @@ REHEARSED = ((Picture(64, 64), 1),)
 WARM_UP = Picture(32, 32)
 PREFERENCES = ("speed", "balance", "smallest")
 TILE_NODES = {"decode": TILED, "encode": "VAEEncodeTiled"}
-LAST_LAYER = "decoder.conv_out."
-CONTRAST = 0.5  # vae_compare's
 FIGURES = (
     "first_s", "seconds", *MEMORY, "is_repeatable", *vae_difference.FIGURES, "clamped", "note",
 )  # fmt: skip
@@ -66,7 +62,6 @@ def run(job: Job, rows: Recorder) -> None:
     host = start(job, rows)
     vae = load_vae(host)
     rows.facts["dtype"] = str(vae.vae_dtype).removeprefix("torch.")
-    rows.facts["contrast"] = CONTRAST if job.models_dir is None else None
     cases = REHEARSED if job.is_rehearsal else CASES
     with torch.inference_mode():
         for task in TASKS:
@@ -79,7 +74,7 @@ def run(job: Job, rows: Recorder) -> None:
 
 
 def load_vae(host: Host) -> Any:
-    """The VAE alone, as the host's Load VAE makes it; the last layer of random weights scaled."""
+    """The VAE alone, as the host's Load VAE makes it."""
     import comfy.sd
     import comfy.utils
     from pack.nodes.host import folders
@@ -96,9 +91,6 @@ def load_vae(host: Host) -> Any:
     state: dict[str, torch.Tensor] = {}
     for file in files:
         state |= comfy.utils.load_torch_file(str(file))
-    if host.job.models_dir is None:
-        # Into new tensors: under dynamic VRAM these are a mapping of the file, read only.
-        state |= {k: CONTRAST * t for k, t in state.items() if k.startswith(LAST_LAYER)}
     vae = comfy.sd.VAE(sd=state)
     vae.throw_exception_if_invalid()
     return vae
