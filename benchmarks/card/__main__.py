@@ -158,10 +158,10 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         is_interrupted = True
         print("\nInterrupted.", file=sys.stderr)
-    return finish(options.out, legs, is_interrupted=is_interrupted)
+    return finish(options.out, legs, is_rehearsal=options.rehearse, is_interrupted=is_interrupted)
 
 
-def finish(folder: Path, legs: Sequence[Leg], *, is_interrupted: bool) -> int:
+def finish(folder: Path, legs: Sequence[Leg], *, is_rehearsal: bool, is_interrupted: bool) -> int:
     """Makes the plot and the report of what is there, and says what is left; the exit code."""
     if not (folder / "rows.jsonl").exists():
         return 130 if is_interrupted else 1
@@ -181,7 +181,8 @@ def finish(folder: Path, legs: Sequence[Leg], *, is_interrupted: bool) -> int:
         titles = ", ".join(leg.title for leg in failed)
         print(f"Not whole: {titles} (see the report's errors; the same command tries again).")
     if not left and not failed:
-        print('Finished: the issue form "Report of a card" takes report, plot and rows.jsonl.')
+        form = 'the issue form "Report of a card" takes report, plot and rows.jsonl'
+        print("Finished." if is_rehearsal else f"Finished: {form}.")
     return 130 if is_interrupted else 1 if failed else 0
 
 
