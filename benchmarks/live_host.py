@@ -136,7 +136,7 @@ class LiveHost:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent if _libc else None,
+                preexec_fn=DIE_WITH_PARENT,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
         try:
@@ -266,6 +266,10 @@ def _die_with_parent() -> None:
     # Even a killed parent leaves no server behind: 1 is PR_SET_PDEATHSIG of linux/prctl.h.
     if _libc is not None:
         _libc.prctl(1, signal.SIGKILL)
+
+
+# For Popen's preexec_fn: even a killed parent leaves no such child; None where Linux is not.
+DIE_WITH_PARENT = _die_with_parent if _libc else None
 
 
 def _refusal(answer: bytes) -> str:

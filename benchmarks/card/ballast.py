@@ -12,11 +12,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from .job import GIB
+from .job import ALLOCATOR_SETTINGS, GIB
 
-# The allocator that the campaign asks for would hold more than it is told to; torch's own takes
-# one allocation of this size as it is, rounded up to 2 MiB.
-_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _OFF_BYTES = 64 * 2**20  # other programs must not move the free memory by more meanwhile
 # The first query makes this process' context, so that it is no longer part of what is free.
 _HOLD = """
@@ -51,7 +48,9 @@ def ballast(card_gib: float | None) -> Iterator[int]:
         stdin=subprocess.PIPE,  # its end is the end of the process, even if we are killed
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if name not in _ALLOCATOR},
+        # The allocator that the campaign asks for would hold more than it is told to; torch's own
+        # takes one allocation of this size as it is, rounded up to 2 MiB.
+        env={name: value for name, value in os.environ.items() if name not in ALLOCATOR_SETTINGS},
     )
     assert process.stdin and process.stdout and process.stderr
     try:

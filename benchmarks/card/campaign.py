@@ -7,7 +7,6 @@ kill of all, loses at most what was being measured. A leg that ended is not run 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import os
 import re
@@ -19,17 +18,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..live_host import DIE_WITH_PARENT, REPO
 from . import driver, rows
-from .job import GIB, Job, Leg
+from .job import ALLOCATOR_SETTINGS, GIB, Job, Leg
 
-REPO = Path(__file__).resolve().parent.parent.parent
 # The rows that tell how a leg ended; `variant` is one of the words below.
 LEG_CASE = "leg"
 ENDED, FAILED, OUT_OF_TIME, LEFT_OUT = "ended", "failed", "out of time", "left out"
 LEAST_SECONDS = 20.0  # with less left no leg is started
 SHARE = 0.95  # of a card's memory, of what an imitated one may have
 STOP_S = 10.0
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def _run_leg(job: Job, limit_s: float) -> bool:
     with log.open("wb") as errors:
         process = subprocess.Popen(
             command, cwd=REPO, env=_environment(job), stderr=errors, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=_die_with_parent if _libc else None,
+            start_new_session=True, preexec_fn=DIE_WITH_PARENT,
         )  # fmt: skip
         try:
             code: int | None = process.wait(limit_s)
@@ -187,22 +185,16 @@ def _note(job: Job, how: str, **figures: object) -> None:
 
 def _environment(job: Job) -> dict[str, str]:
     told = {
-        "PYTORCH_CUDA_ALLOC_CONF": f"backend:{job.leg.allocator}",
+        ALLOCATOR_SETTINGS[0]: f"backend:{job.leg.allocator}",
         "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1",
         "ZIMAGE_HOST_DIR": str(job.host_dir),
         # The first card is then the same one for torch and for the driver's tools.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }  # fmt: skip
-    kept = {name: value for name, value in os.environ.items() if name != "PYTORCH_ALLOC_CONF"}
+    kept = {name: value for name, value in os.environ.items() if name not in ALLOCATOR_SETTINGS}
     if job.is_rehearsal:  # two spinning threads and a busy neighbour make a second take fifteen
         told["OMP_NUM_THREADS"] = "1"
     return {**kept, **told}
-
-
-def _die_with_parent() -> None:
-    # Even a killed campaign leaves no process behind: 1 is PR_SET_PDEATHSIG of linux/prctl.h.
-    if _libc is not None:
-        _libc.prctl(1, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,23 @@ class Recorder:
         """Whether such a row was measured without an error, now or before an interruption."""
         return (case, variant, round_) in self._known
 
+    def turns(
+        self, case: str, variants: Iterable[str], rounds: Iterable[int]
+    ) -> Iterator[tuple[int, str]]:
+        """Yields round and variant of what is to be measured now, one after the other.
+
+        A round with a missing row is repeated whole, since its rows are compared with each other. A
+        variant whose row has an error gets no more turns.
+        """
+        names, failed = tuple(variants), set()
+        for round_ in rounds:
+            if all(self.has(case, name, round_) for name in names):
+                continue
+            for name in names:
+                if name not in failed:
+                    yield round_, name
+                    failed |= set() if self.has(case, name, round_) else {name}
+
     def write(self, case: str, variant: str, round_: int = 0, **figures: Any) -> Row:
         """Appends a row and says so.
 
@@ -117,8 +134,8 @@ class Recorder:
         row = {**self.facts, "case": case, "variant": variant, "round": round_, "error": None}
         row |= figures
         append(self._job.rows_path, row)
-        if row["error"] is None:
-            self._known.add(self._key(row))
+        change = self._known.add if row["error"] is None else self._known.discard
+        change(self._key(row))
         self.failures += not is_result(row)
         shown = (
             _shown(name, value)

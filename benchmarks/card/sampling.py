@@ -14,7 +14,6 @@ from .job import Picture
 
 TEXT_TOKENS = 256
 MEMORY = ("peak_bytes", "reserved_bytes", "allocated_bytes", "workspace_bytes", "weights_bytes")
-WARM_UP = 1
 
 
 class Sampled(NamedTuple):
@@ -100,30 +99,28 @@ def text_width(model: Any) -> int:
     return model.get_model_object("diffusion_model").cap_embedder[1].in_features
 
 
-def noise_for(picture: Picture, *, seed: int = 1) -> torch.Tensor:
-    """Latent noise [B, 16, H/8, W/8], float32, on the CPU; the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
+def noise_for(picture: Picture) -> torch.Tensor:
+    """Latent noise [B, 16, H/8, W/8], float32, on the CPU; always the same."""
+    generator = torch.Generator().manual_seed(1)
     shape = (picture.batch, 16, picture.height_px // 8, picture.width_px // 8)
     return torch.randn(shape, generator=generator)
 
 
-def vae_latent_for(picture: Picture, *, seed: int = 1) -> torch.Tensor:
+def vae_latent_for(picture: Picture) -> torch.Tensor:
     """A random latent as samplers hand it to the VAE: noise at the scale and shift of Flux's."""
     from comfy.latent_formats import Flux
 
-    return Flux().process_out(noise_for(picture, seed=seed))
+    return Flux().process_out(noise_for(picture))
 
 
-def prompt_for(model: Any, *, text_tokens: int = TEXT_TOKENS, seed: int = 2) -> list[Any]:
+def prompt_for(model: Any) -> list[Any]:
     """A conditioning of random hidden states [1, T, C], float32."""
-    generator = torch.Generator().manual_seed(seed)
-    return [[torch.randn(1, text_tokens, text_width(model), generator=generator), {}]]
+    generator = torch.Generator().manual_seed(2)
+    return [[torch.randn(1, TEXT_TOKENS, text_width(model), generator=generator), {}]]
 
 
-def sample(
-    host: Host, model: Any, picture: Picture, *, steps: int, warm_up: int = WARM_UP, seed: int = 1
-) -> Sampled:
-    """Samples as KSampler does, cfg 1, and measures all steps but those of the warm-up.
+def sample(host: Host, model: Any, picture: Picture, *, steps: int) -> Sampled:
+    """Samples as KSampler does, cfg 1, and measures so many steps after one of warm-up.
 
     Raises:
         RuntimeError: the result is not finite.
@@ -134,18 +131,17 @@ def sample(
     marks: list[tuple[Any, float]] = []
 
     def after_step(step: int, *_: Any) -> None:
-        if step + 1 == warm_up:
+        if step == 0:
             meter.restart()
         marks.append((meter.mark(), time.thread_time()))
 
-    noise = noise_for(picture, seed=seed)
-    prompt = prompt_for(model)
+    noise, prompt = noise_for(picture), prompt_for(model)
     with torch.inference_mode():
         latent = comfy.sample.sample(
-            model, noise, warm_up + steps, 1.0, "euler", "simple", prompt, prompt,
-            torch.zeros_like(noise), seed=seed, disable_pbar=True, callback=after_step,
+            model, noise, 1 + steps, 1.0, "euler", "simple", prompt, prompt,
+            torch.zeros_like(noise), seed=1, disable_pbar=True, callback=after_step,
         )  # fmt: skip
-    measured = list(itertools.pairwise(marks[warm_up - 1 :]))
+    measured = list(itertools.pairwise(marks))
     found = Sampled(
         [meter.seconds(a[0], b[0]) for a, b in measured],
         [b[1] - a[1] for a, b in measured],

@@ -25,11 +25,10 @@ import torch
 from ..live_host import REPO, HostError, LiveHost
 from .driver import used_bytes
 from .host import torch_facts
-from .job import Job
+from .job import ALLOCATOR_SETTINGS, Job
 from .rows import NOT_MEASURED, OUT_OF_MEMORY, without_paths
 
 START_TIMEOUT_S = 120.0
-_FORCED = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _DYNAMIC = "DynamicVRAM support detected and enabled"
 # What comfy/ldm/modules/attention.py says at its import, and the function that it then takes.
 _ATTENTION = {
@@ -55,7 +54,7 @@ class RunLimitError(HostError):
 
 def free_environment() -> None:
     """Makes the environment of this process one as users have it; its children inherit that."""
-    for name in _FORCED:  # main.py and torch choose the allocator
+    for name in ALLOCATOR_SETTINGS:  # main.py and torch choose the allocator
         os.environ.pop(name, None)
     # LiveHost gives one thread, for tests; torch itself takes all.
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))

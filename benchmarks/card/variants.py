@@ -29,6 +29,14 @@ def fit(model: Any, prefer: str) -> Any:
     return FitToVRAM.execute(model, prefer=prefer).args[0]
 
 
+def lean_vae(vae: Any, prefer: str = "balance") -> Any:
+    """The VAE in strips; the VAE itself where the node leaves it."""
+    from pack.nodes.lean_vae import LeanVAE
+
+    with torch.inference_mode():
+        return LeanVAE.execute(vae, prefer).args[0]
+
+
 # Name -> what makes the patched model of the host's; the order is that of the tables.
 DENOISER: dict[str, Callable[[Any], Any]] = {
     HOST: lambda model: model,

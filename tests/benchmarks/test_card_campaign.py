@@ -247,6 +247,23 @@ class TestRows:
         ):
             assert rows.error_text(error) == rows.OUT_OF_MEMORY
 
+    def test_turns_repeat_rounds_whole_and_leave_out_what_failed(self, tmp_path):
+        recorder = rows.Recorder(Job(leg("works"), tmp_path, REPO))
+        for name in ("one", "two", "bad"):
+            recorder.write("64x64x1", name, 0)
+        recorder.write("64x64x1", "one", 1)
+        taken = []
+        for index, name in recorder.turns("64x64x1", ("one", "two", "bad"), range(3)):
+            taken.append((index, name))
+            recorder.write("64x64x1", name, index, error="no" if name == "bad" else None)
+        assert taken == [(1, "one"), (1, "two"), (1, "bad"), (2, "one"), (2, "two")]
+
+    def test_a_later_error_makes_a_row_missing_again(self, tmp_path):
+        recorder = rows.Recorder(Job(leg("works"), tmp_path, REPO))
+        recorder.write("64x64x1", "one")
+        recorder.write("64x64x1", "one", error="out of memory")
+        assert not recorder.has("64x64x1", "one")
+
     def test_what_cannot_be_measured_is_told_and_no_fault(self, tmp_path):
         recorder = rows.Recorder(Job(leg("works"), tmp_path, REPO))
         with recorder.attempt("64x64x1", "one"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,3 +198,29 @@ def block_lora(model: Any) -> dict[str, torch.Tensor]:
         for layer in ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2")
     ]
     return lora_file((n, named[n].in_features, named[n].out_features) for n in chosen)
+
+
+def quantised(
+    weights: dict[str, torch.Tensor], algorithm: str, device: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """The weights with the blocks' linear layers in the host's own quantised format, on the CPU.
+
+    Args:
+        weights: of the transformer, by their names in the single file.
+        algorithm: one of the host's QUANT_ALGOS.
+        device: quantises them.
+    """
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    layout = QUANT_ALGOS[algorithm]["comfy_tensor_layout"]
+    mark = torch.tensor(list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8)
+    result = {}
+    for name, tensor in weights.items():
+        is_linear = any(part in name for part in ("qkv", "attention.out", "feed_forward"))
+        if is_linear and name.startswith(("layers", "noise_refiner", "context_refiner")):
+            packed = QuantizedTensor.from_float(tensor.to(device), layout, scale="recalculate")
+            result |= {part: value.cpu() for part, value in packed.state_dict(name).items()}
+            result[name.replace(".weight", ".comfy_quant")] = mark
+        else:
+            result[name] = tensor
+    return result

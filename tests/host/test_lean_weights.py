@@ -96,26 +96,6 @@ def test_fp8_layers_that_write_into_their_input(host, weights):
     assert_same(model, lean(model))
 
 
-def quantised(weights: dict[str, torch.Tensor], algorithm: str) -> dict[str, torch.Tensor]:
-    """The blocks' linear layers in the host's own quantised format."""
-    import json
-
-    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-
-    layout = QUANT_ALGOS[algorithm]["comfy_tensor_layout"]
-    mark = torch.tensor(list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8)
-    result = {}
-    for name, tensor in weights.items():
-        is_linear = any(part in name for part in ("qkv", "attention.out", "feed_forward"))
-        if is_linear and name.startswith(("layers", "noise_refiner", "context_refiner")):
-            tensor = QuantizedTensor.from_float(tensor, layout, scale="recalculate")
-            result.update(tensor.state_dict(name))
-            result[name.replace(".weight", ".comfy_quant")] = mark
-        else:
-            result[name] = tensor
-    return result
-
-
 @pytest.mark.parametrize(
     "algorithm", ["float8_e4m3fn", "float8_e5m2", "nvfp4", "mxfp8", "int8_tensorwise"]
 )
@@ -125,7 +105,7 @@ def test_quantised_tensors(host, weights, algorithm, caplog):
     if algorithm not in comfy.quant_ops.QUANT_ALGOS:
         pytest.skip(f"this host has no {algorithm}")
     caplog.set_level(logging.INFO)
-    model = loaded(host, quantised(weights, algorithm))
+    model = loaded(host, lean_models.quantised(weights, algorithm))
     qkv = model.model.diffusion_model.layers[0].attention.qkv
     assert isinstance(qkv.weight, comfy.quant_ops.QuantizedTensor)
     assert_same(model, lean(model))

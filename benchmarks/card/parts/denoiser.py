@@ -6,7 +6,6 @@ temperature are the same for all of one round; ratios are taken within a round.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -55,7 +54,6 @@ REHEARSED = (
 )
 WEIGHTS_CASE = Case(Picture(1024, 1024), 3, range(2), PAIR)
 WEIGHTS_REHEARSED = Case(Picture(64, 64), 1, range(1), PAIR)
-LINEAR = ("qkv", "attention.out", "feed_forward")
 STACKS = ("layers", "noise_refiner", "context_refiner")
 
 
@@ -77,23 +75,15 @@ def run(job: Job, rows: Recorder) -> None:
 def compare(host: Host, rows: Recorder, title: str, model: Any, case: Case) -> None:
     """Rows of every variant and round of a case; what ran out of memory is not tried again."""
     patched: dict[str, Any] = {}
-    failed: set[str] = set()
-    for index in case.rounds:
-        if all(rows.has(title, name, index) for name in case.names):
-            continue
-        for name in case.names:
-            if name in failed:
-                continue
-            host.settle()
-            with rows.attempt(title, name, index) as figures:
-                failed.add(name)
-                if name not in patched:
-                    patched[name] = make(name, model)
-                found = sample(host, patched[name], case.picture, steps=case.steps)
-                figures |= found.figures()
-                failed.discard(name)
-            if name in failed:
-                host.unload()  # as the host does after an error
+    for index, name in rows.turns(title, case.names, case.rounds):
+        host.settle()
+        with rows.attempt(title, name, index) as figures:
+            if name not in patched:
+                patched[name] = make(name, model)
+            found = sample(host, patched[name], case.picture, steps=case.steps)
+            figures |= found.figures()
+        if not rows.has(title, name, index):
+            host.unload()  # as the host does after an error
 
 
 def count_launches(host: Host, rows: Recorder, model: Any, case: Case) -> None:
@@ -162,7 +152,8 @@ def quantised(host: Host, algorithm: str) -> Any:
     import comfy.sd
     import comfy.utils
     import folder_paths
-    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+    from comfy.quant_ops import QUANT_ALGOS
+    from pack.tests.host import lean_models
 
     if algorithm not in QUANT_ALGOS:
         raise NotMeasuredError(f"this ComfyUI has no {algorithm}")
@@ -170,17 +161,7 @@ def quantised(host: Host, algorithm: str) -> Any:
     path = None if name.endswith("/") else folder_paths.get_full_path("diffusion_models", name)
     if path is None:
         raise NotMeasuredError("quantised weights are made of a single file, and this is a folder")
-    layout = QUANT_ALGOS[algorithm]["comfy_tensor_layout"]
-    mark = torch.tensor(list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8)
-    made: dict[str, torch.Tensor] = {}
-    for key, tensor in comfy.utils.load_torch_file(path).items():
-        is_linear = key.endswith(".weight") and any(part in key for part in LINEAR)
-        if not (is_linear and key.startswith(STACKS)):
-            made[key] = tensor
-            continue
-        packed = QuantizedTensor.from_float(tensor.to(host.device), layout, scale="recalculate")
-        made |= {part: value.cpu() for part, value in packed.state_dict(key).items()}
-        made[key.replace(".weight", ".comfy_quant")] = mark
+    made = lean_models.quantised(comfy.utils.load_torch_file(path), algorithm, host.device)
     with torch.inference_mode():
         return comfy.sd.load_diffusion_model_state_dict(made)
 

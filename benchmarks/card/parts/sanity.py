@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from .. import variants
 from ..host import Host, Loaded, start
 from ..job import Job, Picture
 from ..rows import Recorder, Row
 from ..sampling import Meter, Sampled, sample, vae_latent_for
-from ..variants import DEFAULT, HOST, checkpoint, fit
+from ..variants import DEFAULT, HOST, checkpoint, fit, make
 from . import exactness
 from .exactness import BLANK, against
 
@@ -129,9 +130,7 @@ class Samples:
     def of(self, name: str) -> torch.Tensor:
         """The latent of the host alone or of our default, its weights where the host puts them."""
         if name not in self._kept:
-            with torch.inference_mode():
-                model = {HOST: lambda m: m, DEFAULT: checkpoint}[name](self.model)
-            self._kept[name] = self.take(model).latent
+            self._kept[name] = self.take(make(name, self.model)).latent
         return self._kept[name]
 
     def compare(self, figures: Row, model: Any, name: str = HOST) -> None:
@@ -168,14 +167,12 @@ def only_sliced(model: Any) -> Any:
 
 def lean_vae(host: Host, rows: Recorder, vae: Any, picture: Picture) -> None:
     """A row of a decode, compared with the host's of the same latent."""
-    from pack.nodes.lean_vae import LeanVAE
-
     if rows.has(NODE, LEAN_VAE):
         return
     with measured(rows, NODE, LEAN_VAE, reference=HOST) as figures, torch.inference_mode():
         latent = vae_latent_for(picture)
         wanted = vae.decode(latent)
-        lean = LeanVAE.execute(vae).args[0]
+        lean = variants.lean_vae(vae)
         meter = Meter(host.device)
         before = meter.mark()
         found = lean.decode(latent)
@@ -208,8 +205,7 @@ def streamed(rows: Recorder, samples: Samples) -> None:
     Each is compared with its own result when all weights are on the card: streaming must not
     change a bit.
     """
-    patches: dict[str, Callable[[Any], Any]] = {HOST: lambda model: model, DEFAULT: checkpoint}
-    for name, patch in patches.items():
+    for name in (HOST, DEFAULT):
         if rows.has(STREAMED, name):
             continue
         limit = int(SHARE * samples.model.model_size())
@@ -218,7 +214,7 @@ def streamed(rows: Recorder, samples: Samples) -> None:
         with measured(rows, STREAMED, name, **known) as figures:
             samples.of(name)  # first: it brings all weights to the card
             samples.host.unload()
-            with torch.inference_mode(), limited(patch(samples.model), limit) as model:
+            with torch.inference_mode(), limited(make(name, samples.model), limit) as model:
                 samples.compare(figures, model, name)
                 if samples.host.device.type == "cuda":
                     figures["resident_bytes"] = int(model.loaded_size())

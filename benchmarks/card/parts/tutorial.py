@@ -17,7 +17,7 @@ from ..host import Host, Loaded, start
 from ..job import Job, Picture
 from ..rows import Recorder
 from ..sampling import Meter, noise_for, prompt_for
-from ..variants import DEFAULT, HOST, make
+from ..variants import DEFAULT, HOST, lean_vae, make
 
 STEPS = 8
 ROUNDS = 2
@@ -40,22 +40,26 @@ def run(job: Job, rows: Recorder) -> None:
     ways: dict[str, Callable[[], Way]] = {
         HOST: lambda: Way(loaded.model, loaded.vae),
         CHECKPOINTED: lambda: Way(checkpointed(loaded.model), loaded.vae),
-        OURS: lambda: Way(make(DEFAULT, loaded.model), lean(loaded.vae)),
+        OURS: lambda: Way(make(DEFAULT, loaded.model), lean_vae(loaded.vae)),
     }
     cases, steps = (REHEARSED, 2) if job.is_rehearsal else (CASES, STEPS)
     for picture in cases:
-        rounds = range(1 if job.is_rehearsal else ROUNDS)
-        if all(rows.has(str(picture), name, index) for name in ways for index in rounds):
-            continue
-        # Kernels are loaded and workspaces allocated here, not at the first way's cost.
-        whole_run(host, loaded, ways[HOST](), picture, steps=2)
-        for index in rounds:
-            if all(rows.has(str(picture), name, index) for name in ways):
-                continue  # a round is repeated whole: its rows are compared with each other
-            for name, make_way in ways.items():
-                host.settle()
-                with rows.attempt(str(picture), name, index) as figures:
-                    figures |= whole_run(host, loaded, make_way(), picture, steps)
+        is_warm, case = False, str(picture)
+        for index, name in rows.turns(case, ways, range(1 if job.is_rehearsal else ROUNDS)):
+            if not is_warm:
+                warm_up(host, loaded, ways[HOST](), picture)
+                is_warm = True
+            host.settle()
+            with rows.attempt(case, name, index) as figures:
+                figures |= whole_run(host, loaded, ways[name](), picture, steps)
+
+
+def warm_up(host: Host, loaded: Loaded, way: Way, picture: Picture) -> None:
+    """Loads kernels and allocates workspaces, so that the first way does not pay for them."""
+    try:
+        whole_run(host, loaded, way, picture, steps=2)
+    except torch.OutOfMemoryError:
+        host.unload()  # the way's own row will say so
 
 
 def checkpointed(model: Any) -> Any:
@@ -69,13 +73,6 @@ def checkpointed(model: Any) -> Any:
     clone = model.clone()
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "benchmark.tutorial", wrapped)
     return clone
-
-
-def lean(vae: Any) -> Any:
-    from pack.nodes.lean_vae import LeanVAE
-
-    with torch.inference_mode():
-        return LeanVAE.execute(vae).args[0]
 
 
 def whole_run(host: Host, loaded: Loaded, way: Way, picture: Picture, steps: int) -> dict[str, Any]:

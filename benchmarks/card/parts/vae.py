@@ -21,7 +21,7 @@ from ..job import Job, Picture
 from ..profiling import counted
 from ..rows import Recorder
 from ..sampling import MEMORY, Meter, vae_latent_for
-from ..variants import HOST
+from ..variants import HOST, lean_vae
 from . import vae_difference
 
 TASKS = ("decode", "encode")
@@ -75,9 +75,7 @@ def run(job: Job, rows: Recorder) -> None:
 
 def load_vae(host: Host) -> Any:
     """The VAE alone, as the host's Load VAE makes it."""
-    import comfy.sd
-    import comfy.utils
-    from pack.nodes.host import folders
+    from pack.nodes.host import folders, loaders
     from pack.nodes.weights import diffusers_folder
 
     is_written = (host.job.work / "models" / "whole").is_dir()
@@ -88,12 +86,7 @@ def load_vae(host: Host) -> Any:
         files = diffusers_folder.open_part(known[choice], choice, diffusers_folder.VAE).files
     else:
         files = (folders.file_path("vae", choice),)
-    state: dict[str, torch.Tensor] = {}
-    for file in files:
-        state |= comfy.utils.load_torch_file(str(file))
-    vae = comfy.sd.VAE(sd=state)
-    vae.throw_exception_if_invalid()
-    return vae
+    return loaders.load_vae(files)
 
 
 def given_for(task: str, picture: Picture) -> torch.Tensor:
@@ -120,11 +113,10 @@ def make(name: str, vae: Any, task: str) -> Way:
     if name == TILE_NODES[task]:
         return Way(tiled(vae, task), _tile_edges, is_tiled=True)
     from pack.nodes.host.lean_vae import example_call
-    from pack.nodes.lean_vae import LeanVAE
     from pack.nodes.memory.vae_choice import VaeChoice
 
     prefer: Any = name.rsplit(" ", 1)[-1]
-    lean = LeanVAE.execute(vae, prefer).args[0]
+    lean = lean_vae(vae, prefer)
     if lean is vae:
         raise RuntimeError("Lean VAE leaves this VAE as it is")
 
@@ -160,24 +152,16 @@ def compare(host: Host, rows: Recorder, vae: Any, task: str, picture: Picture, r
     """Rows of every variant and round of a case; what ran out of memory is not tried again."""
     case, names = f"{picture} {task}", names_of(task)
     given = given_for(task, picture)
-    failed: set[str] = set()
-    for index in range(rounds):
-        if all(rows.has(case, name, index) for name in names):
-            continue
-        of_host: Result | None = None
-        for name in names:
-            if name in failed:
-                continue
-            host.settle()
-            failed.add(name)
-            with rows.attempt(case, name, index) as figures:
-                figures |= dict.fromkeys(FIGURES)
-                way = make(name, vae, task)
-                result = Result(measure(host, vae, way, given, figures), list(rows.notes))
-                if index == rounds - 1:
-                    judge(result, of_host, name, task, way, figures)
-                    of_host = result if name == HOST else of_host
-                failed.discard(name)
+    of_host: Result | None = None
+    for index, name in rows.turns(case, names, range(rounds)):
+        host.settle()
+        with rows.attempt(case, name, index) as figures:
+            figures |= dict.fromkeys(FIGURES)
+            way = make(name, vae, task)
+            result = Result(measure(host, vae, way, given, figures), list(rows.notes))
+            if index == rounds - 1:
+                judge(result, of_host, name, task, way, figures)
+                of_host = result if name == HOST else of_host
 
 
 def judge(
