@@ -24,19 +24,17 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-if __package__:  # the tests import this file as part of a package
-    from .benchmarks import live_host
-    from .benchmarks.harness import browser, environment, model_files, plan
-else:
-    from benchmarks import live_host
-    from benchmarks.harness import browser, environment, model_files, plan
+if not __package__:  # started as a script
+    import runner  # noqa: F401 (makes the repo importable as `pack`)
+
+from pack.runner import browser, environment, live_host, model_files, plan
 
 PYTHONS = ((3, 10), (3, 14))  # torch 2.11.0 is published for these
 DEFAULT_HOST = "0.30.0"
 OLDEST_HOST = "0.16.3"  # equals requires-comfyui in pyproject.toml
 # The first host runs every test, the others those that need a host.
 ALL_TESTS, HOST_TESTS = ["tests"], ["tests/host", "tests/e2e"]
-NO_BENCHMARKS = ("demo.py", "live_host.py")
+NO_BENCHMARKS = ("__init__.py", "rows.py")
 FIND_ACCELERATOR = "import torch; print(torch.accelerator.is_available())"
 # pytest without the repository's root on sys.path: the host has a module `nodes` of its own.
 PYTEST = "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
@@ -105,7 +103,7 @@ def run_demo(options: argparse.Namespace, rest: list[str]) -> int:
     steps(f"ComfyUI to run: {options.comfyui or options.version}")
     python, host_dir = choose_host(options.version, options.comfyui)
     steps("Demo")
-    command = [python, "-m", "benchmarks.demo", "--host-dir", host_dir, *rest]
+    command = [python, "-m", "runner.demo", "--host-dir", host_dir, *rest]
     if options.models:
         command += ["--models", options.models.expanduser().resolve()]
     if needs_cpu(python, options.cpu):

@@ -22,12 +22,7 @@ from typing import Any
 
 import torch
 
-if __package__:
-    from .harness.rows import RESULTS_DIR, merged, write
-    from .load_ram import register_pack
-else:
-    from harness.rows import RESULTS_DIR, merged, write
-    from load_ram import register_pack
+from .rows import RESULTS_DIR, merged, write
 
 RESULTS = RESULTS_DIR / "block_time.jsonl"
 # Column: groups of heads.
@@ -58,10 +53,10 @@ def make_block(dtype: torch.dtype) -> Any:
 
 def lean(block: Any, groups: int) -> Any:
     """The block as Apply Gradient Checkpoint puts it into a model, with that many groups."""
-    from pack.nodes.host.lean_block import BlockSettings, LeanBlock
-    from pack.nodes.kernels.toolboxes import BLOCK
-    from pack.nodes.memory.plan import denoiser_plan
-    from pack.nodes.memory.shapes import Request
+    from pack.nodes.denoiser.plan import denoiser_plan
+    from pack.nodes.denoiser.sizes import Request
+    from pack.nodes.host.denoiser.block import BlockSettings, LeanBlock
+    from pack.nodes.toolboxes import BLOCK
 
     def chunk_tokens(tokens: int, groups: int) -> int:
         request = Request(16 * tokens, 16, text_tokens=1)
@@ -118,7 +113,6 @@ def main() -> None:
         from comfy.cli_args import args
 
         args.cpu, args.base_directory, args.use_pytorch_cross_attention = True, base_dir, True
-        register_pack()
         rows = [
             row
             for tokens in options.tokens

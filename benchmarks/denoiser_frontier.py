@@ -2,8 +2,8 @@
 
     python run.py bench denoiser_frontier [--side 1024] [--groups 2 3]
 
-Memory: the predicted peak of the whole forward (nodes/memory/plan.py; a test holds it within 3 % of
-what fake tensors measure). Cost: a roofline of one main block, counted operation by operation on
+Memory: the predicted peak of the whole forward (nodes/denoiser/plan.py; a test holds it within 3 %
+of what fake tensors measure). Cost: a roofline of one main block, counted operation by operation on
 fake CUDA tensors: the larger of arithmetic and memory traffic at the stated card's peaks, as a
 multiple of the host's own block. Nothing is timed; launches and caches are not in it. Rows of other
 sizes and groups are kept.
@@ -23,12 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-if __package__:
-    from .harness.rows import RESULTS_DIR, merged, write
-    from .load_ram import register_pack
-else:
-    from harness.rows import RESULTS_DIR, merged, write
-    from load_ram import register_pack
+from .rows import RESULTS_DIR, merged, write
 
 RESULTS = RESULTS_DIR / "denoiser_frontier.jsonl"
 MIB = 2**20
@@ -93,16 +88,16 @@ def cost(run: Callable[..., Any], tokens: int) -> Roofline:
 
 def frontier(side_px: int, groups_of_heads: Sequence[int]) -> list[dict[str, Any]]:
     """One row for each number of groups and chunk size; the host's block is the first row."""
-    from pack.nodes.host.lean_block import BlockSettings, run_block
-    from pack.nodes.kernels.toolboxes import BLOCK
-    from pack.nodes.memory.plan import (
+    from pack.nodes.denoiser.plan import (
         DenoiserPlan,
         denoiser_plan,
         lean_peak_bytes,
         stock_peak_bytes,
     )
-    from pack.nodes.memory.shapes import Z_IMAGE, Request
-    from pack.tests.host.stock_forward import FakeDenoiser
+    from pack.nodes.denoiser.sizes import Z_IMAGE, Request
+    from pack.nodes.host.denoiser.block import BlockSettings, run_block
+    from pack.nodes.toolboxes import BLOCK
+    from pack.testing.stock_forward import FakeDenoiser
 
     request = Request(side_px, side_px, text_tokens=TEXT_TOKENS)
     denoiser = FakeDenoiser(Z_IMAGE.__class__(layers=1, refiner_layers=1))
@@ -194,8 +189,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, nargs="+", default=[1024, 2048])
     parser.add_argument("--groups", type=int, nargs="+", choices=GROUPS, default=GROUPS)
     options = parser.parse_args()
-    register_pack()
-    from pack.tests.host.stock_forward import settle_host
+    from pack.testing.stock_forward import settle_host
 
     with tempfile.TemporaryDirectory() as base_dir:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))

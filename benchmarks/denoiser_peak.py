@@ -23,21 +23,17 @@ import platform
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from pack.nodes.memory.peak import PeakTracker
-    from pack.nodes.memory.shapes import Request
-    from pack.tests.host.stock_forward import FakeDenoiser
+    from pack.nodes.denoiser.sizes import Request
+    from pack.nodes.probe.tracker import PeakTracker
+    from pack.testing.stock_forward import FakeDenoiser
 
-if __package__:
-    from .harness.rows import REPO, RESULTS_DIR, merged, write
-else:
-    from harness.rows import REPO, RESULTS_DIR, merged, write
+from .rows import RESULTS_DIR, merged, write
 
 RESULTS = RESULTS_DIR / "denoiser_peak.jsonl"
 MIB = 2**20
@@ -109,13 +105,6 @@ VARIANTS: dict[str, Callable[[FakeDenoiser, Case], PeakTracker]] = {
 # Variants of many small operations, slow on fake tensors: measured with fewer main layers.
 FEW_LAYERS = 2
 LEAN = [name for name, variant in VARIANTS.items() if variant not in (stock, training_checkpoint)]
-
-
-def register_pack() -> None:
-    """Makes the repo importable as `pack`; its root stays off sys.path (the host has a `nodes`)."""
-    pack = types.ModuleType("pack")
-    pack.__path__ = [str(REPO)]
-    sys.modules["pack"] = pack
 
 
 def versions() -> dict[str, str]:
@@ -211,9 +200,9 @@ def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def told_table(rows: Sequence[dict[str, Any]], requests: Sequence[Request]) -> str:
     """What the host is told to keep free, beside what was measured and its own estimate."""
     from comfy.supported_models import ZImage
-    from pack.nodes.memory.need import TEXT_TOKENS, denoiser_need_bytes
-    from pack.nodes.memory.plan import DEFAULT_GROUPS
-    from pack.nodes.memory.shapes import PIXELS_PER_LATENT
+    from pack.nodes.denoiser.need import TEXT_TOKENS, denoiser_need_bytes
+    from pack.nodes.denoiser.plan import DEFAULT_GROUPS
+    from pack.nodes.denoiser.sizes import PIXELS_PER_LATENT
 
     lines = [
         "| case | whole forward, measured | block level, measured | told to the host | its own "
@@ -255,9 +244,8 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="comfy-kitchen without CUDA kernels")
     options = parser.parse_args()
 
-    register_pack()
-    from pack.nodes.memory.shapes import Z_IMAGE, Request
-    from pack.tests.host.stock_forward import FakeDenoiser, settle_host
+    from pack.nodes.denoiser.sizes import Z_IMAGE, Request
+    from pack.testing.stock_forward import FakeDenoiser, settle_host
 
     with tempfile.TemporaryDirectory() as base_dir:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))

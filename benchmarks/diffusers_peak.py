@@ -18,12 +18,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-if __package__:
-    from .harness.rows import RESULTS_DIR, merged, write
-    from .load_ram import register_pack
-else:
-    from harness.rows import RESULTS_DIR, merged, write
-    from load_ram import register_pack
+from .rows import RESULTS_DIR, merged, write
 
 RESULTS = RESULTS_DIR / "diffusers_peak.jsonl"
 MIB = 2**20
@@ -55,7 +50,7 @@ VARIANTS: dict[str, Callable[[Any], None]] = {
 def peak_bytes(switch: Callable[[Any], None], width_px: int, height_px: int, batch: int) -> int:
     """The peak of one call of a fresh transformer, in bytes, weights excluded."""
     from diffusers import ZImagePipeline, ZImageTransformer2DModel
-    from pack.nodes.memory.peak import PeakTracker
+    from pack.nodes.probe.tracker import PeakTracker
 
     with FakeTensorMode(), torch.device("cuda"):
         default = torch.get_default_dtype()
@@ -84,7 +79,6 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=names, help="only these")
     options = parser.parse_args()
     chosen = [c for c, name in zip(CASES, names, strict=True) if name in (options.case or names)]
-    register_pack()
     import diffusers
 
     known = {"diffusers": diffusers.__version__, "torch": torch.__version__}

@@ -10,12 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-if __package__:
-    from .denoiser_peak import register_pack
-    from .harness.rows import RESULTS_DIR, write
-else:
-    from denoiser_peak import register_pack
-    from harness.rows import RESULTS_DIR, write
+from .rows import RESULTS_DIR, write
 
 RESULTS = RESULTS_DIR / "fit_table.jsonl"
 GIB = 2**30
@@ -26,9 +21,9 @@ TEXT_TOKENS = 256
 
 def rows() -> list[dict[str, Any]]:
     """One row per budget and picture, and one per budget with the largest."""
-    from pack.nodes.memory.fit import fit, largest_batch, largest_square
-    from pack.nodes.memory.shapes import Request
-    from pack.nodes.memory.stages import published_models
+    from pack.nodes.denoiser.sizes import Request
+    from pack.nodes.fit.stages import published_models
+    from pack.nodes.fit.what_fits import fit, largest_batch, largest_square
 
     models, made = published_models(), []
     for gib in BUDGETS_GIB:
@@ -56,7 +51,7 @@ def rows() -> list[dict[str, Any]]:
 
 def table(made: list[dict[str, Any]]) -> str:
     """Markdown: a line per budget."""
-    from pack.nodes.memory.fit import LARGEST_BATCH, LARGEST_PX
+    from pack.nodes.fit.what_fits import LARGEST_BATCH, LARGEST_PX
 
     heads = [f"{w}x{h}" + (f", batch {b}" if b > 1 else "") for w, h, b in PICTURES]
     columns = [*heads, "largest square", "largest batch of 1024x1024"]
@@ -76,7 +71,6 @@ def table(made: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    register_pack()
     made = rows()
     write(RESULTS, made)
     print(

@@ -23,10 +23,7 @@ import time
 import types
 from pathlib import Path
 
-if __package__:
-    from .harness.rows import REPO, RESULTS_DIR, merged, write
-else:
-    from harness.rows import REPO, RESULTS_DIR, merged, write
+from .rows import REPO, RESULTS_DIR, merged, write
 
 RESULTS = RESULTS_DIR / "load_ram.jsonl"
 KEY = ("way", "layers", "dim", "dtype")
@@ -35,13 +32,6 @@ WAYS = {
     "node": "Load Z-Image-Turbo",
     "mapped": "all shards mapped, then copied by the host",
 }
-
-
-def register_pack() -> None:
-    """Makes the repo importable as `pack`; its root stays off sys.path (the host has a `nodes`)."""
-    pack = types.ModuleType("pack")
-    pack.__path__ = [str(REPO)]
-    sys.modules["pack"] = pack
 
 
 def peak_rss_bytes() -> int:
@@ -65,14 +55,13 @@ def load_in_this_process(
     from comfy.cli_args import args
 
     args.cpu, args.base_directory, args.disable_api_nodes = True, str(base), True
-    register_pack()
     import comfy.sd
     import comfy.utils
     import utils.extra_config  # noqa: F401 (first: hosts before 0.26 hide `utils` later)
     from pack.nodes.load_model import SAME_FOLDER, LoadZImageTurbo
 
     if is_tiny:
-        from pack.tests import widen_detection
+        from pack.testing import widen_detection
 
         widen_detection.install()
     before, start = peak_rss_bytes(), time.perf_counter()
@@ -111,9 +100,9 @@ def _load_mapped(comfy: types.ModuleType, folder: Path) -> tuple[object, object,
 
 def measure(way: str, base: Path, folder_name: str, *, is_tiny: bool = False) -> dict[str, float]:
     """Runs `load_in_this_process` in a fresh process."""
-    command = [sys.executable, __file__, "--child", way, str(base), folder_name]
+    command = [sys.executable, "-m", "benchmarks.load_ram", "--child", way, str(base), folder_name]
     command += ["--tiny"] if is_tiny else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
     if done.returncode != 0:
         raise RuntimeError(f"{way} failed: {done.stderr.strip().splitlines()[-1:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -127,9 +116,7 @@ def folder_bytes(folder: Path) -> int:
 def make_folder(base: Path, *, layers: int, dtype: str, is_tiny: bool = False) -> Path:
     """Writes the folder below the base directory's models/diffusers."""
     import torch
-
-    register_pack()
-    from pack.tests import tiny_models
+    from pack.testing import tiny_models
 
     folder = base / "models" / "diffusers" / "Z-Image-Turbo"
     make = tiny_models.write_small_folder if is_tiny else tiny_models.write_real_width_folder

@@ -26,12 +26,8 @@ from typing import Any
 
 import torch
 
-if __package__:
-    from .denoiser_peak import register_pack, versions
-    from .harness.rows import RESULTS_DIR, cell_of, merged, write
-else:
-    from denoiser_peak import register_pack, versions
-    from harness.rows import RESULTS_DIR, cell_of, merged, write
+from .denoiser_peak import versions
+from .rows import RESULTS_DIR, cell_of, merged, write
 
 RESULTS = RESULTS_DIR / "plan_accuracy.jsonl"
 MIB = 2**20
@@ -101,18 +97,18 @@ class Measures:
         return self._vae(case)
 
     def _text(self, case: dict[str, Any]) -> tuple[int, int]:
-        from pack.nodes.memory.text_encoder import text_encoder_peak_bytes
-        from pack.tests.host.fake_text_encoder import FakeTextEncoder
+        from pack.nodes.fit.text_encoder import text_encoder_peak_bytes
+        from pack.testing.fake_text_encoder import FakeTextEncoder
 
         self._encoder = self._encoder or FakeTextEncoder()
         tokens = case["text_tokens"]
         return text_encoder_peak_bytes(tokens), self._encoder.measure(tokens).peak_bytes
 
     def _denoise(self, case: dict[str, Any]) -> tuple[int, int]:
+        from pack.nodes.denoiser.plan import denoiser_plan, lean_peak_bytes, stock_peak_bytes
+        from pack.nodes.denoiser.sizes import Z_IMAGE, Request
         from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
-        from pack.nodes.memory.plan import denoiser_plan, lean_peak_bytes, stock_peak_bytes
-        from pack.nodes.memory.shapes import Z_IMAGE, Request
-        from pack.tests.host.stock_forward import FakeDenoiser
+        from pack.testing.stock_forward import FakeDenoiser
 
         dtype = TYPES[case["dtype"]]
         # Lean blocks peak alike; the host's own may peak in the second block of a kind.
@@ -133,10 +129,10 @@ class Measures:
         return lean_peak_bytes(request, plan), measured.peak_bytes
 
     def _vae(self, case: dict[str, Any]) -> tuple[int, int]:
-        from pack.nodes.host import vae_layers
-        from pack.nodes.memory.vae_peak import vae_peak_bytes
-        from pack.nodes.memory.vae_plan import VaeSizes
-        from pack.tests.host.vae_models import FakeVae
+        from pack.nodes.host.vae import layers as vae_layers
+        from pack.nodes.vae.peak import vae_peak_bytes
+        from pack.nodes.vae.plan import VaeSizes
+        from pack.testing.vae_models import FakeVae
 
         is_decode, dtype = case["is_decode"], TYPES[case["dtype"]]
         if (is_decode, dtype) not in self._vaes:
@@ -178,9 +174,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def planning_seconds(repeat: int = 20) -> float:
     """The longest of some plans that do not fit, with what else would fit."""
-    from pack.nodes.memory.fit import Run, alternatives, fit
-    from pack.nodes.memory.shapes import Request
-    from pack.nodes.memory.stages import published_models
+    from pack.nodes.denoiser.sizes import Request
+    from pack.nodes.fit.stages import published_models
+    from pack.nodes.fit.what_fits import Run, alternatives, fit
 
     models, longest = published_models(), 0.0
     for _ in range(repeat):
@@ -201,8 +197,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the rows measured before")
     options = parser.parse_args()
 
-    register_pack()
-    from pack.tests.host.stock_forward import settle_host
+    from pack.testing.stock_forward import settle_host
 
     with tempfile.TemporaryDirectory() as base_dir:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))

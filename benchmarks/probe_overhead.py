@@ -40,12 +40,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-if __package__:
-    from .harness.rows import RESULTS_DIR, read, write
-    from .load_ram import register_pack
-else:
-    from harness.rows import RESULTS_DIR, read, write
-    from load_ram import register_pack
+from .rows import RESULTS_DIR, read, write
 
 RESULTS = RESULTS_DIR / "probe_overhead.jsonl"
 COUNTER_ONLY = "blocks, counter only"
@@ -67,7 +62,7 @@ class Timed(NamedTuple):
 
 def make_model(heads: int) -> Any:
     """The host's Z-Image with so many heads of 128, 30 being the full width, and one main layer."""
-    from pack.tests.host import lean_models
+    from pack.testing import lean_models
 
     widths = {"dim": HEAD_DIM * heads, "n_heads": heads, "n_kv_heads": heads, "n_layers": 1}
     return lean_models.built("ZImage", {**lean_models.Z_IMAGE, **widths})
@@ -76,8 +71,8 @@ def make_model(heads: int) -> Any:
 @contextmanager
 def clocked(*, counter_only: bool) -> Iterator[dict[str, float]]:
     """Counts seconds inside of the probe: of its points, of them in events, and the events."""
-    from pack.nodes.host import probe_sampling
-    from pack.nodes.host.probe_run import SamplingRun
+    from pack.nodes.host.probe import sampling as probe_sampling
+    from pack.nodes.host.probe.sampling_run import SamplingRun
 
     spent = {"points": 0.0, "events": 0.0, "count": 0.0}
 
@@ -114,7 +109,7 @@ def clocked(*, counter_only: bool) -> Iterator[dict[str, float]]:
 def sample(model: Any, steps: int, side_px: int) -> list[float]:
     """Samples, and returns the seconds of each step but the first, which warms up."""
     import comfy.sample
-    from pack.tests.host import lean_models
+    from pack.testing import lean_models
 
     marks: list[float] = []
     noise = lean_models.latent(side_px // 8)
@@ -141,7 +136,7 @@ def probed(model: Any, variant: str, steps: int, side_px: int) -> Timed:
 
 def operations(model: Any, side_px: int) -> int:
     """How many operations a step has, those inside of composite ones apart and together."""
-    from pack.nodes.memory.peak import PeakTracker
+    from pack.nodes.probe.tracker import PeakTracker
 
     class Counted(PeakTracker):
         count = 0
@@ -160,7 +155,7 @@ def operations(model: Any, side_px: int) -> int:
 
 def watching_seconds(*, trace: bool) -> float:
     """What the tracker takes for an operation."""
-    from pack.nodes.memory.peak import PeakTracker
+    from pack.nodes.probe.tracker import PeakTracker
 
     model = make_model(3)
     plain, watched = [], []
@@ -220,7 +215,6 @@ def main() -> None:
         args.cpu, args.base_directory, args.use_pytorch_cross_attention = True, base_dir, True
         import folder_paths  # noqa: F401 (before the pack's nodes, which write below it)
 
-        register_pack()
         model = make_model(options.heads)
         sample(model, 1, options.side)
         measured = [

@@ -21,12 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-if __package__:
-    from .harness.rows import RESULTS_DIR, merged, write
-    from .load_ram import register_pack
-else:
-    from harness.rows import RESULTS_DIR, merged, write
-    from load_ram import register_pack
+from .rows import RESULTS_DIR, merged, write
 
 RESULTS = RESULTS_DIR / "training_memory.jsonl"
 GIB = 2**30
@@ -59,10 +54,10 @@ def host_checkpointing(denoiser: Any, depth: int) -> Iterator[None]:
 def measure(depth: int, is_ours: bool, *, side_px: int, layers: int) -> Kept:
     """One forward and backward on a fresh model."""
     import comfy.model_management
+    from pack.nodes.denoiser.sizes import Z_IMAGE, Request
     from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
-    from pack.nodes.memory.peak import PeakTracker
-    from pack.nodes.memory.shapes import Z_IMAGE, Request
-    from pack.tests.host import stock_forward
+    from pack.nodes.probe.tracker import PeakTracker
+    from pack.testing import stock_forward
 
     sizes = dataclasses.replace(Z_IMAGE, layers=layers)
     fake = stock_forward.FakeDenoiser(sizes, device="cpu")
@@ -105,8 +100,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30, help="main layers")
     options = parser.parse_args()
     side, layers = options.side, options.layers
-    register_pack()
-    from pack.tests.host.stock_forward import settle_host
+    from pack.testing.stock_forward import settle_host
 
     with tempfile.TemporaryDirectory() as base_dir:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))

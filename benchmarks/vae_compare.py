@@ -32,12 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 
-if __package__:
-    from .denoiser_peak import register_pack, versions
-    from .harness.rows import RESULTS_DIR, cell_of, merged, write
-else:
-    from denoiser_peak import register_pack, versions
-    from harness.rows import RESULTS_DIR, cell_of, merged, write
+from .denoiser_peak import versions
+from .rows import RESULTS_DIR, cell_of, merged, write
 
 RESULTS = RESULTS_DIR / "vae_compare.jsonl"
 STOCK, TILED, FALLBACK = "stock", "VAEDecodeTiled", "fallback"
@@ -131,10 +127,10 @@ def unequal(one: torch.Tensor, two: torch.Tensor) -> tuple[float, float]:
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each way."""
-    from pack.nodes.host.lean_vae import example_call
-    from pack.nodes.memory.peak import PeakTracker
-    from pack.nodes.memory.vae_choice import VaeChoice
-    from pack.tests.host.vae_models import engine_vae, lean
+    from pack.nodes.host.vae.patch import example_call
+    from pack.nodes.probe.tracker import PeakTracker
+    from pack.nodes.vae.choice import VaeChoice
+    from pack.testing.vae_models import engine_vae, lean
 
     torch.set_num_threads(1)
     vae, side = engine_vae(), options.side // 8
@@ -263,8 +259,7 @@ def main() -> None:
     options = parser.parse_args()
 
     if not options.show:
-        register_pack()
-        from pack.tests.host.stock_forward import settle_host
+        from pack.testing.stock_forward import settle_host
 
         with tempfile.TemporaryDirectory() as base_dir, torch.inference_mode():
             settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))

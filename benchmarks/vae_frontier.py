@@ -4,7 +4,7 @@
 
 A mix has a letter for each of the three larger levels, smallest first: A stores all maps on the
 card, B the blocks' results, C nothing; D the blocks' results in RAM, E all maps in RAM.
-Memory: the predicted peak on the card (nodes/memory/vae_peak.py; within 3 % of what fake tensors
+Memory: the predicted peak on the card (nodes/vae/peak.py; within 3 % of what fake tensors
 measure for the three preferences, whose measured rows of `vae_peak` are ringed). Arithmetic and
 traffic with RAM: counted in one decode of 256x256 on fake tensors for each mix, in strips of whole
 maps, and scaled by the pixels; attention by its formula. Cost: the arithmetic at the stated card's
@@ -27,16 +27,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-if __package__:
-    from .denoiser_peak import register_pack, versions
-    from .harness.rows import RESULTS_DIR, merged, read, write
-    from .vae_peak import RESULTS as MEASURED
-    from .vae_peak import stock_work
-else:
-    from denoiser_peak import register_pack, versions
-    from harness.rows import RESULTS_DIR, merged, read, write
-    from vae_peak import RESULTS as MEASURED
-    from vae_peak import stock_work
+from .denoiser_peak import versions
+from .rows import RESULTS_DIR, merged, read, write
+from .vae_peak import RESULTS as MEASURED
+from .vae_peak import stock_work
 
 RESULTS = RESULTS_DIR / "vae_frontier.jsonl"
 MIB, GIB = 2**20, 2**30
@@ -77,7 +71,7 @@ class RamTraffic(TorchDispatchMode):
 
 def plan_of(mix: str, sizes: Any, height: int, width: int, strip_rows: int = 0) -> Any:
     """The plan of a mix, with the strips of `smallest`."""
-    from pack.nodes.memory.vae_plan import vae_plan
+    from pack.nodes.vae.plan import vae_plan
 
     plan = vae_plan(
         sizes, height, width, prefer="smallest", has_ram=True, is_fused=False, strip_rows=strip_rows
@@ -92,8 +86,8 @@ def plan_of(mix: str, sizes: Any, height: int, width: int, strip_rows: int = 0) 
 
 def decode(fake: Any, plan: Any, side: int, mode: Any) -> int:
     """Runs a decode on fake tensors under a mode; the multiply-adds of its convolutions."""
-    from pack.nodes.host import vae_layers
-    from pack.nodes.kernels.toolboxes import VAE
+    from pack.nodes.host.vae import layers as vae_layers
+    from pack.nodes.toolboxes import VAE
 
     work: list[int] = []
     with torch.inference_mode(), fake.mode:
@@ -108,9 +102,9 @@ def decode(fake: Any, plan: Any, side: int, mode: Any) -> int:
 
 def measure(fake: Any, side: int, mixes: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each mix."""
-    from pack.nodes.host import vae_layers
-    from pack.nodes.memory.vae_peak import lean_vae_peak_bytes, lean_vae_work
-    from pack.nodes.memory.vae_plan import VaeSizes
+    from pack.nodes.host.vae import layers as vae_layers
+    from pack.nodes.vae.peak import lean_vae_peak_bytes, lean_vae_work
+    from pack.nodes.vae.plan import VaeSizes
 
     sizes = VaeSizes(**vae_layers.sizes(fake.model))
     base, area = stock_work(sizes, side, side), (side / SIDE_PX) ** 2
@@ -234,15 +228,14 @@ def main() -> None:
         for side in sorted({row["side_px"] for row in rows}):
             show([row for row in rows if row["side_px"] == side])
         return
-    register_pack()
-    from pack.tests.host.stock_forward import settle_host
+    from pack.testing.stock_forward import settle_host
 
     with tempfile.TemporaryDirectory() as base_dir:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
-        from pack.nodes.host import vae_layers
-        from pack.nodes.memory.vae_peak import lean_vae_peak_bytes
-        from pack.nodes.memory.vae_plan import VaeSizes
-        from pack.tests.host.vae_models import CardTracker, FakeVae
+        from pack.nodes.host.vae import layers as vae_layers
+        from pack.nodes.vae.peak import lean_vae_peak_bytes
+        from pack.nodes.vae.plan import VaeSizes
+        from pack.testing.vae_models import CardTracker, FakeVae
 
         fake, side = FakeVae(is_decoder=True), options.side
         if options.check:

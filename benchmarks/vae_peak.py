@@ -21,12 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if __package__:
-    from .denoiser_peak import register_pack, versions
-    from .harness.rows import RESULTS_DIR, cell_of, merged, write
-else:
-    from denoiser_peak import register_pack, versions
-    from harness.rows import RESULTS_DIR, cell_of, merged, write
+from .denoiser_peak import versions
+from .rows import RESULTS_DIR, cell_of, merged, write
 
 RESULTS = RESULTS_DIR / "vae_peak.jsonl"
 MIB = 2**20
@@ -39,8 +35,8 @@ KEY = ("way", "prefer", "width_px", "height_px", "batch")
 
 def stock_work(sizes: Any, height: int, width: int) -> int:
     """Multiply-adds of the host's forward: everything once, upsampling not fused."""
-    from pack.nodes.memory.vae_peak import lean_vae_work
-    from pack.nodes.memory.vae_plan import vae_plan
+    from pack.nodes.vae.peak import lean_vae_work
+    from pack.nodes.vae.plan import vae_plan
 
     plan = vae_plan(sizes, height, width, prefer="speed", is_fused=False)
     levels = tuple(dataclasses.replace(level, adds_after=False) for level in plan.levels)
@@ -52,8 +48,8 @@ def stock_work(sizes: Any, height: int, width: int) -> int:
 
 def measure(fake: Any, way: str, prefer: str, case: tuple[int, int, int]) -> dict[str, Any]:
     """One row."""
-    from pack.nodes.host import vae_layers
-    from pack.nodes.memory.vae_plan import VaeSizes
+    from pack.nodes.host.vae import layers as vae_layers
+    from pack.nodes.vae.plan import VaeSizes
 
     width, height, batch = case
     sizes = VaeSizes(**vae_layers.sizes(fake.model))
@@ -113,12 +109,11 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the rows measured before")
     options = parser.parse_args()
 
-    register_pack()
-    from pack.tests.host.stock_forward import settle_host
+    from pack.testing.stock_forward import settle_host
 
     with tempfile.TemporaryDirectory() as base_dir:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
-        from pack.tests.host.vae_models import FakeVae
+        from pack.testing.vae_models import FakeVae
 
         known = versions()
         for way in () if options.show else options.way or WAYS:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from .host import attention
-from .host.attention_backend import backend_of
-from .host.attention_call import AttentionCall
-from .kernels.attention_budget import MODES, Workspace, fit, requested, workspace_bytes
-from .kernels.attention_slice import Geometry, Slices, geometry, sliced_attention
+from .attention.budget import MODES, Workspace, fit, requested, workspace_bytes
+from .attention.slices import Geometry, Slices, geometry, sliced_attention
+from .host.attention import patch as attention
+from .host.attention.backend import backend_of
+from .host.attention.call import AttentionCall
+from .host.base.options import is_grouped
 
 MIB = 2**20
 # What score and q/k/v buffers may take with mode auto: about what Z-Image's lean block holds at
@@ -91,7 +92,8 @@ def attend(
         why = str(error)
         reporter.say("unknown", lambda: f"not sliced: {why}")
         return call.whole()
-    if mode in ("heads", "queries") and not size and attention.is_grouped(call):  # halved already
+    is_half = mode in ("heads", "queries") and not size
+    if is_half and is_grouped(call.transformer_options):  # halved already
         reporter.say("grouped", lambda: f"groups of {shape.heads}, each with its own q, k and v")
         return call.whole()
     backend = backend_of(call)

@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .attention_slice import AttentionSlice
 from .fit_to_vram import FitToVRAM, register_route
 from .gradient_checkpoint import ApplyGradientCheckpoint
-from .host import probe_route
+from .host.probe import route as probe_route
 from .lean_vae import LeanVAE
 from .load_model import LoadZImageTurbo
 from .vram_probe import VRAMProbe

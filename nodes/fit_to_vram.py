@@ -7,18 +7,24 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from .host import attention, budget, fit_patch, fit_route, latents, lean_patch, lean_vae, notice
-from .host.lean_block import BlockSettings
-from .host.vae_forward import VaeSettings
-from .kernels.toolboxes import BLOCK, VAE
-from .memory import fit_report
-from .memory.fit import Run
-from .memory.need import TEXT_TOKENS, of_latent
-from .memory.plan import DEFAULT_GROUPS, chunk_for
-from .memory.planner import Planner, answer, what_else
-from .memory.shapes import Request, TransformerSizes
-from .memory.stages import Models, published_models
-from .memory.vae_plan import PREFERENCES, Prefer, VaeSizes
+from .denoiser.need import TEXT_TOKENS, of_latent
+from .denoiser.plan import DEFAULT_GROUPS, chunk_for
+from .denoiser.sizes import Request, TransformerSizes
+from .fit import report as fit_report
+from .fit.planner import Planner, answer, what_else
+from .fit.stages import Models, published_models
+from .fit.what_fits import Run
+from .host.attention import patch as attention
+from .host.base import notices as notice
+from .host.denoiser import patch as lean_patch
+from .host.denoiser.block import BlockSettings
+from .host.fit import budget, latents
+from .host.fit import patch as fit_patch
+from .host.fit import route as fit_route
+from .host.vae import patch as lean_vae
+from .host.vae.forward import VaeSettings
+from .toolboxes import BLOCK, VAE
+from .vae.plan import PREFERENCES, Prefer, VaeSizes
 
 logger = logging.getLogger(__name__)
 

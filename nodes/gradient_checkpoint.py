@@ -7,18 +7,19 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from .host import lean_patch, notice
-from .host.lean_block import BlockSettings
-from .kernels.toolboxes import BLOCK
-from .memory.need import TEXT_TOKENS, denoiser_need_bytes, of_latent
-from .memory.plan import (
+from .denoiser.need import TEXT_TOKENS, denoiser_need_bytes, of_latent
+from .denoiser.plan import (
     DEFAULT_GROUPS,
     chunk_for,
     denoiser_plan,
     lean_peak_bytes,
     stock_peak_bytes,
 )
-from .memory.shapes import Request, TransformerSizes
+from .denoiser.sizes import Request, TransformerSizes
+from .host.base import notices as notice
+from .host.denoiser import patch as lean_patch
+from .host.denoiser.block import BlockSettings
+from .toolboxes import BLOCK
 
 logger = logging.getLogger(__name__)
 

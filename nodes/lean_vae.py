@@ -6,11 +6,12 @@ import logging
 
 from comfy_api.latest import io
 
-from .host import lean_vae, notice
-from .host.vae_forward import VaeSettings
-from .kernels.toolboxes import VAE
-from .memory.vae_choice import VaeChoice
-from .memory.vae_plan import PREFERENCES
+from .host.base import notices as notice
+from .host.vae import patch as lean_vae
+from .host.vae.forward import VaeSettings
+from .toolboxes import VAE
+from .vae.choice import VaeChoice
+from .vae.plan import PREFERENCES
 
 logger = logging.getLogger(__name__)
 

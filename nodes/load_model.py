@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from comfy_api.latest import io
 
-from .host import folders, loaders, notice
+from .host.base import notices as notice
+from .host.loader import folders
+from .host.loader import load as loaders
 from .weights import diffusers_folder, family, stored
 from .weights.component import Component, open_file
 from .weights.diffusers_folder import TEXT_ENCODER, TRANSFORMER, VAE

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 from comfy_api.latest import io
 
-from .host import probe_chart, probe_sampling, probe_stretch
-from .host.probe_tools import DETAILS, MODES, NODE_ID, RESET_ONLY, ProbeSettings
-from .memory import chart, record, recorder, report, snapshot
-from .memory import history as rows
-from .memory.counter import Count, PeakCounter
-from .memory.peak import PeakTracker
+from .host.probe import chart as probe_chart
+from .host.probe import sampling as probe_sampling
+from .host.probe import stretch as probe_stretch
+from .host.probe.settings import DETAILS, MODES, NODE_ID, RESET_ONLY, ProbeSettings
+from .probe import chart, record, recorder, report, snapshot
+from .probe import history as rows
+from .probe.counter import Count, PeakCounter
+from .probe.tracker import PeakTracker
 
 TOOLS = SimpleNamespace(
     record=record.Record,

@@ -10,13 +10,30 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 REPO = Path(__file__).resolve().parent.parent
-# What a leaf room may import besides the standard library; the host's room may import anything.
-ROOMS: dict[str, set[str]] = {
-    "kernels": {"torch"},
-    "memory": set(),
+# What a subject may import besides the standard library, itself and the shared files.
+SUBJECTS: dict[str, set[str]] = {
+    "denoiser": {"torch"},
+    "attention": {"torch"},
+    "vae": {"torch"},
+    "fit": set(),
+    "probe": {"torch"},
     "weights": {"torch", "safetensors", "transformers"},
-    "host": set(),
 }
+# What a folder below nodes/host/ may import besides itself, host/base and the shared files.
+TWINS: dict[str, set[str]] = {
+    "base": set(),
+    "denoiser": {"denoiser"},
+    "attention": {"attention"},
+    "vae": {"vae"},
+    "fit": {*SUBJECTS},
+    "probe": {"probe"},
+    "loader": {"weights"},
+}
+# Files of nodes/ itself that every subject may import.
+SHARED = {"units", "toolboxes"}
+# `python run.py plan` runs on the standard library alone, so these have no torch.
+TORCH_FREE = {"sizes", "cuts", "plan", "peak", "need", "choice"}
+PROBE_WITH_TORCH = {"tracker"}
 NETWORK_AND_PROCESSES = {
     "aiohttp", "asyncore", "ftplib", "http", "httpx", "huggingface_hub", "imaplib", "poplib",
     "multiprocessing", "pty", "requests", "smtplib", "socket", "socketserver", "ssl",
@@ -59,13 +76,12 @@ def imports(source: str, path: PurePosixPath) -> Iterator[tuple[int, str]]:
 
 
 def wrong_arrows(source: str, path: PurePosixPath) -> list[str]:
-    """Imports against __init__ -> extension -> node files -> {kernels, memory, weights, host}."""
+    """Imports against __init__ -> extension -> node files -> host/X -> {host/base, X}."""
     wrong = []
     for line, name in imports(source, path):
         top, *rest = name.split(".")
         if top == "pack":
-            target = rest[1] if len(rest) > 1 and rest[0] == "nodes" else ""
-            fine = target in _reachable(path)
+            fine = _is_reachable(rest, path)
         else:
             fine = top in sys.stdlib_module_names or _third_party(name, path)
         if not fine:
@@ -73,16 +89,27 @@ def wrong_arrows(source: str, path: PurePosixPath) -> list[str]:
     return wrong
 
 
-def _reachable(path: PurePosixPath) -> set[str]:
-    """The rooms and files of nodes/ that a file may import from."""
+def _is_reachable(target: list[str], path: PurePosixPath) -> bool:
+    """Whether a file may import from a module of the pack, named without ``pack``."""
+    if target[:1] != ["nodes"] or len(target) < 2:
+        return False
+    room, inner = target[1], target[2] if len(target) > 2 else ""
     if path.parts[0] != "nodes":
-        return {"extension"}
-    if len(path.parts) > 2:
-        return {path.parts[1]}
-    if path.stem == "extension":
-        node_files = {p.stem for p in files(".py") if p.parts[0] == "nodes" and len(p.parts) == 2}
-        return {*ROOMS, *node_files} - {"extension", "__init__"}
-    return set(ROOMS)
+        return room == "extension"
+    if len(path.parts) == 2:  # a node file or the extension
+        rooms = {*SUBJECTS, *SHARED, "host"}
+        if path.stem == "extension":
+            node_files = {p.stem for p in files(".py") if len(p.parts) == 2}
+            rooms |= node_files - {"extension", "__init__"}
+        return room in rooms
+    if path.parts[1] != "host":
+        return room in {path.parts[1], *SHARED} or (path.parts[1] == "fit" and room in SUBJECTS)
+    if len(path.parts) == 3:  # nodes/host/__init__.py
+        return False
+    twin = path.parts[2]
+    if room == "host":
+        return inner in {twin, "base"} or twin == "fit"
+    return room in {*TWINS[twin], *SHARED}
 
 
 def _third_party(name: str, path: PurePosixPath) -> bool:
@@ -91,9 +118,10 @@ def _third_party(name: str, path: PurePosixPath) -> bool:
         return top == "torch" or name.startswith("comfy_api.latest.")
     if path.parts[1] == "host":
         return True
-    return top in ROOMS[path.parts[1]] or (
-        path.as_posix() == "nodes/memory/peak.py" and top == "torch"
-    )
+    is_torch_free = path.stem in TORCH_FREE
+    if path.parts[1] == "probe":
+        is_torch_free = path.stem not in PROBE_WITH_TORCH
+    return top in SUBJECTS[path.parts[1]] and not (is_torch_free and top == "torch")
 
 
 def module_level_imports(source: str, path: PurePosixPath) -> list[str]:

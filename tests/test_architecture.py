@@ -14,7 +14,8 @@ from pathlib import PurePosixPath
 import pytest
 from pack.tests.architecture_rules import (
     REPO,
-    ROOMS,
+    SUBJECTS,
+    TWINS,
     files,
     is_shipped,
     js_network,
@@ -36,11 +37,13 @@ def test_the_files_are_found():
     """An empty list would let every rule pass."""
     names = {path.as_posix() for path in PYTHON}
     assert names >= {"__init__.py", "nodes/__init__.py", "nodes/load_model.py"}
-    assert names >= {"nodes/weights/header.py", "nodes/host/loaders.py", "nodes/extension.py"}
-    assert not any(name.startswith(("tests/", "benchmarks/", ".")) for name in names)
-    assert {room for room in ROOMS if (REPO / "nodes" / room / "__init__.py").is_file()} == set(
-        ROOMS
+    assert names >= {"nodes/weights/header.py", "nodes/host/loader/load.py", "nodes/extension.py"}
+    assert not any(
+        name.startswith(("tests/", "testing/", "runner/", "benchmarks/", ".")) for name in names
     )
+    folders = {p.parts[1] for p in PYTHON if len(p.parts) == 3 and p.parts[0] == "nodes"}
+    twins = {p.parts[2] for p in PYTHON if len(p.parts) == 4 and p.parts[1] == "host"}
+    assert (folders, twins) == ({*SUBJECTS, "host"}, {*TWINS})
     assert {"README.md", "pyproject.toml", "run.py", "tests/conftest.py"} & {str(p) for p in TEXTS}
 
 
@@ -84,7 +87,8 @@ sys.modules["pack"] = pack = types.ModuleType("pack")
 pack.__path__ = [str(root)]
 for room in sys.argv[3:]:
     for file in sorted((root / "nodes" / room).glob("*.py")):
-        importlib.import_module(f"pack.nodes.{room}.{file.stem}".removesuffix(".__init__"))
+        name = f"pack.nodes.{room}.{file.stem}".replace("/", ".")
+        importlib.import_module(name.removesuffix(".__init__"))
         print(f"{room}/{file.name}")
 """
 
@@ -95,8 +99,8 @@ def fresh_python(*rooms: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_leaf_rooms_are_imported_where_there_is_no_host():
-    rooms = ("kernels", "memory", "weights")
+def test_subjects_are_imported_where_there_is_no_host():
+    rooms = tuple(SUBJECTS)
     done = fresh_python(*rooms)
     assert done.returncode == 0, done.stderr
     wanted = {f"{room}/{p.name}" for room in rooms for p in (REPO / "nodes" / room).glob("*.py")}
@@ -105,7 +109,7 @@ def test_leaf_rooms_are_imported_where_there_is_no_host():
 
 def test_the_host_room_is_not():
     """Shows that the Python above has no host."""
-    done = fresh_python("host")
+    done = fresh_python("host/base")
     assert done.returncode != 0
     assert "the host is not here" in done.stderr
 
@@ -114,15 +118,21 @@ def test_the_host_room_is_not():
     ("rule", "path", "source"),
     [
         (wrong_arrows, "nodes/weights/x.py", "import comfy.sd"),
-        (wrong_arrows, "nodes/weights/x.py", "def f():\n    from ..host import loaders"),
-        (wrong_arrows, "nodes/weights/x.py", "from pack.nodes.memory import plan"),
+        (wrong_arrows, "nodes/weights/x.py", "def f():\n    from ..host.loader import load"),
+        (wrong_arrows, "nodes/weights/x.py", "from pack.nodes.denoiser import plan"),
         (wrong_arrows, "nodes/weights/x.py", "from .. import load_model"),
-        (wrong_arrows, "nodes/kernels/x.py", "from ..memory.plan import Plan"),
-        (wrong_arrows, "nodes/kernels/x.py", "import safetensors"),
-        (wrong_arrows, "nodes/memory/x.py", "import torch"),
-        (wrong_arrows, "nodes/memory/peak.py", "import numpy"),
-        (wrong_arrows, "nodes/host/x.py", "from ..weights import header"),
-        (wrong_arrows, "nodes/host/x.py", "from ..load_model import LoadZImageTurbo"),
+        (wrong_arrows, "nodes/vae/x.py", "from ..denoiser.plan import DenoiserPlan"),
+        (wrong_arrows, "nodes/vae/x.py", "import safetensors"),
+        (wrong_arrows, "nodes/vae/plan.py", "import torch"),
+        (wrong_arrows, "nodes/fit/x.py", "import torch"),
+        (wrong_arrows, "nodes/fit/x.py", "from ..host.fit import budget"),
+        (wrong_arrows, "nodes/probe/record.py", "import torch"),
+        (wrong_arrows, "nodes/probe/tracker.py", "import numpy"),
+        (wrong_arrows, "nodes/host/vae/x.py", "from ...weights import header"),
+        (wrong_arrows, "nodes/host/vae/x.py", "from ..denoiser import block"),
+        (wrong_arrows, "nodes/host/base/x.py", "from ..vae import forward"),
+        (wrong_arrows, "nodes/host/base/x.py", "from ...vae import plan"),
+        (wrong_arrows, "nodes/host/vae/x.py", "from ...load_model import LoadZImageTurbo"),
         (wrong_arrows, "nodes/load_model.py", "import comfy.utils"),
         (wrong_arrows, "nodes/load_model.py", "import folder_paths"),
         (wrong_arrows, "nodes/load_model.py", "from .extension import ZImageLowVRAM"),
@@ -159,8 +169,19 @@ def test_what_the_rules_refuse(rule, path, source):
     ("rule", "path", "source"),
     [
         (wrong_arrows, "nodes/weights/x.py", "from .header import x\nimport json, torch.nn"),
-        (wrong_arrows, "nodes/memory/peak.py", "from torch import nn"),
-        (wrong_arrows, "nodes/host/x.py", "import comfy.sd\nfrom . import folders\nimport numpy"),
+        (wrong_arrows, "nodes/probe/tracker.py", "from torch import nn"),
+        (
+            wrong_arrows,
+            "nodes/fit/x.py",
+            "from ..vae.plan import VaePlan\nfrom ..units import size",
+        ),
+        (
+            wrong_arrows,
+            "nodes/host/fit/x.py",
+            "from ..denoiser import block\nfrom ...vae import plan",
+        ),
+        (wrong_arrows, "nodes/host/vae/x.py", "from ...vae import plan\nfrom ..base import fetch"),
+        (wrong_arrows, "nodes/host/base/x.py", "import comfy.sd\nfrom . import page\nimport numpy"),
         (
             wrong_arrows,
             "nodes/load_model.py",

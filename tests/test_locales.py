@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pack.benchmarks.harness.folder_links import PACK_NAME
-from pack.benchmarks.live_host import REPO
+from pack.runner.folder_links import PACK_NAME
+from pack.runner.live_host import REPO
 
 LOCALES = REPO / "locales"
 FILES = sorted(LOCALES.glob("*/*"))

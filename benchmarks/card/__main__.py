@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ..harness.arguments import above_zero
-from ..harness.environment import SetupError
-from ..harness.model_files import offer_models
+from pack.runner.arguments import above_zero
+from pack.runner.environment import SetupError
+from pack.runner.model_files import offer_models
+
 from . import campaign, catalogue, driver, plot, report, rows
 from .job import GIB, Leg
 

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..live_host import DIE_WITH_PARENT, REPO
+from pack.runner.live_host import DIE_WITH_PARENT, REPO
+
 from . import driver, rows
 from .job import ALLOCATOR_SETTINGS, GIB, Job, Leg
 

@@ -1,8 +1,9 @@
 """The models of the campaign as files: the user's real ones, or random ones of the true sizes.
 
-Random files are written once, whole: tests/tiny_models.py writes names, shapes and vectors, and the
-matrices are filled here. A file with holes would load faster than a real one. Memory and time do
-not depend on the values; the scale keeps activations of order one, so that results can be compared.
+Random files are written once, whole: testing/tiny_models.py writes names, shapes and vectors, and
+the matrices are filled here. A file with holes would load faster than a real one. Memory and time
+do not depend on the values; the scale keeps activations of order one, so that results can be
+compared.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def prepare(job: Job, kind: Kind) -> Path:
     _check_space(part, _NEEDED_BYTES[kind])
     print(f"  writing random weights ({kind}), once", flush=True)
     os.environ.setdefault("ZIMAGE_HOST_DIR", str(job.host_dir))  # its tokenizer is copied
-    from pack.tests import tiny_models
+    from pack.testing import tiny_models
 
     if kind == "small":
         tiny_models.write_single_files(tiny_models.write_small_folder(part / FOLDER), part)

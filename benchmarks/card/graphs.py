@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..demo import Picture as Drawn
-from ..demo import example_prompt
-from ..harness.model_files import SAME_FOLDER, Models
+from pack.runner.demo import Picture as Drawn
+from pack.runner.demo import example_prompt
+from pack.runner.model_files import SAME_FOLDER, Models
 
 Graph = dict[str, Any]
 # The nodes that read the models. CLIPLoader reads no small text encoder, as a rehearsal has it.

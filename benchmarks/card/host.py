@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pack.runner.model_files import Models, offer_models
 
-from ..harness.model_files import Models, offer_models
-from ..load_ram import register_pack
 from . import files
 from .job import Job
 from .rows import Recorder
@@ -47,7 +46,7 @@ class Host:
         import utils.extra_config
 
         if kind == "small" or self.job.is_rehearsal:
-            from pack.tests import widen_detection
+            from pack.testing import widen_detection
 
             widen_detection.install()  # this process then knows the small widths too
         found = offer_models(files.prepare(self.job, kind), self.base_dir)
@@ -120,7 +119,6 @@ def start(job: Job, rows: Recorder) -> Host:
     import folder_paths  # noqa: F401 (before the pack's nodes, which read it)
     import utils.extra_config  # noqa: F401 (before `nodes`, which hides `utils` up to 0.24)
 
-    register_pack()
     device = comfy.model_management.get_torch_device()
     rows.facts |= facts(job, device, is_dynamic=is_dynamic)
     return Host(job, device, base_dir, is_dynamic)

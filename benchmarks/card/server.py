@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pack.runner.live_host import REPO, HostError, LiveHost
 
-from ..live_host import REPO, HostError, LiveHost
 from .driver import used_bytes
 from .host import torch_facts
 from .job import ALLOCATOR_SETTINGS, Job
@@ -117,7 +117,7 @@ def running(job: Job, base_dir: Path, paths_file: Path) -> Iterator[LiveHost]:
     custom = base_dir / "custom_nodes"
     custom.mkdir(parents=True, exist_ok=True)
     if job.is_rehearsal:
-        shutil.copy(REPO / "tests" / "widen_detection.py", custom)
+        shutil.copy(REPO / "testing" / "widen_detection.py", custom)
     more: list[str] = []
     if importlib.util.find_spec("comfyui_frontend_package") is None:
         page = base_dir / "page"  # the host ends without one; an empty one will do

@@ -46,10 +46,10 @@ def test_without_a_card_there_is_no_factor():
 
 
 def test_predictions_are_those_of_the_pack_for_the_settings_of_each_variant():
-    from pack.nodes.memory.need import denoiser_live_bytes
-    from pack.nodes.memory.plan import stock_peak_bytes
-    from pack.nodes.memory.shapes import Request
-    from pack.nodes.memory.stages import head_groups, published_models, vae_stage
+    from pack.nodes.denoiser.need import denoiser_live_bytes
+    from pack.nodes.denoiser.plan import stock_peak_bytes
+    from pack.nodes.denoiser.sizes import Request
+    from pack.nodes.fit.stages import head_groups, published_models, vae_stage
 
     models, request = published_models(), Request(64, 64, 1, 256)
     shape = Request(1024, 1024, 1, 256)

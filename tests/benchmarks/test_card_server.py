@@ -11,9 +11,9 @@ import pytest
 from pack.benchmarks.card import driver, graphs, server
 from pack.benchmarks.card.job import Job, Leg
 from pack.benchmarks.card.parts import budget
-from pack.benchmarks.demo import Picture as Drawn
-from pack.benchmarks.harness.model_files import Models
-from pack.benchmarks.live_host import HostError, LiveHost
+from pack.runner.demo import Picture as Drawn
+from pack.runner.live_host import HostError, LiveHost
+from pack.runner.model_files import Models
 
 # Says what ComfyUI 0.30.0 says, and takes a second to end.
 MAIN = r"""

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from pack import run
-from pack.benchmarks.harness import environment, rows
+from pack.benchmarks import rows
+from pack.runner import environment
 
 SCRIPTS = rows.REPO / "benchmarks"
 RESULTS = SCRIPTS / "results"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pack.benchmarks.harness.folder_links import link_folder
-from pack.benchmarks.live_host import REPO, LiveHost
+from pack.runner.folder_links import link_folder
+from pack.runner.live_host import REPO, LiveHost
 
 if TYPE_CHECKING:
     from pack.tests.e2e.page import ComfyPage
@@ -44,7 +44,7 @@ def host_dir() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with the same small weights as a diffusers folder and as single files."""
-    from pack.tests import tiny_models
+    from pack.testing import tiny_models
 
     models_dir = tmp_path_factory.mktemp("models")
     folder = tiny_models.write_small_folder(models_dir / "diffusers" / SMALL_FOLDER)
@@ -60,7 +60,7 @@ def new_base(tmp_path_factory: pytest.TempPathFactory, small_models: Path):
         base_dir = tmp_path_factory.mktemp(name)
         link_folder(small_models, base_dir / "models")
         (base_dir / "custom_nodes").mkdir()
-        shutil.copy(REPO / "tests" / "widen_detection.py", base_dir / "custom_nodes")
+        shutil.copy(REPO / "testing" / "widen_detection.py", base_dir / "custom_nodes")
         return base_dir
 
     return make

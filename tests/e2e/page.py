@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pack.benchmarks.live_host import LiveHost
+from pack.runner.live_host import LiveHost
 from PIL import Image, ImageStat
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Playwright
 

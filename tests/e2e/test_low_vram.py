@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pack.benchmarks.demo import Picture
+from pack.runner.demo import Picture
 from pack.tests.e2e.test_server import FILES, TIMEOUT_S, cached_nodes, pixels, prompt_for
 
 # 288 tokens of the picture, so that a chunk of 256 is not all of it.

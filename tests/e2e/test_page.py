@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pack.benchmarks.live_host import REPO
+from pack.runner.live_host import REPO
 from PIL import Image, ImageStat
 
 pytest.importorskip("playwright", reason="needs Playwright")
@@ -161,7 +161,7 @@ def test_help_pages(open_page, low_vram, artifacts, locale, file):
 
 
 def test_page_and_demo_send_the_same_prompt(open_page, workflow, low_vram):
-    from pack.benchmarks import demo
+    from pack.runner import demo
     from pack.tests.e2e.test_low_vram import with_low_vram
 
     models = demo.Models(*_node(workflow, LOADER)["widgets_values"][:3], Path())

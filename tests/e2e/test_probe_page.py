@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pack.benchmarks.live_host import REPO
+from pack.runner.live_host import REPO
 
 pytest.importorskip("playwright", reason="needs Playwright")
 

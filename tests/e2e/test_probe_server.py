@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from pack.benchmarks.demo import Picture, example_prompt
-from pack.benchmarks.harness.model_files import Models
-from pack.benchmarks.live_host import LiveHost
+from pack.runner.demo import Picture, example_prompt
+from pack.runner.live_host import LiveHost
+from pack.runner.model_files import Models
 
 EVENT = "z_image_low_vram.probe"
 ROUTE = "/z_image_low_vram/probes/"

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pack.benchmarks.demo import Picture, example_prompt, run_demo
-from pack.benchmarks.harness.folder_links import PACK_NAME, install_pack, unlink_folder
-from pack.benchmarks.harness.model_files import SAME_FOLDER, Models
-from pack.benchmarks.live_host import REPO, HostError, LiveHost
+from pack.runner.demo import Picture, example_prompt, run_demo
+from pack.runner.folder_links import PACK_NAME, install_pack, unlink_folder
+from pack.runner.live_host import REPO, HostError, LiveHost
+from pack.runner.model_files import SAME_FOLDER, Models
 from PIL import Image
 
 LOADER = "ZImageTurboLoader"

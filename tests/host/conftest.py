@@ -77,7 +77,7 @@ def host() -> Host:
 @pytest.fixture(scope="session")
 def widened(host: Host) -> Iterator[None]:
     """The host recognises small widths for as long as tests run."""
-    from pack.tests import widen_detection
+    from pack.testing import widen_detection
 
     widen_detection.install()
     yield
@@ -87,7 +87,7 @@ def widened(host: Host) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def small_folder(host: Host, widened: None) -> Path:
     """A small diffusers folder; the node calls it "Z-Image-Turbo/"."""
-    from pack.tests import tiny_models
+    from pack.testing import tiny_models
 
     return tiny_models.write_small_folder(host.models_dir / "diffusers" / SMALL_FOLDER)
 
@@ -95,7 +95,7 @@ def small_folder(host: Host, widened: None) -> Path:
 @pytest.fixture(scope="session")
 def small_files(host: Host, small_folder: Path) -> dict[str, Path]:
     """The same weights as single files, where the host looks for them."""
-    from pack.tests import tiny_models
+    from pack.testing import tiny_models
 
     return tiny_models.write_single_files(small_folder, host.models_dir)
 

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from pack.benchmarks.live_host import REPO
+from pack.runner.live_host import REPO
 
 CHINESE = json.loads((REPO / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
 
@@ -39,7 +39,7 @@ def test_every_input_and_output(schemas):
 def test_the_host_serves_them(schemas, monkeypatch, tmp_path):
     import folder_paths
     from app.custom_node_manager import CustomNodeManager
-    from pack.benchmarks.harness.folder_links import PACK_NAME, link_folder
+    from pack.runner.folder_links import PACK_NAME, link_folder
 
     link_folder(REPO, tmp_path / PACK_NAME)
     custom_nodes = ([str(tmp_path)], set())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.weights import family
-from pack.tests.weights.fake_files import component, qwen3_shapes, z_image_shapes
+from pack.testing.fake_files import component, qwen3_shapes, z_image_shapes
 
 QK_NORM = "double_blocks.0.img_attn.norm.key_norm.scale"
 ADALN = "adaln_single.emb.timestep_embedder.linear_1.bias"

@@ -3,8 +3,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { barsOf, highest } from "../../js/fit_bars.js";
-import { questionInPrompt, questionOf } from "../../js/fit_question.js";
+import { barsOf, highest } from "../../js/fit/bars.js";
+import { questionInPrompt, questionOf } from "../../js/fit/question.js";
 
 const SET = { budget_gib: 8, prefer: "balance", width: 1024, height: 768, batch_size: 2 };
 const OWN = { ...SET, has_vae: false };

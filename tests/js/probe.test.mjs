@@ -3,9 +3,9 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { Follower } from "../../js/probe_follower.js";
-import * as numbers from "../../js/probe_numbers.js";
-import { Records, isEarlier, isNewer } from "../../js/probe_records.js";
+import { Follower } from "../../js/probe/follower.js";
+import * as numbers from "../../js/probe/numbers.js";
+import { Records, isEarlier, isNewer } from "../../js/probe/records.js";
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pack.nodes.weights.component import PICKLE_SUFFIXES, open_file, open_folder, read_json
 from pack.nodes.weights.header import WeightsError
-from pack.tests.weights.fake_files import write_file, write_index, write_shards
+from pack.testing.fake_files import write_file, write_index, write_shards
 
 LABEL = "M/part/"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

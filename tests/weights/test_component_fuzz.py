@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from pack.nodes.weights import family, stored
 from pack.nodes.weights.component import Component, open_folder
 from pack.nodes.weights.header import WeightsError
-from pack.tests.weights import fake_files
+from pack.testing import fake_files
 from safetensors import safe_open
 from safetensors.torch import save_file
 

@@ -19,7 +19,7 @@ from pack.nodes.weights.diffusers_folder import (
     scheduler_shift,
 )
 from pack.nodes.weights.header import WeightsError
-from pack.tests.weights.fake_files import write_shards
+from pack.testing.fake_files import write_shards
 
 
 def make(root: Path, *names: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from pack.nodes.weights import family
 from pack.nodes.weights.family import check_text_encoder, check_vae, describe, z_image
 from pack.nodes.weights.header import WeightsError
-from pack.tests.weights.fake_files import component, qwen3_shapes, vae_shapes, z_image_shapes
+from pack.testing.fake_files import component, qwen3_shapes, vae_shapes, z_image_shapes
 
 PREFIXES = ["", "model.diffusion_model.", "model.model.", "net.", "model."]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from pack.nodes.weights.header import DTYPE_BITS, MAX_HEADER_BYTES, WeightsError, read_header
-from pack.tests.weights.fake_files import entry, file_bytes, write_file
+from pack.testing.fake_files import entry, file_bytes, write_file
 from safetensors import safe_open
 from safetensors.torch import save_file
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from pack.nodes.weights.header import WeightsError, read_header
-from pack.tests.weights.fake_files import write_file
+from pack.testing.fake_files import write_file
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from pack.nodes.weights.component import open_file, open_folder
 from pack.nodes.weights.header import WeightsError
 from pack.nodes.weights.stored import _TORCH_DTYPES, StoredTensor, state_dict
-from pack.tests.weights import fake_files
+from pack.testing import fake_files
 from safetensors.torch import save_file
 
 

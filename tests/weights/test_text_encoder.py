@@ -6,7 +6,7 @@ import pytest
 import torch
 from pack.nodes.weights.header import WeightsError
 from pack.nodes.weights.text_encoder import key_prefix, qwen3_config, size_name
-from pack.tests.weights.fake_files import component, qwen3_shapes
+from pack.testing.fake_files import component, qwen3_shapes
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 PREFIXES = ["model.", "", "language_model.model."]

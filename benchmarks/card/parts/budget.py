@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pack.runner.demo import PROMPT
+from pack.runner.demo import Picture as Drawn
+from pack.runner.live_host import HostError, LiveHost
+from pack.runner.model_files import Models, offer_models
+from pack.runner.server_watch import watch
 from PIL import Image
 
-from ...demo import PROMPT
-from ...demo import Picture as Drawn
-from ...harness.model_files import Models, offer_models
-from ...harness.server_watch import watch
-from ...live_host import HostError, LiveHost
-from ...load_ram import register_pack
 from .. import files, graphs, server
 from ..ballast import ballast
 from ..driver import DriverPeak, free_bytes
@@ -88,7 +87,6 @@ class Fresh(NamedTuple):
 
 def run(job: Job, rows: Recorder) -> None:
     server.free_environment()
-    register_pack()
     models_dir = files.prepare(job, "whole")
     rows.facts |= server.machine_facts(job)
     found = offer_models(models_dir, _base_dir(job, "models"))

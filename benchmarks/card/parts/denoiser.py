@@ -153,7 +153,7 @@ def quantised(host: Host, algorithm: str) -> Any:
     import comfy.utils
     import folder_paths
     from comfy.quant_ops import QUANT_ALGOS
-    from pack.tests.host import lean_models
+    from pack.testing import lean_models
 
     if algorithm not in QUANT_ALGOS:
         raise NotMeasuredError(f"this ComfyUI has no {algorithm}")

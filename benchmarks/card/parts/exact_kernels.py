@@ -57,7 +57,7 @@ class Kernel(NamedTuple):
 
 def chunks() -> Iterator[slice]:
     """The default's chunks of the tokens."""
-    from pack.nodes.kernels import rows
+    from pack.nodes.denoiser import rows
 
     for start, stop in rows.chunks(TOKENS, CHUNK_TOKENS):
         yield slice(start, stop)
@@ -65,7 +65,7 @@ def chunks() -> Iterator[slice]:
 
 def groups(heads: int, count: int) -> Iterator[slice]:
     """So many runs of heads."""
-    from pack.nodes.kernels.attention import Heads, head_groups
+    from pack.nodes.denoiser.attention_half import Heads, head_groups
 
     for first, last in head_groups(Heads(heads, heads, 1), count):
         yield slice(first, last)
@@ -83,8 +83,8 @@ def by_rows(layer: Callable[[Inputs], Any], name: str = "normed") -> Kernel:
 
 def qkv_by_heads(given: Inputs) -> torch.Tensor:
     """The product feature by feature: q, k and v of each group of heads."""
-    from pack.nodes.host import fetch
-    from pack.nodes.kernels.rows import Projection
+    from pack.nodes.denoiser.rows import Projection
+    from pack.nodes.host.base import fetch
 
     attention, rows = given.block.attention, given.normed[0]
     with ExitStack() as until:
@@ -128,7 +128,7 @@ def rms_rope_by_rows(given: Inputs) -> torch.Tensor:
 
 
 def _weight(norm: Any, like: torch.Tensor, until: ExitStack) -> torch.Tensor:
-    from pack.nodes.host import fetch
+    from pack.nodes.host.base import fetch
 
     return fetch.fetch_weight(norm, like, until)
 
@@ -188,8 +188,8 @@ def half_of_block(closed: int | None) -> Kernel:
         return block
 
     def cut(given: Inputs) -> torch.Tensor:
-        from pack.nodes.host.lean_block import BlockSettings, LeanBlock
-        from pack.nodes.kernels.toolboxes import BLOCK
+        from pack.nodes.host.denoiser.block import BlockSettings, LeanBlock
+        from pack.nodes.toolboxes import BLOCK
 
         settings = BlockSettings(BLOCK, lambda tokens, groups: CHUNK_TOKENS, GROUPS)
         return LeanBlock(block_of(given), settings)(given.x, None, given.table, given.factors)
@@ -202,8 +202,8 @@ def norm_silu(given: Inputs) -> torch.Tensor:
 
 
 def norm_silu_by_strips(given: Inputs) -> torch.Tensor:
-    from pack.nodes.host import fetch
-    from pack.nodes.kernels.group_stats import GroupStats, NormSiLU
+    from pack.nodes.host.base import fetch
+    from pack.nodes.vae.statistics import GroupStats, NormSiLU
 
     norm = given.decoder.norm_out
     stats = GroupStats(norm.num_groups)
@@ -223,8 +223,8 @@ def convolution(given: Inputs) -> torch.Tensor:
 
 
 def convolution_by_strips(given: Inputs) -> torch.Tensor:
-    from pack.nodes.host import fetch
-    from pack.nodes.kernels.strips import Conv
+    from pack.nodes.host.base import fetch
+    from pack.nodes.vae.strips import Conv
 
     layer = given.decoder.up[0].block[-1].conv2
     with ExitStack() as until:

@@ -123,7 +123,7 @@ def _in_float64() -> Iterator[None]:
     """Plain operations in the place of those that know no float64."""
     import comfy.ldm.lumina.model as lumina
     import comfy.quant_ops
-    from pack.nodes.kernels import reference
+    from pack.nodes.denoiser import reference
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def rotated(rows: Any, table: Any, weight: Any, epsilon: float) -> torch.Tensor:

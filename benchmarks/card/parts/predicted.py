@@ -2,7 +2,7 @@
 
 The text encode is measured here; denoiser and VAE are read from the rows of their parts, which come
 before. A constant's rows: `value` is the median of what the samples ask for, `low` and `high` their
-range, `today` what nodes/memory uses now. Nothing is changed by it.
+range, `today` what nodes/ uses now. Nothing is changed by it.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ class Measured(NamedTuple):
 
 def run(job: Job, rows: Recorder) -> None:
     host = start(job, rows)
-    from pack.nodes.host import lean_patch
-    from pack.nodes.host.budget import copy_bytes_per_s
-    from pack.nodes.memory.need import DENOISER_RESERVED, SPARE_BYTES, VAE_RESERVED
-    from pack.nodes.memory.shapes import Request, TransformerSizes
-    from pack.nodes.memory.stages import published_models
+    from pack.nodes.denoiser.need import DENOISER_RESERVED
+    from pack.nodes.denoiser.sizes import Request, TransformerSizes
+    from pack.nodes.fit.stages import published_models
+    from pack.nodes.host.denoiser import patch as lean_patch
+    from pack.nodes.host.fit.budget import copy_bytes_per_s
+    from pack.nodes.vae.need import SPARE_BYTES, VAE_RESERVED
 
     loaded = host.load("whole")
     encode_texts(host, rows, loaded.clip)
@@ -80,7 +81,7 @@ def run(job: Job, rows: Recorder) -> None:
 
 def encode_texts(host: Host, rows: Recorder, clip: Any) -> None:
     """Rows of one encoding of a short and of a long prompt by the host."""
-    from pack.nodes.memory.text_encoder import text_encoder_peak_bytes
+    from pack.nodes.fit.text_encoder import text_encoder_peak_bytes
 
     for repeats in REPEATS:
         case = f"text encode, prompt {repeats}x"
@@ -132,9 +133,9 @@ def denoiser_bytes(found: Measured, models: Any, request: Any) -> int | None:
 
     Fit to VRAM chooses its settings by what is free at each sampling: its rows are left out.
     """
-    from pack.nodes.memory.need import denoiser_live_bytes
-    from pack.nodes.memory.plan import stock_peak_bytes
-    from pack.nodes.memory.stages import head_groups
+    from pack.nodes.denoiser.need import denoiser_live_bytes
+    from pack.nodes.denoiser.plan import stock_peak_bytes
+    from pack.nodes.fit.stages import head_groups
 
     size = _picture(found.case)
     if size is None:
@@ -148,7 +149,7 @@ def denoiser_bytes(found: Measured, models: Any, request: Any) -> int | None:
 
 def vae_bytes(found: Measured, models: Any, request: Any) -> int | None:
     """Predicted live bytes of a decode or encode; None for ways that the plan has no word on."""
-    from pack.nodes.memory.stages import vae_stage
+    from pack.nodes.fit.stages import vae_stage
 
     size_text, _, way = found.case.partition(" ")
     size = _picture(size_text)

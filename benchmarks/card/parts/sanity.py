@@ -227,7 +227,7 @@ def streamed(rows: Recorder, samples: Samples) -> None:
 def limited(model: Any, limit_bytes: int) -> Iterator[Any]:
     """A clone whose weights on the card are bounded in each sampling, as Fit to VRAM does it."""
     from comfy.patcher_extension import WrappersMP
-    from pack.nodes.host import budget
+    from pack.nodes.host.fit import budget
 
     lifts: list[Callable[[], None] | None] = []
 

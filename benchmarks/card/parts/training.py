@@ -160,7 +160,7 @@ def check_unpatched(model: Any) -> None:
         RuntimeError: a block, a forward or a weight is still another one, or the host still trains.
     """
     import comfy.model_management
-    from pack.nodes.host.lean_block import is_known_block, is_untouched
+    from pack.nodes.host.denoiser.block import is_known_block, is_untouched
 
     denoiser = model.model.diffusion_model
     stacks = (denoiser.context_refiner, denoiser.noise_refiner, denoiser.layers)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from pack.runner.model_files import SAME_FOLDER
 
-from ...harness.model_files import SAME_FOLDER
 from ...vae_compare import TILED, TILES, tile_edges
 from ..host import Host, start
 from ..job import Job, Picture
@@ -75,7 +75,8 @@ def run(job: Job, rows: Recorder) -> None:
 
 def load_vae(host: Host) -> Any:
     """The VAE alone, as the host's Load VAE makes it."""
-    from pack.nodes.host import folders, loaders
+    from pack.nodes.host.loader import folders
+    from pack.nodes.host.loader import load as loaders
     from pack.nodes.weights import diffusers_folder
 
     is_written = (host.job.work / "models" / "whole").is_dir()
@@ -112,8 +113,8 @@ def make(name: str, vae: Any, task: str) -> Way:
         return Way(getattr(vae, task), lambda side: ())
     if name == TILE_NODES[task]:
         return Way(tiled(vae, task), _tile_edges, is_tiled=True)
-    from pack.nodes.host.lean_vae import example_call
-    from pack.nodes.memory.vae_choice import VaeChoice
+    from pack.nodes.host.vae.patch import example_call
+    from pack.nodes.vae.choice import VaeChoice
 
     prefer: Any = name.rsplit(" ", 1)[-1]
     lean = lean_vae(vae, prefer)

@@ -1,0 +1,141 @@
+// Fit to VRAM in the page: what the picture needs, on the node, before it is queued.
+
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+import { SIZES, latentOf, questionInPrompt, questionOf } from "./question.js";
+import { FitView } from "./view.js";
+import { addPanel } from "../shared/node_panel.js";
+import { loadTexts } from "../shared/texts.js";
+import { history, nodeAt, nodesOf, queued } from "../shared/prompts.js";
+
+const NODE_TYPE = "ZImageFitToVRAM";
+const ROUTE = "/z_image_low_vram/fit";
+const OUTPUT = "z_image_fit";
+const WIDGET = "vram_plan";
+const SIZE_PX = { width: 400, height: 310, least: 270 };
+const LOOK_MS = 200;
+
+const panels = new WeakMap(); // by the node
+
+/** The node that stands for a subgraph; of several, the first. */
+function outerOf(subgraph, graph = app.rootGraph) {
+  for (const node of graph.nodes) {
+    if (!node.subgraph) continue;
+    if (node.subgraph === subgraph) return node;
+    const inner = outerOf(subgraph, node.subgraph);
+    if (inner) return inner;
+  }
+  return null;
+}
+
+/** Keeps what a node shows in step with its inputs.
+ *
+ * It looks at them instead of listening: they change by mouse, by undo, in another node over a wire,
+ * by scripts, and each renderer tells of these in its own way or not at all.
+ */
+class FitPanel {
+  #node;
+  #view;
+  #seen = null; // the question at the last look
+  #shown = null; // the question to which what is shown belongs
+  #run = null; // { question, plan } of the last run
+  #turn = 0; // how often something else was to be shown
+
+  constructor(node) {
+    const ended = new AbortController();
+    this.#node = node;
+    this.#view = new FitView(ended.signal);
+    addPanel(node, { name: WIDGET, view: this.#view, ended, size: SIZE_PX });
+    const looking = setInterval(() => this.#look(), LOOK_MS);
+    ended.signal.addEventListener("abort", () => clearInterval(looking), { once: true });
+    const again = () => (this.#shown = null);
+    api.addEventListener("reconnected", again, { signal: ended.signal });
+  }
+
+  /** Shows what the node has given out, for as long as it would be asked the same. */
+  ran(question, plan) {
+    this.#run = { question: JSON.stringify(question), plan };
+    this.#shown = null;
+  }
+
+  #look() {
+    if (!this.#node.graph) return;
+    this.#view.adapt();
+    for (const widget of this.#node.widgets) {
+      if (SIZES.includes(widget.name)) widget.disabled = latentOf(this.#node) !== undefined;
+    }
+    const question = questionOf(this.#node, outerOf);
+    const asked = JSON.stringify(question);
+    const isSettled = asked === this.#seen;
+    this.#seen = asked;
+    if (!isSettled || asked === this.#shown) return;
+    this.#shown = asked;
+    this.#turn += 1;
+    const run = this.#run;
+    if (run?.question === asked) this.#view.show(run.plan, "ran");
+    else if (question.width !== null) this.#ask(asked);
+    else if (run) this.#view.show(run.plan, "earlier");
+    else this.#view.tell("sizeUnknown");
+  }
+
+  async #ask(asked) {
+    const turn = this.#turn;
+    const show = await answerTo(asked);
+    // Else something newer is shown: another answer, or a run of the same question.
+    if (turn === this.#turn) show(this.#view);
+  }
+}
+
+/** Asks the server; gives what the view shall show. */
+async function answerTo(body) {
+  try {
+    const headers = { "Content-Type": "application/json" };
+    const response = await api.fetchApi(ROUTE, { method: "POST", headers, body });
+    const answer = await response.json().catch(() => ({}));
+    if (response.ok && answer.stages) return (view) => view.show(answer, "published");
+    if (answer.error) return (view) => view.tell("refused", answer.error);
+    return (view) => view.tell("noRoute");
+  } catch {
+    return (view) => view.tell("noAnswer");
+  }
+}
+
+function receive(prompt, node, plan) {
+  const question = questionInPrompt(prompt.nodes, node);
+  if (question && prompt.workflow === app.rootGraph.id) {
+    panels.get(nodeAt(node))?.ran(question, plan);
+  }
+}
+
+/** Shows what the open workflow's nodes gave out when they ran last. */
+async function restore() {
+  const ids = new Set([...nodesOf(NODE_TYPE)].map(([id]) => id));
+  if (ids.size === 0) return;
+  for (const prompt of await history()) {
+    for (const [node, output] of Object.entries(prompt.outputs)) {
+      const plan = output[OUTPUT]?.[0];
+      if (plan && ids.has(node)) receive(prompt, node, plan);
+    }
+  }
+}
+
+app.registerExtension({
+  name: "z-image-low-vram.fit_to_vram",
+
+  async setup() {
+    api.addEventListener("executed", async ({ detail }) => {
+      const plan = detail.output?.[OUTPUT]?.[0];
+      const node = String(detail.display_node ?? detail.node);
+      if (plan) receive(await queued(detail.prompt_id), node, plan);
+    });
+    await loadTexts();
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass === NODE_TYPE) panels.set(node, new FitPanel(node));
+  },
+
+  afterConfigureGraph() {
+    restore().catch((error) => console.warn("Fit to VRAM: no history:", error));
+  },
+});

@@ -1,0 +1,57 @@
+// The list behind the button "Figures": everything that a record tells besides its chart.
+
+import { bytesText, secondsText } from "./numbers.js";
+import { text } from "../shared/texts.js";
+
+export function make(name, className, content = "") {
+  const element = document.createElement(name);
+  element.className = className;
+  element.textContent = content;
+  return element;
+}
+
+/** Everything else that the record tells, as a list. */
+export function fillDetails(details, record) {
+  const scrolled = details.scrollTop;
+  const list = (rows) => {
+    const made = make("dl", "");
+    for (const [name, value, isAbsent] of rows) {
+      made.append(make("dt", "", name), make("dd", isAbsent ? "absent" : "", value));
+    }
+    return made;
+  };
+  const sections = [
+    ["", record.figures.map(figureRow)],
+    [text("steps"), record.steps.map(stepRow)],
+    [text("largest"), record.largest.map(tensorRow)],
+  ];
+  const content = sections
+    .filter(([, rows]) => rows.length)
+    .flatMap(([title, rows]) => [...(title ? [make("h4", "", title)] : []), list(rows)]);
+  const lines = (title, texts) =>
+    texts?.length ? [make("h4", "", title), ...texts.map((line) => make("p", "", line))] : [];
+  details.replaceChildren(
+    ...lines(text("notes"), record.notes),
+    make("p", "", text("measuredWith", record.measured_with)),
+    ...content,
+    ...lines(text("summary"), record.summary),
+    ...lines(text("files"), record.files),
+  );
+  details.setAttribute("aria-label", text("figures"));
+  details.scrollTop = scrolled;
+}
+
+function figureRow({ name, bytes, reason }) {
+  return bytes === null
+    ? [name, text("notAvailable", reason), true]
+    : [name, bytesText(bytes), false];
+}
+
+function stepRow({ step, seconds, peak_bytes: peak }) {
+  return [text("step", step), `${bytesText(peak)} · ${secondsText(seconds)}`];
+}
+
+function tensorRow({ bytes, shape, dtype, where }) {
+  const told = [bytesText(bytes), shape && `[${shape.join(", ")}]`, dtype];
+  return [where || "?", told.filter(Boolean).join(" · ")];
+}

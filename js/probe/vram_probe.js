@@ -1,0 +1,170 @@
+// VRAM Probe in the page: hears what the running host measures and draws it on the probe's node.
+
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+import { addPanel, viewOf } from "../shared/node_panel.js";
+import { copyText } from "./export.js";
+import { Follower } from "./follower.js";
+import { Records, isEarlier, isFinal, isNewer } from "./records.js";
+import { loadTexts, text } from "../shared/texts.js";
+import { ProbeView } from "./view.js";
+import { getJson, history, nodeAt, nodesOf, queued, running } from "../shared/prompts.js";
+
+const NODE_TYPE = "ZImageVRAMProbe";
+const EVENT = "z_image_low_vram.probe";
+const OUTPUT = "z_image_vram_probe";
+const WIDGET = "vram_chart";
+const SIZE_PX = { width: 380, height: 240, least: 190 };
+
+const records = new Records(window.sessionStorage);
+const follower = new Follower();
+let isGraphLoaded = false;
+let heard = null; // the prompt whose events this tab gets
+let turns = 0; // of asking what runs
+
+function show(node, entry) {
+  viewOf(node, WIDGET)?.show(entry.record, { isEarlier: isEarlier(entry) });
+}
+
+function keep(entry) {
+  records.put(entry);
+  if (entry.workflow === app.rootGraph.id) show(nodeAt(entry.node), entry);
+}
+
+/** Keeps a record that has come over the socket, and shows it where its workflow is open. */
+async function receive(prompt, node, record) {
+  // The last record may come a moment after its prompt, when another one runs already.
+  if (record.state === "running") {
+    heard = prompt;
+    follower.stop();
+  }
+  const { workflow } = await queued(prompt);
+  keep({ workflow: workflow ?? app.rootGraph.id, node, prompt, record });
+}
+
+/** Shows what is known of the open workflow's probes, and what the host has since. */
+async function restore() {
+  await askHistory();
+  await follow();
+}
+
+/** The host may be away; it is asked again when it says that its queue has changed. */
+function tryTo(act) {
+  act().catch((error) => console.warn("VRAM Probe: the host does not answer:", error));
+}
+
+/** Follows the running prompt where it is the open workflow's and this tab hears nothing of it. */
+async function follow() {
+  const workflow = app.rootGraph.id;
+  const ids = new Set([...nodesOf(NODE_TYPE)].map(([id]) => id));
+  if (ids.size === 0) return follower.stop();
+  const turn = ++turns;
+  const isOurs = (entry) => entry.workflow === workflow;
+  const hasProbe = (entry) => Object.keys(entry.nodes ?? {}).some((id) => ids.has(id));
+  const prompt = (await running()).find((entry) => isOurs(entry) && hasProbe(entry))?.id;
+  if (turn !== turns) return; // the queue has changed meanwhile
+  if (follower.prompt && follower.prompt !== prompt) await askHistory(); // how that one ended
+  if (!prompt || prompt === heard) return follower.stop();
+  const ask = () => getJson(`/z_image_low_vram/probes/${prompt}`);
+  follower.start(prompt, ask, (node, record) => {
+    if (ids.has(node) && workflow === app.rootGraph.id) keep({ workflow, node, prompt, record });
+  });
+}
+
+async function askHistory() {
+  const workflow = app.rootGraph.id;
+  const ids = new Set();
+  for (const [id, node] of nodesOf(NODE_TYPE)) {
+    ids.add(id);
+    const entry = records.get(workflow, id);
+    if (entry) show(node, entry);
+  }
+  if (ids.size === 0) return;
+  const ended = await history();
+  const prompts = ended.map((entry) => entry.id);
+  for (const { id, outputs, workflow: madeOf } of ended) {
+    if (madeOf !== workflow) continue;
+    for (const [node, output] of Object.entries(outputs)) {
+      const record = output[OUTPUT]?.[0];
+      if (!record || !ids.has(node)) continue;
+      // A later run of the cached node has written into the same output.
+      const isLater = prompts.indexOf(record.prompt_id) > prompts.indexOf(id);
+      const prompt = isLater ? record.prompt_id : id;
+      if (!isNewer(prompt, records.get(workflow, node), prompts)) continue;
+      keep({ workflow, node, prompt, record });
+    }
+  }
+  await endLostRuns(workflow);
+}
+
+/** A run that ended while the page was away sends nothing more. */
+async function endLostRuns(workflow) {
+  const open = records.of(workflow).filter((entry) => !isFinal(entry));
+  if (open.length === 0) return;
+  const now = await running();
+  for (const entry of open) {
+    const isStale = records.get(workflow, entry.node) === entry;
+    if (isStale && !now.some(({ id }) => id === entry.prompt)) {
+      keep({ ...entry, record: { ...entry.record, state: "lost" } });
+    }
+  }
+}
+
+function addView(node) {
+  const ended = new AbortController();
+  const view = new ProbeView(ended.signal);
+  addPanel(node, { name: WIDGET, view, ended, size: SIZE_PX });
+}
+
+async function copyIssueReport(record) {
+  const isCopied = await copyText(record.issue_report);
+  const severity = isCopied ? "success" : "error";
+  const summary = text(isCopied ? "issueCopied" : "copyFailed");
+  app.extensionManager.toast.add({ severity, summary, life: 4000 });
+}
+
+app.registerExtension({
+  name: "z-image-low-vram.vram_probe",
+
+  async setup() {
+    // Only the tab that has queued a prompt hears this.
+    api.addEventListener("execution_start", ({ detail }) => {
+      heard = detail.prompt_id;
+      follower.stop();
+    });
+    api.addEventListener(EVENT, ({ detail }) =>
+      receive(detail.prompt_id, String(detail.node_id), detail.record),
+    );
+    api.addEventListener("executed", ({ detail }) => {
+      const record = detail.output?.[OUTPUT]?.[0];
+      const node = String(detail.display_node ?? detail.node);
+      if (record) return receive(detail.prompt_id, node, record);
+    });
+    // Of a prompt that another tab has queued, this tab hears that the queue has changed.
+    api.addEventListener("status", ({ detail }) => {
+      if (!detail?.exec_info || !isGraphLoaded) return;
+      const isIdle = detail.exec_info.queue_remaining === 0;
+      tryTo(isIdle && heard === null ? restore : follow);
+      if (isIdle) heard = null;
+    });
+    window.addEventListener("pagehide", () => records.save());
+    await loadTexts();
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass === NODE_TYPE) addView(node);
+  },
+
+  afterConfigureGraph() {
+    isGraphLoaded = true;
+    tryTo(restore);
+  },
+
+  getNodeMenuItems(node) {
+    const view = viewOf(node, WIDGET);
+    if (!view) return [];
+    const { record } = view;
+    const item = { content: text("issue"), callback: () => copyIssueReport(record) };
+    return [record?.issue_report ? item : { ...item, disabled: true }];
+  },
+});

@@ -1,0 +1,67 @@
+// A panel of ours on a node: a DOM widget that is part of no prompt and of no workflow's file.
+
+import { app } from "../../../scripts/app.js";
+
+const views = new WeakMap(); // by the view's element
+
+/** The view in the node's panel of that name, if it has one. */
+export function viewOf(node, name) {
+  const widget = node?.widgets?.find((candidate) => candidate.name === name);
+  return widget?.element && views.get(widget.element);
+}
+
+/** Puts a view on the node, as large as wanted where the node is not larger.
+ *
+ * @param view has an `element`, `canScroll` (whether the mouse wheel should scroll what it is over)
+ *   and `draw()`.
+ * @param ended an AbortController, which ends when the node is removed.
+ * @param size `width` of the node, `height` of the panel and the `least` it may shrink to, in
+ *   pixels.
+ */
+export function addPanel(node, { name, view, ended, size }) {
+  views.set(view.element, view);
+  const widget = node.addDOMWidget(name, name, view.element, {
+    serialize: false, // not part of a prompt
+    hideOnZoom: false,
+    getMinHeight: () => size.least,
+  });
+  widget.serialize = false; // nor of the workflow's file
+  passToCanvas(node, view, ended.signal);
+  const { onRemoved } = node;
+  node.onRemoved = function (...args) {
+    ended.abort();
+    return onRemoved?.apply(this, args);
+  };
+  const [width, height] = node.computeSize();
+  const roomy = height + size.height - size.least;
+  node.setSize([Math.max(size.width, width), Math.max(roomy, node.size[1])]);
+  view.draw();
+}
+
+/** In the classic canvas, lets zoom, pan and the node's menu work over the panel. */
+function passToCanvas(node, view, signal) {
+  const { element } = view;
+  const isClassic = () => element.closest(".dom-widget") !== null;
+  const pass = (event, act) => {
+    if (!isClassic()) return; // Nodes 2.0 does so by itself
+    event.preventDefault();
+    act();
+  };
+  const wheel = (event) => {
+    if (event.ctrlKey || !view.canScroll) pass(event, () => app.canvas.processMouseWheel(event));
+  };
+  const middle = (act) => (event) => {
+    if (event.button === 1 || event.buttons & 4) pass(event, () => act(event));
+  };
+  const menu = (event) =>
+    pass(event, () => {
+      app.canvas.adjustMouseEvent(event);
+      app.canvas.processContextMenu(node, event);
+    });
+  const on = (kind, act) => element.addEventListener(kind, act, { signal, passive: false });
+  on("wheel", wheel);
+  on("pointerdown", middle((event) => app.canvas.processMouseDown(event)));
+  on("pointermove", middle((event) => app.canvas.processMouseMove(event)));
+  on("pointerup", middle((event) => app.canvas.processMouseUp(event)));
+  on("contextmenu", menu);
+}

@@ -1,0 +1,1 @@
+"""Slices and budgets of any model's attention. Knows no host."""

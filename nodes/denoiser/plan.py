@@ -1,0 +1,140 @@
+"""The activation peak of one denoiser call as a formula, and the chunk size that suits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .sizes import PIXELS_PER_LATENT, Request, TransformerSizes, round_up
+
+# Chunks that keep a card's matrix units full: from 512 rows on, reading the weights again for each
+# chunk hides behind the arithmetic of common cards.
+CHUNK_TOKENS = (512, 1024, 2048, 4096)
+# With one head at a time the least memory is asked for, and products are narrow whatever the chunk.
+LEAST_CHUNK_TOKENS = (256, 512)
+# Two groups cost one more norm of the stream per block and save half a stream.
+DEFAULT_GROUPS = 2
+# A larger chunk is taken where it raises the peak by no more than this factor.
+SLACK, LEAST_SLACK = 1.03, 1.01
+# The same constants as in kernels/; a test compares them.
+HIDDEN_BLOCKS = 4
+SHORTEST_REST = 192
+LONG_CHUNK = 256
+QUERY_GROUPS = 16
+
+
+@dataclass(frozen=True)
+class DenoiserPlan:
+    """How the denoiser is cut.
+
+    groups: into how many groups the heads are cut; k and v of one group live at a time.
+    chunk_tokens: rows at a time.
+    """
+
+    groups: int
+    chunk_tokens: int
+
+
+def denoiser_plan(request: Request, *, groups: int, chunk_tokens: int = 0) -> DenoiserPlan:
+    """The plan for a request; chunk_tokens 0 chooses the chunk from the shape.
+
+    Raises:
+        ValueError: groups < 1 or chunk_tokens < 0.
+    """
+    if groups < 1:
+        raise ValueError(f"groups must be >= 1, got {groups}")
+    if chunk_tokens < 0:
+        raise ValueError(f"chunk_tokens must be >= 0, got {chunk_tokens}")
+    if chunk_tokens:
+        return DenoiserPlan(groups, chunk_tokens)
+    is_least = groups >= request.sizes.kv_heads
+    sizes = LEAST_CHUNK_TOKENS if is_least else CHUNK_TOKENS
+    plans = [DenoiserPlan(groups, chunk) for chunk in sizes]
+    limit = (LEAST_SLACK if is_least else SLACK) * lean_peak_bytes(request, plans[0])
+    return [p for p in plans if lean_peak_bytes(request, p) <= limit][-1]
+
+
+def chunk_for(request: Request, tokens: int, groups: int, chunk_tokens: int = 0) -> int:
+    """The chunk for a sample of that many tokens, whatever part of it they are; 0 chooses."""
+    # A request whose tokens are these: one row of patches and no text to speak of.
+    side = request.sizes.patch * PIXELS_PER_LATENT
+    shape = replace(request, width_px=side * tokens, height_px=side, text_tokens=1)
+    return denoiser_plan(shape, groups=groups, chunk_tokens=chunk_tokens).chunk_tokens
+
+
+def lean_peak_bytes(request: Request, plan: DenoiserPlan) -> int:
+    """The peak of the lean whole forward, in bytes; weights and kernel workspaces excluded.
+
+    One stream of the whole batch, and for one sample the larger of its attention (what earlier
+    groups attended to, k and v of one group, 2 or 3 chunks of the stream) and its feed-forward (a
+    chunk of 1 + 1 / HIDDEN_BLOCKS hidden widths and of the stream). The refiners see part of the
+    stream, which may have a longer chunk.
+    """
+    tokens = request.tokens
+    lengths = (tokens, request.padded_image_tokens, request.padded_text_tokens)
+    block = max(_block_elements(request.sizes, length, plan) for length in lengths)
+    elements = request.batch * tokens * request.sizes.dim + block
+    # The index of each token in the rope tables: three axes, 8 bytes.
+    return elements * request.dtype_bytes + _latent_and_text_bytes(request) + 24 * tokens
+
+
+def _block_elements(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan) -> int:
+    """Elements that a block holds beside the stream, for a sample of that many tokens."""
+    chunk = longest_chunk(tokens, plan.chunk_tokens)
+    per_group = -(-sizes.kv_heads // plan.groups)
+    before_last = (sizes.kv_heads - 1) // per_group * per_group
+    repeats = sizes.heads // sizes.kv_heads
+    held = before_last * repeats * sizes.head_dim
+    group, last = (heads * sizes.head_dim for heads in (per_group, sizes.kv_heads - before_last))
+    is_query_held = -(-sizes.kv_heads // per_group) >= QUERY_GROUPS
+    held_parts = 3 if is_query_held else 2
+    # A chunk normed beside k projected and rotated; in the last group also before and after the
+    # last norm.
+    attention = max(
+        tokens * (held + held_parts * group * repeats) + chunk * (sizes.dim + 2 * group),
+        tokens * (held + held_parts * last * repeats) + chunk * 2 * sizes.dim,
+    )
+    if repeats > 1:  # k and v as they are shared, and the copies for attention one after the other
+        copied = (1 + held_parts * repeats) * group
+        attention = max(attention, tokens * (held + copied))
+    hidden = sizes.ffn_dim + -(-sizes.ffn_dim // HIDDEN_BLOCKS)
+    return max(attention, chunk * (sizes.dim + hidden))
+
+
+def stock_peak_bytes(request: Request) -> int:
+    """The peak of the host's own forward, in bytes; weights and kernel workspaces excluded.
+
+    It stands where a feed-forward holds four hidden tensors: in a main block or, with the embedding
+    held twice, in the second image refiner.
+
+    Source: JointTransformerBlock and patchify_and_embed in the host's comfy/ldm/lumina/model.py.
+    """
+    sizes = request.sizes
+    row_bytes = request.batch * sizes.dim * request.dtype_bytes
+    hidden_row_bytes = request.batch * sizes.ffn_dim * request.dtype_bytes
+    image, text = request.padded_image_tokens, request.padded_text_tokens
+    main = 4 * request.hidden_bytes + 4 * request.stream_bytes + request.rope_bytes
+    refiner = 4 * image * hidden_row_bytes + (5 * image + 2 * text) * row_bytes
+    padded = _padded_latent_bytes(request)
+    return max(main, refiner + 2 * request.rope_bytes) + _latent_and_text_bytes(request) + padded
+
+
+def longest_chunk(tokens: int, chunk_tokens: int) -> int:
+    """Rows of the longest chunk: a short rest joins the last one."""
+    rest = tokens % chunk_tokens
+    joins = 0 < rest < SHORTEST_REST and chunk_tokens >= LONG_CHUNK
+    return min(tokens, chunk_tokens + (rest if joins else 0))
+
+
+def _latent_and_text_bytes(request: Request) -> int:
+    """What the caller holds."""
+    _, channels, height, width = request.latent_shape
+    elements = channels * height * width + request.text_tokens * request.sizes.cap_dim
+    return request.batch * elements * request.dtype_bytes
+
+
+def _padded_latent_bytes(request: Request) -> int:
+    """The host's copy of the latent, filled up to whole patches."""
+    _, channels, height, width = request.latent_shape
+    patch = request.sizes.patch
+    elements = channels * round_up(height, patch) * round_up(width, patch)
+    return request.batch * elements * request.dtype_bytes

@@ -1,0 +1,187 @@
+"""What was set on Fit to VRAM, and the plan it gives for each sampling and decode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..denoiser.need import TEXT_TOKENS, denoiser_live_bytes, of_latent
+from ..denoiser.sizes import Request
+from ..vae.choice import VaeChoice
+from ..vae.plan import PREFERENCES, Prefer
+from . import report as fit_report
+from .stages import Models, published_models
+from .what_fits import WHOLE_RUN, Alternative, Fit, Run, alternatives, fit
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided for a sampling.
+
+    groups: of heads in the lean blocks, at least.
+    live_bytes: predicted live bytes at the peak beside the models' own, at least and at most: the
+        host may take the prompts one by one, and holds a block's weights where it casts or streams.
+    need_bytes: everything but weights.
+    peak_bytes: everything.
+    limit_bytes: weights on the card at most; None for no limit, and without a named budget: then
+        the card itself is the limit.
+    budget_bytes: of everything, less the models that are loaded with it; None likewise.
+    text: for the node and the log.
+    is_warning: whether it may fail.
+    """
+
+    groups: int
+    live_bytes: tuple[int, int]
+    need_bytes: int
+    peak_bytes: int
+    limit_bytes: int | None
+    budget_bytes: int | None
+    text: str
+    is_warning: bool
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans anew whenever something begins.
+
+    request: as far as it is known; its type and sizes are the model's.
+    named_bytes: the budget; 0 for what the card has free.
+    margin_bytes: what the host leaves free for other programs of what the card has.
+    floor_bytes: what the host leaves free of weights on the card, beside the margin.
+    run: what it consists of, as far as it is known.
+    """
+
+    models: Models
+    request: Request
+    named_bytes: int
+    margin_bytes: int
+    prefer: Prefer
+    floor_bytes: int = 0
+    run: Run = WHOLE_RUN
+
+    def budget_bytes(self, room_bytes: int | None) -> int | None:
+        """The budget on a card with so much room; None for no limit, where there is no card."""
+        if room_bytes is None:
+            return self.named_bytes or None
+        room = max(1, room_bytes - self.margin_bytes)
+        return min(self.named_bytes or room, room)
+
+    def plan(
+        self,
+        request: Request,
+        room_bytes: int | None,
+        *,
+        weight_bytes: int | None = None,
+        other_bytes: int = 0,
+        run: Run | None = None,
+    ) -> Fit:
+        """The plan of a run.
+
+        Args:
+            request: the picture, the batch and the prompt's length.
+            room_bytes: on the card; None without one.
+            weight_bytes: of the denoiser, where it is known better than from the models.
+            other_bytes: of models that are on the card beside it.
+            run: what it consists of, where that is known better.
+        """
+        models = self.models
+        if weight_bytes is not None:
+            models = replace(models, denoiser_weight_bytes=weight_bytes)
+        limit, floor = self.budget_bytes(room_bytes), 0
+        if limit is not None:
+            room = limit if room_bytes is None else room_bytes - self.margin_bytes
+            limit = max(1, limit - other_bytes)
+            floor = max(0, self.floor_bytes - max(0, room - limit))
+        run = replace(run or self.run, least_need_bytes=floor)
+        return fit(models, request, limit, prefer=self.prefer, run=run)
+
+    def decide(self, situation: Any) -> Decision:
+        """The plan of a sampling that begins.
+
+        Args:
+            situation: has latent_shape, prompts, text_tokens, weight_bytes, other_bytes, room_bytes
+                and is_plain.
+
+        Raises:
+            ValueError: it cannot run in the budget.
+        """
+        request = of_latent(self.request, situation.latent_shape)
+        request = replace(request, text_tokens=situation.text_tokens or request.text_tokens)
+        # The other stages are planned when they come.
+        alone = Run(has_text=False, has_decode=False, is_plain=situation.is_plain)
+
+        def planned(prompts: int) -> Fit:
+            return self.plan(
+                request,
+                situation.room_bytes,
+                weight_bytes=situation.weight_bytes,
+                other_bytes=situation.other_bytes,
+                run=replace(alone, prompts=prompts),
+            )
+
+        plan = planned(situation.prompts)
+        if plan.verdict == "too large":
+            plan = planned(1)  # the host takes prompts one by one where they do not fit together
+        others = what_else(plan)
+        (stage,), limit = plan.stages, plan.budget_bytes
+        text = f"{fit_report.headline(plan)} · {stage.setting}"
+        if others:
+            text += f" · what would fit: {fit_report.either(others)}"
+        resident = stage.resident_bytes(limit)
+        one = denoiser_live_bytes(plan.request, plan.groups, is_plain=situation.is_plain)
+        return Decision(
+            plan.groups,
+            (one, stage.activation_bytes + stage.held_bytes(limit)),
+            stage.need_bytes,
+            stage.peak_bytes(limit),
+            None if not self.named_bytes or resident == stage.weight_bytes else resident,
+            limit if self.named_bytes else None,
+            text,
+            plan.verdict != "fits",
+        )
+
+    def vae_choice(self, call: Any, room_bytes: int | None) -> VaeChoice:
+        """The fastest preference that fits for a decode or encode, see `VaeChoice`."""
+        limit = self.budget_bytes(room_bytes)
+        for prefer in PREFERENCES[PREFERENCES.index(self.prefer) :]:
+            choice = VaeChoice(prefer, 0)
+            if limit is None or choice.need(call) + self.models.vae_weight_bytes <= limit:
+                return choice
+        return VaeChoice(PREFERENCES[-1], 0)
+
+
+def what_else(plan: Fit) -> list[Alternative]:
+    """What would fit instead of a plan that may fail; nothing for one that fits.
+
+    Raises:
+        ValueError: the plan cannot run at all.
+    """
+    found = list(alternatives(plan))
+    if plan.verdict == "too large":
+        instead = f"; what would fit: {fit_report.either(found)}" if found else ""
+        raise ValueError(f"Fit to VRAM: {fit_report.headline(plan)}{instead}")
+    return found
+
+
+def answer(asked: Mapping[str, Any], room_bytes: int | None, margin_bytes: int) -> dict[str, Any]:
+    """The plan for a question of the page, for the models as they are published.
+
+    Args:
+        asked: the node's inputs width, height, batch_size, budget_gib and prefer, and has_vae:
+            whether a VAE is connected, which comes out as Lean VAE.
+        room_bytes: on the card; None without one.
+        margin_bytes: see `Planner`.
+
+    Raises:
+        ValueError, TypeError, KeyError: the question is not one.
+    """
+    sides = (int(asked["width"]), int(asked["height"]), int(asked["batch_size"]))
+    request = Request(*sides, TEXT_TOKENS)
+    named = int(float(asked["budget_gib"]) * GIB)
+    run = Run(has_lean_vae=bool(asked["has_vae"]))
+    planner = Planner(published_models(), request, named, margin_bytes, asked["prefer"], run=run)
+    plan = planner.plan(request, room_bytes)
+    return fit_report.as_json(plan, others=list(alternatives(plan)))

@@ -1,0 +1,145 @@
+"""A plan as a text table and as JSON for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..units import size
+from .stages import Stage
+from .what_fits import Alternative, Fit
+
+COLUMNS = (
+    "stage",
+    "setting",
+    "weights",
+    "of it resident",
+    "activations",
+    "(ComfyUI alone)",
+    "workspace",
+    "peak",
+)
+# Copy bandwidth that is reckoned with where none was measured: PCIe 4.0 x16, about.
+NOMINAL_COPY_BYTES_PER_S = 25 * 10**9
+
+
+def table(plan: Fit) -> str:
+    """The stages as Markdown, which is also readable as plain text."""
+    rows = [COLUMNS, *(_cells(stage, plan.budget_bytes) for stage in plan.stages)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    rows.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    )
+
+
+def headline(plan: Fit) -> str:
+    """What was asked and whether it fits, in one line."""
+    request = plan.request
+    asked = f"{request.width_px}x{request.height_px}, batch {request.batch}, "
+    if plan.run.prompts > 1:
+        asked += f"{plan.run.prompts} prompts at a time, "
+    asked += f"{request.text_tokens} text tokens, prefer {plan.prefer}"
+    if plan.budget_bytes is None:
+        return f"{asked}; no budget: nothing to fit to"
+    words = {
+        "fits": "fits",
+        "tight": f"tight: {size(plan.missing_bytes)} short of the room kept for workspaces",
+        "too large": f"does not fit: {size(plan.missing_bytes)} short",
+    }
+    return f"{asked}; budget {size(plan.budget_bytes)}: {words[plan.verdict]}"
+
+
+def streaming(plan: Fit, copy_bytes_per_s: float | None) -> str | None:
+    """What a step copies from RAM and how long that takes; None where all weights stay."""
+    streamed = plan.stage("denoise").streamed_bytes(plan.budget_bytes)
+    if not streamed:
+        return None
+    speed = copy_bytes_per_s or NOMINAL_COPY_BYTES_PER_S
+    how = "measured" if copy_bytes_per_s else "assumed, not measured"
+    return (
+        f"Each step streams {size(streamed)} of weights from RAM: {streamed / speed:.2f} s at "
+        f"{speed / 1e9:.1f} GB/s ({how}), less what hides behind the arithmetic."
+    )
+
+
+def text(
+    plan: Fit,
+    *,
+    others: Sequence[Alternative] = (),
+    copy_bytes_per_s: float | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """The whole report.
+
+    Args:
+        plan: what to show.
+        others: what would fit instead, from `alternatives`.
+        copy_bytes_per_s: from RAM to the card, measured; None for an assumed one.
+        notes: further lines.
+    """
+    lines = [headline(plan), "", table(plan), ""]
+    lines += [line for line in (streaming(plan, copy_bytes_per_s),) if line]
+    if others:
+        lines.append(f"What would fit: {either(others)}.")
+    return "\n".join([*lines, *notes]).rstrip()
+
+
+def either(others: Sequence[Alternative]) -> str:
+    """What would fit instead, in words."""
+    words = {
+        "batch": "a batch of {0.batch}",
+        "size": "{0.width_px}x{0.height_px}",
+        "fp8": "transformer and text encoder in fp8",
+    }
+    return ", or ".join(words[other.differs_in].format(other.request) for other in others)
+
+
+def as_json(plan: Fit, *, others: Sequence[Alternative] = ()) -> dict[str, Any]:
+    """The plan for the page: bytes by stage, in the order in which they run."""
+    budget, request = plan.budget_bytes, plan.request
+    return {
+        "headline": headline(plan),
+        "width": request.width_px,
+        "height": request.height_px,
+        "batch_size": request.batch,
+        "text_tokens": request.text_tokens,
+        "verdict": plan.verdict,
+        "budget_bytes": budget,
+        "missing_bytes": plan.missing_bytes,
+        "others": [
+            {
+                "differs_in": other.differs_in,
+                "width": other.request.width_px,
+                "height": other.request.height_px,
+                "batch_size": other.request.batch,
+            }
+            for other in others
+        ],
+        "stages": [
+            {
+                "name": stage.name,
+                "setting": stage.setting,
+                "weights": stage.peak_bytes(budget) - stage.need_bytes,
+                "activations": stage.activation_bytes,
+                "stock": stage.stock_bytes,
+                "workspace": stage.workspace_bytes,
+                "streamed": stage.streamed_bytes(budget) if stage.is_repeated else 0,
+                "peak": stage.peak_bytes(budget),
+            }
+            for stage in plan.stages
+        ],
+    }
+
+
+def _cells(stage: Stage, budget_bytes: int | None) -> tuple[str, ...]:
+    sizes = (
+        stage.weight_bytes,
+        stage.resident_bytes(budget_bytes),
+        stage.activation_bytes,
+        stage.stock_bytes,
+        stage.workspace_bytes,
+        stage.peak_bytes(budget_bytes),
+    )
+    return (stage.name, stage.setting, *map(size, sizes))

@@ -1,0 +1,209 @@
+"""The stages of a run, and what each needs on the card with each of our nodes' settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..denoiser.need import denoiser_live_bytes, denoiser_need_bytes
+from ..denoiser.plan import DEFAULT_GROUPS, stock_peak_bytes
+from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
+from ..vae.need import VAE_RESERVED, vae_need_bytes
+from ..vae.peak import vae_parameters, vae_peak_bytes
+from ..vae.plan import PREFERENCES, Prefer, VaeSizes, is_fused_in, vae_plan
+from .text_encoder import QWEN3_4B, TextEncoderSizes, text_encoder_peak_bytes
+
+# Heads in a group with Attention Slice auto; the same constant as in host/attention.py, a test
+# compares them.
+SLICE_HEADS = 10
+FLUX_DECODER = VaeSizes()
+FLUX_ENCODER = VaeSizes(is_decoder=False, widths=(128, 256, 512, 512), blocks=2, latent_channels=32)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage with one setting.
+
+    name: text encode, denoise, VAE decode or VAE encode.
+    setting: of our nodes, for a reader.
+    weight_bytes: of the stage's model.
+    buffer_bytes: of the weights that must be on the card at a time where not all of them are.
+    activation_bytes: peak of live tensors.
+    stock_bytes: peak of live tensors with the host alone.
+    workspace_bytes: what is kept free beside them, for kernels, the allocator and requests that
+        only the host's own forward knows.
+    is_repeated: whether it runs once per sampling step, and streams what is not resident each time.
+    is_judged: whether it counts for what fits; the host's own decode has ways out that it takes.
+    block_bytes: of the buffers or workspaces, the weights of a block in the type of the arithmetic.
+    is_cast: whether those are made of resident weights too.
+    """
+
+    name: str
+    setting: str
+    weight_bytes: int
+    buffer_bytes: int
+    activation_bytes: int
+    stock_bytes: int
+    workspace_bytes: int
+    is_repeated: bool = False
+    is_judged: bool = True
+    block_bytes: int = 0
+    is_cast: bool = False
+
+    @property
+    def need_bytes(self) -> int:
+        """Everything but weights."""
+        return self.activation_bytes + self.workspace_bytes
+
+    @property
+    def least_bytes(self) -> int:
+        """The smallest budget in which it runs with the room that is kept free."""
+        return self.need_bytes + min(self.buffer_bytes, self.weight_bytes)
+
+    @property
+    def hard_least_bytes(self) -> int:
+        """Below this it cannot run at all: live tensors and the weights in use."""
+        return self.activation_bytes + min(self.buffer_bytes, self.weight_bytes)
+
+    def resident_bytes(self, budget_bytes: int | None) -> int:
+        """Weights that stay on the card."""
+        if budget_bytes is None or self.need_bytes + self.weight_bytes <= budget_bytes:
+            return self.weight_bytes
+        return max(0, budget_bytes - self.need_bytes - self.buffer_bytes)
+
+    def streamed_bytes(self, budget_bytes: int | None) -> int:
+        """Weights that come from RAM each time."""
+        return self.weight_bytes - self.resident_bytes(budget_bytes)
+
+    def held_bytes(self, budget_bytes: int | None) -> int:
+        """A block's weights that torch's allocator holds beside the activations, at most."""
+        is_held = self.is_cast or self.streamed_bytes(budget_bytes) > 0
+        return self.block_bytes if is_held else 0
+
+    def peak_bytes(self, budget_bytes: int | None) -> int:
+        """The most that the stage takes."""
+        resident = self.resident_bytes(budget_bytes)
+        is_whole = resident == self.weight_bytes
+        return self.need_bytes + resident + (0 if is_whole else self.buffer_bytes)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run.
+
+    denoiser_weight_bytes, text_weight_bytes, vae_weight_bytes: as they lie on disk or in RAM.
+    vae_dtype_bytes: per element of the VAE's arithmetic.
+    has_ram: the VAE's maps may lie in RAM beside the card's memory (NVIDIA).
+    """
+
+    denoiser_weight_bytes: int
+    text_weight_bytes: int
+    vae_weight_bytes: int
+    denoiser: TransformerSizes = Z_IMAGE
+    text_encoder: TextEncoderSizes = QWEN3_4B
+    decoder: VaeSizes = FLUX_DECODER
+    encoder: VaeSizes = FLUX_ENCODER
+    vae_dtype_bytes: int = 2
+    has_ram: bool = True
+
+
+def published_models(*, weight_bits: float = 16) -> Models:
+    """Z-Image-Turbo as it is published, with the transformer's weights in so many bits."""
+    vae = vae_parameters(FLUX_DECODER) + vae_parameters(FLUX_ENCODER)
+    return Models(
+        denoiser_weight_bytes=int(Z_IMAGE.parameters * weight_bits / 8),
+        text_weight_bytes=2 * QWEN3_4B.parameters,
+        vae_weight_bytes=2 * vae,
+    )
+
+
+def text_stage(models: Models, tokens: int) -> Stage:
+    """The encoding of one prompt by the host; we change nothing there."""
+    live = text_encoder_peak_bytes(tokens, models.text_encoder)
+    embedding = models.text_encoder.vocabulary * models.text_encoder.hidden
+    return Stage(
+        "text encode",
+        "ComfyUI's own, not limited",
+        weight_bytes=models.text_weight_bytes,
+        buffer_bytes=models.text_weight_bytes * embedding // models.text_encoder.parameters,
+        activation_bytes=live,
+        stock_bytes=live,
+        workspace_bytes=int((VAE_RESERVED - 1) * live),
+    )
+
+
+def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -> tuple[Stage, ...]:
+    """One stage per setting, the fastest first; `head_groups` has their groups.
+
+    A request that is not plain gets lean blocks under the host's own forward.
+    """
+    sizes = models.denoiser
+    # Of a block's weights, those of its larger part, the feed-forward, are held at once in the type
+    # of the arithmetic: cast, or copied out of the host's two buffers for its largest matrix.
+    part = 3 * sizes.dim * sizes.ffn_dim * request.dtype_bytes
+    largest = sizes.dim * max(sizes.qkv_dim, sizes.ffn_dim)
+    buffers = 2 * models.denoiser_weight_bytes * largest // sizes.parameters
+    is_cast = models.denoiser_weight_bytes < sizes.parameters * request.dtype_bytes
+    cast, copied = (part, 0) if is_cast else (0, part)
+
+    def stage(groups: int) -> Stage:
+        name = f"{groups} head groups" if groups < sizes.kv_heads else "one head at a time"
+        live = denoiser_live_bytes(request, groups, is_plain=is_plain)
+        need = denoiser_need_bytes(request, groups, is_plain=is_plain)
+        return Stage(
+            "denoise",
+            f"Apply Gradient Checkpoint, {name}",
+            weight_bytes=models.denoiser_weight_bytes,
+            buffer_bytes=buffers + copied,
+            activation_bytes=live,
+            stock_bytes=stock_peak_bytes(request),
+            workspace_bytes=need - live + cast,
+            is_repeated=True,
+            block_bytes=part,
+            is_cast=is_cast,
+        )
+
+    return tuple(stage(groups) for groups in head_groups(sizes))
+
+
+def head_groups(sizes: TransformerSizes) -> tuple[int, int, int]:
+    """Groups of heads with the settings of `denoise_stages`."""
+    auto = max(DEFAULT_GROUPS, -(-sizes.kv_heads // SLICE_HEADS))
+    return DEFAULT_GROUPS, auto, max(auto, sizes.kv_heads)
+
+
+def vae_stages(models: Models, request: Request, *, is_decode: bool = True) -> tuple[Stage, ...]:
+    """One stage per preference of Lean VAE, the fastest first."""
+    return tuple(vae_stage(models, request, p, is_decode=is_decode) for p in PREFERENCES)
+
+
+def vae_stage(
+    models: Models, request: Request, prefer: Prefer | None, *, is_decode: bool = True
+) -> Stage:
+    """The decode or encode of all samples, one after the other; None for the host's own."""
+    sizes = models.decoder if is_decode else models.encoder
+    _, _, height, width = request.latent_shape
+    height, width = height * sizes.factor, width * sizes.factor
+    plan = None
+    if prefer is not None:
+        plan = vae_plan(
+            sizes,
+            height,
+            width,
+            prefer=prefer,
+            has_ram=models.has_ram,
+            is_fused=is_fused_in(models.vae_dtype_bytes),
+        )
+    live, stock = (
+        vae_peak_bytes(sizes, height, width, request.batch, models.vae_dtype_bytes, how)
+        for how in (plan, None)
+    )
+    return Stage(
+        "VAE decode" if is_decode else "VAE encode",
+        "ComfyUI's own" if prefer is None else f"Lean VAE {prefer}",
+        weight_bytes=models.vae_weight_bytes,
+        buffer_bytes=models.vae_weight_bytes,
+        activation_bytes=live,
+        stock_bytes=stock,
+        workspace_bytes=vae_need_bytes(live) - live,
+        is_judged=prefer is not None,
+    )

@@ -1,0 +1,240 @@
+"""Chooses the settings of all our nodes for a picture and a budget; finds what else would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..denoiser.sizes import Request
+from ..vae.plan import PREFERENCES, Prefer
+from .stages import (
+    Models,
+    Stage,
+    denoise_stages,
+    head_groups,
+    text_stage,
+    vae_stage,
+    vae_stages,
+)
+
+# Sides of pictures that are looked at, in pixels.
+STEP_PX, LARGEST_PX = 16, 8192
+LARGEST_BATCH = 64
+Verdict = Literal["fits", "tight", "too large"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run consists of.
+
+    has_text: whether the prompt is still to be encoded.
+    has_encode: whether a picture is encoded first.
+    has_decode: whether a picture is decoded at the end.
+    has_lean_vae: whether Lean VAE decodes; else the host's own decode is shown, not judged.
+    prompts: of a picture that the denoiser takes in one call.
+    is_plain: see `denoise_stages`.
+    least_need_bytes: what the host keeps free of weights while it denoises, at least.
+    """
+
+    has_text: bool = True
+    has_encode: bool = False
+    has_decode: bool = True
+    has_lean_vae: bool = True
+    prompts: int = 1
+    is_plain: bool = True
+    least_need_bytes: int = 0
+
+
+WHOLE_RUN = Run()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A plan.
+
+    models, request, run: what it was made for.
+    budget_bytes: what weights, activations and workspaces may take together; None for no limit.
+    stages: in the order in which they run, with the settings chosen.
+    groups: into how many groups the denoiser's heads are cut.
+    vae_prefer: the preference of Lean VAE.
+    """
+
+    models: Models
+    request: Request
+    run: Run
+    budget_bytes: int | None
+    prefer: Prefer
+    stages: tuple[Stage, ...]
+    groups: int
+    vae_prefer: Prefer
+
+    @property
+    def verdict(self) -> Verdict:
+        """fits; tight: only without room for workspaces; too large: cannot run at all."""
+        budget, judged = self.budget_bytes, [stage for stage in self.stages if stage.is_judged]
+        if budget is None or all(stage.least_bytes <= budget for stage in judged):
+            return "fits"
+        is_possible = all(stage.hard_least_bytes <= budget for stage in judged)
+        return "tight" if is_possible else "too large"
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the budget lacks for the stage that needs most."""
+        least = max((stage.least_bytes for stage in self.stages if stage.is_judged), default=0)
+        return 0 if self.budget_bytes is None else max(0, least - self.budget_bytes)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+def fit(
+    models: Models,
+    request: Request,
+    budget_bytes: int | None,
+    *,
+    prefer: Prefer = "balance",
+    run: Run = WHOLE_RUN,
+) -> Fit:
+    """The fastest settings whose peaks fit, from those that the preference allows; else smaller.
+
+    Args:
+        models: of the run.
+        request: the picture, the batch of pictures and the prompt's length.
+        budget_bytes: see `Fit`.
+        prefer: speed begins at the fastest settings, balance at the next, smallest at the last.
+        run: what it consists of.
+
+    Raises:
+        ValueError: prefer is none of `PREFERENCES`, or the budget is not positive.
+    """
+    if prefer not in PREFERENCES:
+        raise ValueError(f"prefer must be one of {PREFERENCES}, got {prefer!r}")
+    if budget_bytes is not None and budget_bytes < 1:
+        raise ValueError(f"budget_bytes must be >= 1, got {budget_bytes}")
+    request = replace(request, sizes=models.denoiser)
+    first = PREFERENCES.index(prefer)
+
+    def choose(stages: tuple[Stage, ...]) -> int:
+        fitting = range(first, len(stages))
+        if budget_bytes is None:
+            return first
+        return next((i for i in fitting if stages[i].least_bytes <= budget_bytes), len(stages) - 1)
+
+    called = replace(request, batch=request.batch * run.prompts)
+    denoise = denoise_stages(models, called, is_plain=run.is_plain)
+    denoise = tuple(_with_least_need(stage, run.least_need_bytes) for stage in denoise)
+    chosen, chosen_vae = choose(denoise), first
+    stages = [text_stage(models, request.text_tokens)] if run.has_text else []
+    decode = vae_stages(models, request) if run.has_decode else ()
+    encode = vae_stages(models, request, is_decode=False) if run.has_encode else ()
+    for ways in filter(None, (decode, encode)):
+        chosen_vae = max(chosen_vae, choose(ways))
+    if encode:
+        stages.append(encode[chosen_vae])
+    stages.append(denoise[chosen])
+    if decode:
+        is_lean = run.has_lean_vae
+        stages.append(decode[chosen_vae] if is_lean else vae_stage(models, request, None))
+    return Fit(
+        models,
+        request,
+        run,
+        budget_bytes,
+        prefer,
+        tuple(stages),
+        head_groups(models.denoiser)[chosen],
+        PREFERENCES[chosen_vae],
+    )
+
+
+def _with_least_need(stage: Stage, need_bytes: int) -> Stage:
+    more = max(0, need_bytes - stage.need_bytes)
+    return replace(stage, workspace_bytes=stage.workspace_bytes + more)
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """What fits in place of a plan that does not.
+
+    differs_in: the smaller batch, the smaller picture, or transformer and text encoder in fp8.
+    request: what fits.
+    """
+
+    differs_in: Literal["batch", "size", "fp8"]
+    request: Request
+
+
+def alternatives(plan: Fit) -> Iterator[Alternative]:
+    """What would fit the budget where the plan does not."""
+    if plan.verdict == "fits":
+        return
+    wanted, models = plan.request, plan.models
+
+    def fits(request: Request, of: Models = models) -> bool:
+        return _fits_at_smallest(of, request, plan.budget_bytes, plan.run)
+
+    if wanted.batch > 1:
+        batch = _largest(wanted.batch - 1, lambda count: fits(replace(wanted, batch=count)))
+        if batch:
+            yield Alternative("batch", replace(wanted, batch=batch))
+    longer = max(wanted.width_px, wanted.height_px)
+
+    def scaled(steps: int) -> Request:
+        sides = (
+            max(STEP_PX, side * steps * STEP_PX // longer // STEP_PX * STEP_PX)
+            for side in (wanted.width_px, wanted.height_px)
+        )
+        width, height = sides
+        return replace(wanted, width_px=width, height_px=height)
+
+    steps = _largest((longer - 1) // STEP_PX, lambda steps: fits(scaled(steps)))
+    if steps:
+        yield Alternative("size", scaled(steps))
+    in_fp8 = replace(
+        models,
+        denoiser_weight_bytes=_in_fp8(models.denoiser_weight_bytes, models.denoiser.parameters),
+        text_weight_bytes=_in_fp8(models.text_weight_bytes, models.text_encoder.parameters),
+    )
+    if in_fp8 != models and fits(wanted, in_fp8):
+        yield Alternative("fp8", wanted)
+
+
+def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = 256) -> int:
+    """Side in pixels of the largest square picture that fits with the smallest settings, or 0."""
+
+    def fits(steps: int) -> bool:
+        request = Request(steps * STEP_PX, steps * STEP_PX, 1, text_tokens)
+        return _fits_at_smallest(models, request, budget_bytes)
+
+    return STEP_PX * _largest(LARGEST_PX // STEP_PX, fits)
+
+
+def largest_batch(models: Models, request: Request, budget_bytes: int) -> int:
+    """The largest batch of that picture which fits with the smallest settings, or 0."""
+
+    def fits(count: int) -> bool:
+        return _fits_at_smallest(models, replace(request, batch=count), budget_bytes)
+
+    return _largest(LARGEST_BATCH, fits)
+
+
+def _in_fp8(weight_bytes: int, parameters: int) -> int:
+    """A model's weights in fp8; what is more than 2 bytes a parameter, LoRAs, stays as it is."""
+    return min(weight_bytes, parameters + max(0, weight_bytes - 2 * parameters))
+
+
+def _fits_at_smallest(
+    models: Models, request: Request, budget_bytes: int | None, run: Run = WHOLE_RUN
+) -> bool:
+    return fit(models, request, budget_bytes, prefer="smallest", run=run).verdict == "fits"
+
+
+def _largest(last: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 1 on for which `fits` holds, or 0; it must hold for all below it."""
+    low, high = 0, last
+    while low < high:
+        middle = -(-(low + high) // 2)
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

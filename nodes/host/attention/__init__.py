@@ -1,0 +1,1 @@
+"""Puts slicing between a model and its attention."""

@@ -1,0 +1,1 @@
+"""What every folder of the host's room uses: weights, memory, the page, options."""

@@ -1,0 +1,80 @@
+"""Tells who asks for it where a model's forward stands: which of its blocks has just ended.
+
+Blocks are the members of a model's lists of modules, whatever the family. Hooks stand on them for
+one forward at a time. A forward of ours that never calls its blocks tells it through the request's
+options, see `block_ended`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .options import OPTIONS_KEY
+
+_OBSERVER = "block_observer"
+# Gets the name of a block, such as "layers.3", when it has ended.
+Observer = Callable[[str], None]
+
+
+def add_observer(model_options: dict[str, Any], observer: Observer) -> None:
+    """Adds an observer for forwards that call no block; those that were there are told as well."""
+    options = model_options.setdefault("transformer_options", {})
+    asked = options.get(OPTIONS_KEY, {})
+    previous = asked.get(_OBSERVER)
+
+    def both(name: str) -> None:
+        if previous is not None:
+            previous(name)
+        observer(name)
+
+    options[OPTIONS_KEY] = {**asked, _OBSERVER: both}
+
+
+def block_ended(transformer_options: Mapping[str, Any], name: str) -> None:
+    """Says that a block has ended, for a forward that does not call it as a module."""
+    observer = transformer_options.get(OPTIONS_KEY, {}).get(_OBSERVER)
+    if observer is not None:
+        observer(name)
+
+
+def blocks_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every block, in the order in which they stand in the model."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleList):
+            for index, block in enumerate(child):
+                yield from _called(f"{name}.{index}", block)
+        else:
+            yield from ((f"{name}.{inner}", block) for inner, block in blocks_of(child))
+
+
+@contextmanager
+def watched(model: nn.Module, observer: Observer) -> Iterator[None]:
+    """Puts hooks on the blocks for as long as the context lasts, and takes all of them off."""
+    with ExitStack() as until:
+        for name, block in blocks_of(model):
+            handle = block.register_forward_hook(_hook(name, observer))
+            until.callback(handle.remove)
+        yield
+
+
+def _called(name: str, block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """A block, or its parts where the host calls those one by one (a UNet's sequences)."""
+    if isinstance(block, nn.Sequential | nn.ModuleList):
+        for index, part in enumerate(block):
+            yield from _called(f"{name}.{index}", part)
+    else:
+        yield name, block
+
+
+def _hook(name: str, observer: Observer) -> Callable[..., None]:
+    def ended(module: nn.Module, args: Any, output: Any) -> None:
+        # Inside a compiled graph there are no blocks to tell apart.
+        if not torch.compiler.is_compiling():
+            observer(name)
+
+    return ended

@@ -1,0 +1,1 @@
+"""Puts the denoiser's pieces into the host's Z-Image."""

@@ -1,0 +1,254 @@
+"""The host's Z-Image forward with one residual stream that every block updates in place.
+
+Taken for plain requests through the host's DIFFUSION_MODEL wrapper; everything else goes to the
+host's own forward, under which the lean blocks stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import comfy.ldm.common_dit
+import comfy.ldm.lumina.model as lumina
+import comfy.utils
+import torch
+from comfy.ldm.flux.math import rope
+from torch import nn
+
+from ..base import fetch
+from ..base.block_events import block_ended
+from .block import BlockSettings, RopeFn, is_untouched, run_block
+
+# Patches that only the host's own forward calls.
+HANDOVER_PATCHES = ("double_block", "noise_refiner")
+
+
+def make_wrapper(settings: BlockSettings, on_handover: Callable[[str], None]) -> Callable[..., Any]:
+    """A DIFFUSION_MODEL wrapper that runs plain requests with `run_forward`.
+
+    Args:
+        settings: how to cut.
+        on_handover: told, in a few words, why a request went to the host's own forward.
+    """
+
+    def wrapper(executor, x, timesteps, context, num_tokens, attention_mask=None, **kwargs):
+        model = executor.class_obj
+        is_last = executor.idx + 1 == len(executor.wrappers)
+        reason = None if is_last else "a wrapper of another node stands behind"
+        reason = reason or _why_not_plain(model, x, context, kwargs)
+        if reason is not None:
+            on_handover(reason)
+            return executor(x, timesteps, context, num_tokens, attention_mask, **kwargs)
+        options = kwargs.get("transformer_options", {})
+        return run_forward(model, x, timesteps, context, options, settings)
+
+    return wrapper
+
+
+def _why_not_plain(
+    model: nn.Module, x: torch.Tensor, context: torch.Tensor, kwargs: Mapping[str, Any]
+) -> str | None:
+    """Why the request needs the host's own forward; None for a plain one."""
+    if type(model) is not lumina.NextDiT or model.clip_text_pooled_proj is not None:
+        return f"the model is a {type(model).__name__}"
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, context, *model.parameters())):
+        return "gradients are on"
+    options = kwargs.get("transformer_options", {})
+    patches = options.get("patches", {})
+    for name in HANDOVER_PATCHES:
+        if patches.get(name):
+            return f"a {name} patch is installed"
+    for name, value in kwargs.items():
+        is_empty = value is None or (isinstance(value, list | tuple) and not value)
+        # clip_text_pooled is read by models with a pooled projection only, and those are not plain.
+        if name not in ("transformer_options", "clip_text_pooled") and not is_empty:
+            return f"the request has {name}"
+    if not all(is_untouched(block) for block in _blocks(model)):
+        return "another node changed a block"
+    return None
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    return [*model.context_refiner, *model.noise_refiner, *model.layers]
+
+
+@torch.compiler.disable  # as run_block
+def run_forward(
+    model: nn.Module,
+    x: torch.Tensor,
+    timesteps: torch.Tensor,
+    context: torch.Tensor,
+    transformer_options: dict[str, Any],
+    settings: BlockSettings,
+) -> torch.Tensor:
+    """What NextDiT._forward computes for a plain request.
+
+    Args:
+        model: the host's NextDiT.
+        x: latent, [B, 16, H, W], float.
+        timesteps: [B], float.
+        context: text features, [1 or B, L, text width], float.
+        transformer_options: the request's.
+        settings: how to cut.
+
+    Returns:
+        [B, 16, H, W], float.
+    """
+    height, width = x.shape[-2:]
+    patch = model.patch_size
+    x = comfy.ldm.common_dit.pad_to_patch_size(x, (patch, patch))
+    rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
+    t = model.t_embedder((1.0 - timesteps) * model.time_scale, dtype=x.dtype)
+    stream, text_tokens = _embed(model, x, context, settings)
+    batch, tokens, _ = stream.shape
+    table = _rope_table(model, x.device, tokens, text_tokens, rows, columns, transformer_options)
+    del x  # the padded copy
+
+    _run_blocks(model, stream, text_tokens, table, t, transformer_options, settings)
+    image_tokens = rows * columns
+    out = _final(model, stream[:, text_tokens : text_tokens + image_tokens], t, settings)
+    del stream  # before the picture is put together
+    sizes = [(rows * patch, columns * patch)] * batch
+    picture = model.unpatchify(out, sizes, [0] * batch, return_tensor=True)
+    del out
+    return -picture[:, :, :height, :width]
+
+
+def _run_blocks(
+    model: nn.Module,
+    stream: torch.Tensor,
+    text_tokens: int,
+    table: RopeFn,
+    t: torch.Tensor,
+    transformer_options: dict[str, Any],
+    settings: BlockSettings,
+) -> None:
+    """Runs text refiners, image refiners and main layers on their part of the stream, in place."""
+
+    def run(block: nn.Module, first: int, last: int, adaln_input: torch.Tensor | None) -> None:
+        part = stream[:, first:last]
+        run_block(
+            block,
+            part,
+            part,
+            rope=lambda start, stop: table(first + start, first + stop),
+            adaln_input=adaln_input,
+            timestep_zero_index=None,
+            transformer_options=transformer_options,
+            settings=settings,
+        )
+
+    tokens = stream.shape[1]
+    for index, block in enumerate(model.context_refiner):
+        run(block, 0, text_tokens, None)
+        block_ended(transformer_options, f"context_refiner.{index}")
+    for index, block in enumerate(model.noise_refiner):
+        run(block, text_tokens, tokens, t)
+        block_ended(transformer_options, f"noise_refiner.{index}")
+    # What the host's forward tells the patches of other nodes.
+    transformer_options["total_blocks"] = len(model.layers)
+    transformer_options["block_type"] = "double"
+    for index, block in enumerate(model.layers):
+        transformer_options["block_index"] = index
+        run(block, 0, tokens, t)
+        block_ended(transformer_options, f"layers.{index}")
+
+
+def _padded(tokens: int, model: nn.Module) -> int:
+    multiple = model.pad_tokens_multiple
+    return tokens if multiple is None else tokens + (-tokens) % multiple
+
+
+def _embed(
+    model: nn.Module, x: torch.Tensor, context: torch.Tensor, settings: BlockSettings
+) -> tuple[torch.Tensor, int]:
+    """Text and image tokens in one buffer, [B, T, D], and the number of text tokens in it."""
+    batch, channels, height, width = x.shape
+    patch = model.patch_size
+    text = comfy.utils.repeat_to_batch_size(model.cap_embedder(context), batch)
+    text_tokens = _padded(text.shape[1], model)
+    image_tokens = height // patch * (width // patch)
+    total = text_tokens + _padded(image_tokens, model)
+    stream = x.new_empty(batch, total, model.dim)
+    stream[:, : text.shape[1]] = text
+    if text_tokens > text.shape[1]:
+        stream[:, text.shape[1] : text_tokens] = model.cap_pad_token.to(stream)
+    if total > text_tokens + image_tokens:
+        stream[:, text_tokens + image_tokens :] = model.x_pad_token.to(stream)
+    del text
+    # [B, C, H, W] -> [B, H / 2 * W / 2, 2 * 2 * C]
+    patches = x.view(batch, channels, height // patch, patch, width // patch, patch)
+    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    with ExitStack() as until:
+        projection = settings.kernels.projection(
+            *fetch.fetch_linear(model.x_embedder, patches, until)
+        )
+        image = stream[:, text_tokens:]
+        for sample in range(batch):
+            for start, stop in settings.runs(image_tokens):
+                image[sample, start:stop] = projection(patches[sample, start:stop])
+    return stream, text_tokens
+
+
+def _rope_table(
+    model: nn.Module,
+    device: torch.device,
+    tokens: int,
+    text_tokens: int,
+    rows: int,
+    columns: int,
+    transformer_options: dict[str, Any],
+) -> Callable[[int, int], torch.Tensor]:
+    """The rotary table of a run of tokens, gathered from one table per axis.
+
+    The positions of an image are a grid, so each axis has few distinct ones.
+
+    Memory: per axis its positions * axis_dim * 8 bytes; per token three indices of 8 bytes.
+    Exact: bit-exact, the host's own function makes the tables.
+    """
+    grid = lumina.pos_ids_x(text_tokens + 1, rows, columns, 1, device, transformer_options)[0]
+    zero = grid.new_zeros(1)
+    text = torch.arange(text_tokens, dtype=torch.float32, device=device) + 1.0
+    positions = (
+        torch.cat([zero, text, grid[:1, 0]]),
+        torch.cat([zero, grid[::columns, 1]]),
+        torch.cat([zero, grid[:columns, 2]]),
+    )
+    embedder = model.rope_embedder
+    # [P, axis_dim / 2, 2, 2] per axis
+    tables = [
+        rope(position[None], dim, embedder.theta)[0]
+        for position, dim in zip(positions, embedder.axes_dim, strict=True)
+    ]
+    # Index 0 is position zero: text has it on the two picture axes, padding on all three.
+    index = torch.zeros(3, tokens, dtype=torch.int64, device=device)
+    index[0, :text_tokens] = torch.arange(1, text_tokens + 1, device=device)
+    image = index[:, text_tokens : text_tokens + rows * columns]
+    image[0] = text_tokens + 1
+    image[1] = torch.arange(1, rows + 1, device=device).repeat_interleave(columns)
+    image[2] = torch.arange(1, columns + 1, device=device).repeat(rows)
+
+    def gather(start: int, stop: int) -> torch.Tensor:
+        parts = [t.index_select(0, i[start:stop]) for t, i in zip(tables, index, strict=True)]
+        return torch.cat(parts, dim=1)[None, :, None]
+
+    return gather
+
+
+def _final(
+    model: nn.Module, image: torch.Tensor, t: torch.Tensor, settings: BlockSettings
+) -> torch.Tensor:
+    """The final layer on the image's rows: [B, N, D] -> [B, N, 2 * 2 * 16]."""
+    layer = model.final_layer
+    scale = 1 + layer.adaLN_modulation(t)
+    batch, tokens, _ = image.shape
+    with ExitStack() as until:
+        linear = settings.kernels.projection(*fetch.fetch_linear(layer.linear, image, until))
+        out = image.new_empty(batch, tokens, layer.linear.out_features)
+        for sample in range(batch):
+            for start, stop in settings.runs(tokens):
+                rows = layer.norm_final(image[sample, start:stop]).mul_(scale[sample])
+                out[sample, start:stop] = linear(rows)
+    return out

@@ -1,0 +1,172 @@
+"""Puts the lean blocks and the lean forward on a clone of a model, and tells the host the need."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.ldm.lumina.model as lumina
+import comfy.model_management
+import comfy.supported_models
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+from ..base import notices as notice
+from ..base.options import OPTIONS_KEY
+from ..base.reserve import reserved
+from .block import BlockSettings, LeanBlock, is_known_block
+from .forward import make_wrapper
+
+logger = logging.getLogger(__name__)
+
+BLOCKS = ["all", "main layers", "every second", "refiners only"]
+_KEY = f"{OPTIONS_KEY}.gradient_checkpoint"
+# Activation bytes that a latent of this shape needs.
+NeedFn = Callable[[Sequence[int]], int]
+
+
+def transformer_sizes(model: ModelPatcher) -> dict[str, Any]:
+    """The sizes of the model's transformer, by the names of memory's TransformerSizes.
+
+    Raises:
+        ValueError: the model is none of the host's NextDiT (Z-Image, Lumina 2).
+    """
+    denoiser = model.get_model_object("diffusion_model")
+    if type(denoiser) is not lumina.NextDiT:
+        raise ValueError(
+            "Apply Gradient Checkpoint works on Z-Image and Lumina 2, this model is "
+            f"{type(model.model).__name__}: use Attention Slice, which works on every model"
+        )
+    # A layer of another pack is no measure.
+    layers = (
+        model.get_model_object(f"diffusion_model.layers.{i}") for i in range(len(denoiser.layers))
+    )
+    block = next((b for b in layers if isinstance(b, LeanBlock) or is_known_block(b)), None)
+    if block is None:
+        raise ValueError("another node replaced every block: place this node before that one")
+    return {
+        "dim": denoiser.dim,
+        "heads": denoiser.n_heads,
+        "kv_heads": block.attention.n_local_kv_heads,
+        "head_dim": block.attention.head_dim,
+        "ffn_dim": block.feed_forward.w1.out_features,
+        "layers": len(denoiser.layers),
+        "refiner_layers": len(denoiser.noise_refiner),
+        "cap_dim": denoiser.cap_embedder[1].in_features,
+        "patch": denoiser.patch_size,
+        "channels": denoiser.in_channels,
+        "pad_multiple": denoiser.pad_tokens_multiple or 1,
+        "rope_axes": tuple(denoiser.axes_dims),
+    }
+
+
+def check_is_z_image(model: ModelPatcher) -> None:
+    """Refuses other families.
+
+    Raises:
+        ValueError: the model is not Z-Image as the host knows it.
+    """
+    config = getattr(model.model, "model_config", None)
+    is_z_image = type(config) is comfy.supported_models.ZImage
+    if not is_z_image or type(model.model.diffusion_model) is not lumina.NextDiT:
+        family = type(model.model if config is None else config).__name__
+        raise ValueError(
+            f"Fit to VRAM plans for Z-Image, this model is {family}: Attention Slice and Lean VAE "
+            "work on other families, without a plan"
+        )
+
+
+def activation_bytes(model: ModelPatcher) -> int:
+    """Bytes of one activation element of the model."""
+    return comfy.model_management.dtype_size(model.model.get_dtype_inference())
+
+
+def with_lean_blocks(
+    model: ModelPatcher,
+    settings: BlockSettings,
+    *,
+    blocks: str,
+    prepare: Callable[..., Any],
+    node_id: str | None,
+) -> ModelPatcher:
+    """Returns a clone whose chosen blocks are lean; with "all" also the forward around them.
+
+    Args:
+        model: left as it is.
+        settings: how to cut.
+        blocks: one of `BLOCKS`.
+        prepare: a PREPARE_SAMPLING wrapper that tells the host the need, put there with "all".
+        node_id: the node that says why a request went to the host's own forward.
+    """
+    clone = model.clone()
+    _put_blocks(clone, settings, blocks)
+    for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING):
+        clone.remove_wrappers_with_key(kind, _KEY)
+    if blocks == "all":
+        clone.add_wrapper_with_key(
+            WrappersMP.DIFFUSION_MODEL, _KEY, make_wrapper(settings, _Once(node_id))
+        )
+        clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, prepare)
+
+    def on_copy(source: ModelPatcher, copy: ModelPatcher) -> None:
+        # A copy with weights of its own (another GPU) needs lean blocks around those.
+        if copy.model is not source.model:
+            _put_blocks(copy, settings, blocks)
+
+    for event in ("ON_CLONE", "ON_DEEPCLONE_MULTIGPU"):
+        if hasattr(CallbacksMP, event):
+            clone.remove_callbacks_with_key(getattr(CallbacksMP, event), _KEY)
+            clone.add_callback_with_key(getattr(CallbacksMP, event), _KEY, on_copy)
+    return clone
+
+
+def _put_blocks(patcher: ModelPatcher, settings: BlockSettings, blocks: str) -> None:
+    denoiser = patcher.model.diffusion_model
+    for stack in ("context_refiner", "noise_refiner", "layers"):
+        for index in range(len(getattr(denoiser, stack))):
+            name = f"diffusion_model.{stack}.{index}"
+            put = patcher.object_patches.get(name)
+            if isinstance(put, LeanBlock):  # of this node before, or of the model that was copied
+                del patcher.object_patches[name]
+            # Not the module that stands there: the model may be in use with another clone's.
+            block = patcher.get_model_object(name)
+            if _is_chosen(stack, index, blocks) and name not in patcher.object_patches:
+                if not is_known_block(block):
+                    raise ValueError(
+                        f"{name} must be the host's own block, got {type(block).__name__}: place "
+                        "this node before the one that replaces it"
+                    )
+                patcher.add_object_patch(name, LeanBlock(block, settings))
+
+
+def _is_chosen(stack: str, index: int, blocks: str) -> bool:
+    if stack == "layers":
+        return blocks in ("all", "main layers") or (blocks == "every second" and index % 2 == 0)
+    return blocks in ("all", "refiners only")
+
+
+class _Once:
+    """Says each reason once, in the log and on the node."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id = node_id
+        self.said: set[str] = set()
+
+    def __call__(self, reason: str) -> None:
+        if reason not in self.said:
+            self.said.add(reason)
+            text = f"{reason}: only the blocks are lean, not the forward around them"
+            logger.info("Apply Gradient Checkpoint: %s", text)
+            notice.show_text(self.node_id, text)
+
+
+def tell_need(need: NeedFn) -> Callable[..., Any]:
+    """A PREPARE_SAMPLING wrapper: the host plans with our need instead of its estimate."""
+
+    def prepare(executor, model, noise_shape, *args, **kwargs):
+        estimate = model.model.memory_required(list(noise_shape))
+        with reserved(model, estimate, need(noise_shape)):
+            return executor(model, noise_shape, *args, **kwargs)
+
+    return prepare

@@ -1,0 +1,1 @@
+"""Plans with the host's memory and keeps a model within its budget."""

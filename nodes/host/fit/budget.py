@@ -1,0 +1,123 @@
+"""What the host's models may take of a card, kept to by the host's own memory manager."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management as management
+import torch
+
+from ..base.device import is_card, is_dynamic, weights_bytes
+
+logger = logging.getLogger(__name__)
+
+_COPY_BYTES, _COPIES = 64 * 2**20, 3
+
+
+def room_bytes(device: torch.device) -> int | None:
+    """What is free on the card with none of the host's models on it; None where there is no card.
+
+    What other processes hold is not in it.
+    """
+    if not is_card(device):
+        return None
+    return int(management.get_free_memory(device) + weights_bytes(device))
+
+
+def card_bytes(device: torch.device) -> int | None:
+    """The size of the card; None where there is no card."""
+    return int(management.get_total_memory(device)) if is_card(device) else None
+
+
+def margin_bytes() -> int:
+    """What the host itself leaves free for other programs."""
+    return int(management.extra_reserved_memory())
+
+
+def floor_bytes(patcher: Any) -> int:
+    """What a host that loads by estimate leaves free of weights, beside its margin."""
+    if not is_card(patcher.load_device) or is_dynamic(patcher):
+        return 0
+    return max(0, int(management.minimum_inference_memory()) - margin_bytes())
+
+
+def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] | None:
+    """Bounds the weights of a loaded model on the card.
+
+    Returns:
+        What lifts the bound; None where nothing is left to lift.
+
+    Source: ModelVBAR in comfy_aimdo: its watermark is the first page that is never resident, while
+    its watermark *limit* is what others may not take. The host lifts it whenever it loads.
+    """
+    if limit_bytes is None or not is_card(patcher.load_device):
+        return None
+    if not is_dynamic(patcher):
+        excess = patcher.loaded_size() - limit_bytes
+        if excess > 0:
+            patcher.partially_unload(patcher.offload_device, excess)
+        return None
+    pages = patcher.model.dynamic_vbars.get(patcher.load_device)
+    if not hasattr(pages, "set_watermark"):
+        logger.warning("Fit to VRAM: this ComfyUI's pages know no limit, nothing is enforced")
+        return None
+    pages.set_watermark(limit_bytes)
+    return lambda: pages.set_watermark(pages.max_size)
+
+
+def enforcement(patcher: Any) -> str:
+    """How a named budget is kept to for this model, for a reader."""
+    if not is_card(patcher.load_device):
+        return "nothing is enforced: no NVIDIA, AMD or Intel card computes this model"
+    if is_dynamic(patcher):
+        return "a named budget is kept by a limit on the model's pages (dynamic VRAM)"
+    return "a named budget is kept by sending weights beyond it to RAM (loading by estimate)"
+
+
+def copy_bytes_per_s(device: torch.device) -> float | None:
+    """Measured speed of a copy from pinned RAM to the card; None where it cannot be measured."""
+    if device.type != "cuda":
+        return None
+    try:
+        return _copy_bytes_per_s(device.index or 0)
+    except RuntimeError:  # no room on the card or in pinned RAM
+        return None
+
+
+@functools.lru_cache
+def _copy_bytes_per_s(index: int) -> float:
+    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=f"cuda:{index}")
+    best = float("inf")
+    for _ in range(_COPIES):
+        torch.cuda.synchronize(index)
+        start = time.perf_counter()
+        target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize(index)
+        best = min(best, time.perf_counter() - start)
+    return _COPY_BYTES / best
+
+
+def weight_bytes(patcher: Any) -> int:
+    """Bytes of a model's weights with its LoRAs, which come to the card with what they change."""
+    seen: dict[int, int] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            seen[value.data_ptr()] = value.nbytes
+        elif isinstance(value, list | tuple):
+            for item in value:
+                walk(item)
+        else:
+            walk(getattr(value, "weights", ()) or ())
+
+    for entries in patcher.patches.values():
+        for entry in entries:
+            # strength of the patch, the patch, and strength of the model: see add_patches
+            if len(entry) > 1 and not isinstance(entry[1], str | int | float):
+                walk(entry[1])
+    return patcher.model_size() + sum(seen.values())

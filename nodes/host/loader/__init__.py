@@ -1,0 +1,1 @@
+"""Loads checked weights through the host's own loaders."""

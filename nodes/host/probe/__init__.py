@@ -1,0 +1,1 @@
+"""Watches the host's memory while a prompt runs."""

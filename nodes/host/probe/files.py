@@ -1,0 +1,131 @@
+"""What a probe writes below the host's output folder; a folder that refuses ends no run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_execution.progress import get_progress_state
+
+from . import device as probe_device
+from .settings import ProbeSettings, Tools
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "z_image_low_vram"
+HISTORY = f"{FOLDER}/vram_history.jsonl"
+_PIXELS_PER_LATENT = 8
+# Allocations that torch keeps; the oldest are dropped first.
+_ENTRIES = 500_000
+_TRACKED = "the file for torch's memory viewer has the operations that were watched"
+
+
+def about_sampling(patcher: Any, noise: Any) -> dict[str, Any]:
+    """Model, size, batch and dtype of a sampling, for the history."""
+    model = patcher.model
+    about: dict[str, Any] = {
+        "model": type(model).__name__,
+        "dtype": str(model.get_dtype_inference()).removeprefix("torch."),
+    }
+    shape = tuple(getattr(noise, "shape", ()))
+    if len(shape) >= 4:
+        ratio = getattr(model.latent_format, "spacial_downscale_ratio", _PIXELS_PER_LATENT)
+        about["batch"] = shape[0]
+        about["size"] = f"{shape[-1] * ratio}x{shape[-2] * ratio}"
+    return about
+
+
+def about_value(value: Any) -> dict[str, Any]:
+    """Shape and dtype of what travels on the wire: a latent or an image."""
+    tensor = value.get("samples") if isinstance(value, dict) else value
+    if not isinstance(tensor, torch.Tensor):
+        return {}
+    shape = list(tensor.shape)
+    return {"value_shape": shape, "value_dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def keep(
+    recorder: Any,
+    record: Any,
+    settings: ProbeSettings,
+    about: dict[str, Any],
+    device: torch.device,
+    streamed: Sequence[tuple[str, int | None, str | None]] | None = None,
+) -> None:
+    """Appends a row to the history; what prevents it becomes a note."""
+    tools = settings.tools
+    prompt = get_progress_state().dynprompt.get_original_prompt()
+    figures = tuple(tools.figure(*figure) for figure in probe_device.figures(device, streamed))
+    row = tools.row(
+        record,
+        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        figures=figures,
+        about={
+            "workflow": tools.workflow_hash(prompt),
+            **about,
+            "versions": probe_device.versions(),
+        },
+    )
+    try:
+        tools.append(_output() / HISTORY, row)
+    except OSError as error:
+        _complain(recorder, f"the history was not written: {error.strerror}")
+    else:
+        recorder.wrote(HISTORY)
+
+
+@contextmanager
+def memory_history(
+    device: torch.device, recorder: Any, tracker: Any, tools: Tools
+) -> Iterator[None]:
+    """Writes what is allocated meanwhile as torch's memory viewer opens it.
+
+    It is torch's own history where torch keeps one; else what the tracker has logged.
+    """
+    why_not = _begin_history() if device.type == "cuda" else f"on {device.type}"
+    try:
+        yield
+    finally:
+        name = f"{FOLDER}/vram_{time.strftime('%Y%m%d_%H%M%S')}_{time.time_ns() // 1000 % 10**6:06}"
+        path = _output() / f"{name}.pickle"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if why_not is None:
+                torch.cuda.memory._dump_snapshot(str(path))
+            else:
+                tools.write_snapshot(path, tracker.log)
+                recorder.note(f"{_TRACKED}: torch keeps no such history {why_not}")
+        except OSError as error:
+            _complain(recorder, f"no file for torch's memory viewer: {error.strerror}")
+        except RuntimeError as error:
+            _complain(recorder, f"no file for torch's memory viewer: {str(error).splitlines()[0]}")
+        else:
+            recorder.wrote(f"{name}.pickle")
+        finally:
+            if why_not is None:
+                torch.cuda.memory._record_memory_history(enabled=None)
+
+
+def _begin_history() -> str | None:
+    """Has torch record its history of CUDA; returns why not where it refuses."""
+    try:
+        # Underscored, yet the documented way to this file.
+        torch.cuda.memory._record_memory_history(max_entries=_ENTRIES, stacks="python")
+    except RuntimeError:
+        return f"with the allocator {torch.cuda.get_allocator_backend()}"
+    return None
+
+
+def _output() -> Path:
+    return Path(folder_paths.get_output_directory())
+
+
+def _complain(recorder: Any, text: str) -> None:
+    logger.warning("VRAM Probe: %s", text)
+    recorder.note(text)

@@ -1,0 +1,1 @@
+"""Puts strips into the host's VAE."""

@@ -1,0 +1,163 @@
+"""Reads the host's KL image decoder and encoder as layers for the lean kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import comfy.ldm.modules.diffusionmodules.model as kl
+import comfy.ops
+import torch
+from torch import nn
+
+from ..base import fetch
+
+_PLAIN = comfy.ops.disable_weight_init
+# Scores of one part of the queries where attention is not fused, in bytes.
+_SCORE_BYTES = 2**24
+
+
+def why_not(model: nn.Module) -> str | None:
+    """Why a decoder or encoder cannot run in strips; None if it can."""
+    kind = type(model)
+    if model is None or kind not in (kl.Decoder, kl.Encoder):
+        return f"its {kind.__name__} is not the KL image VAE's"
+    if model.carried or getattr(model, "tanh_out", False):
+        return "it is a video VAE"
+    for name, layer in model.named_modules():
+        reason = _why_not_layer(layer)
+        if reason is not None:
+            return f"{name or kind.__name__} {reason}"
+    if any(level.attn for level in _levels(model)):
+        return "it has attention outside its middle"
+    return None
+
+
+def _why_not_layer(layer: nn.Module) -> str | None:
+    parts = {
+        kl.Decoder: lambda: True,
+        kl.Encoder: lambda: True,
+        kl.ResnetBlock: lambda: not (hasattr(layer, "temb_proj") or layer.use_conv_shortcut),
+        kl.AttnBlock: lambda: True,
+        kl.Upsample: lambda: layer.with_conv and layer.scale_factor == 2.0,
+        kl.Downsample: lambda: layer.with_conv,
+        nn.SiLU: lambda: True,
+        nn.Dropout: lambda: layer.p == 0 or not layer.training,
+        nn.Module: lambda: True,
+        nn.ModuleList: lambda: True,
+    }
+    if isinstance(layer, _PLAIN.Conv2d):
+        fine = fetch.is_plain(layer, _PLAIN.Conv2d) and layer.groups == 1
+        shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.padding_mode
+        fine = fine and shape in _CONVOLUTIONS
+    elif isinstance(layer, _PLAIN.GroupNorm):
+        fine = fetch.is_plain(layer, _PLAIN.GroupNorm) and layer.affine
+    elif type(layer) in parts:
+        fine = parts[type(layer)]() and "forward" not in vars(layer)
+        fine = fine and not (layer._forward_hooks or layer._forward_pre_hooks)
+    else:
+        fine = False
+    return None if fine else f"is a {type(layer).__name__} of another kind"
+
+
+_CONVOLUTIONS = {
+    ((3, 3), (1, 1), (1, 1), (1, 1), "zeros"),
+    ((3, 3), (2, 2), (0, 0), (1, 1), "zeros"),
+    ((1, 1), (1, 1), (0, 0), (1, 1), "zeros"),
+}
+
+
+def sizes(model: nn.Module) -> dict[str, Any]:
+    """The sizes of a decoder or encoder, by the names of memory's VaeSizes."""
+    is_decoder = type(model) is kl.Decoder
+    levels = _levels(model)
+    ends = model.conv_in.in_channels, model.conv_out.out_channels
+    latent, picture = ends if is_decoder else ends[::-1]
+    return {
+        "is_decoder": is_decoder,
+        "widths": tuple(level.block[-1].out_channels for level in levels),
+        "blocks": len(levels[0].block),
+        "latent_channels": latent,
+        "picture_channels": picture,
+    }
+
+
+def _levels(model: nn.Module) -> list[nn.Module]:
+    """The levels in the order of their calls."""
+    return list(reversed(model.up)) if type(model) is kl.Decoder else list(model.down)
+
+
+def read(model: nn.Module, kernels: Any, like: torch.Tensor) -> Any:
+    """The layers of a decoder or encoder for which `why_not` is None.
+
+    Args:
+        model: the host's module.
+        kernels: the kernels' layer classes, by name.
+        like: a tensor of the dtype and on the device of the arithmetic.
+    """
+
+    def weights(layer: nn.Module) -> Callable[[ExitStack], Any]:
+        return lambda until: fetch.fetch_weights(layer, like, until)
+
+    def norm(layer: nn.Module) -> Any:
+        return kernels.norm_layer(weights(layer), layer.num_groups, layer.eps)
+
+    def conv(layer: nn.Module) -> Any:
+        return kernels.conv_layer(weights(layer), layer.out_channels)
+
+    def block(layer: nn.Module) -> Any:
+        is_wider = layer.in_channels != layer.out_channels
+        return kernels.block_layers(
+            norm(layer.norm1),
+            conv(layer.conv1),
+            norm(layer.norm2),
+            conv(layer.conv2),
+            conv(layer.nin_shortcut) if is_wider else None,
+        )
+
+    def levels() -> Iterator[Any]:
+        for level in _levels(model):
+            resample = getattr(level, "upsample", None) or getattr(level, "downsample", None)
+            blocks = [block(layer) for layer in level.block]
+            yield kernels.level_layers(blocks, None if resample is None else conv(resample.conv))
+
+    attn = model.mid.attn_1
+    attention = kernels.attention_layers(
+        norm(attn.norm), *(weights(getattr(attn, n)) for n in ("q", "k", "v", "proj_out")), attend
+    )
+    return kernels.vae_layers(
+        conv(model.conv_in),
+        list(levels()),
+        (block(model.mid.block_1), attention, block(model.mid.block_2)),
+        norm(model.norm_out),
+        conv(model.conv_out),
+    )
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention [1, 1, T, C] without a matrix of all queries by all keys.
+
+    Memory: the result; where the device has no fused attention for this, `_SCORE_BYTES` beside.
+    Exact: equal up to rounding, queries are independent.
+    """
+    if _is_fused(query, key, value):
+        return comfy.ops.scaled_dot_product_attention(query, key, value)
+    # Math attention holds the scores about twice in float32.
+    part = max(1, _SCORE_BYTES // (8 * key.shape[2]))
+    result = torch.empty_like(query)
+    for start in range(0, query.shape[2], part):
+        rows = slice(start, start + part)
+        result[:, :, rows] = comfy.ops.scaled_dot_product_attention(query[:, :, rows], key, value)
+    return result
+
+
+def _is_fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    if query.device.type == "cpu":
+        return True
+    if query.device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    params = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, False)
+    return torch.backends.cuda.can_use_flash_attention(
+        params, False
+    ) or torch.backends.cuda.can_use_efficient_attention(params, False)

@@ -1,0 +1,155 @@
+"""A copy of the host's VAE object whose decoder and encoder run in strips of rows."""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import comfy.ldm.models.autoencoder as autoencoder
+import torch
+from torch import nn
+
+from . import layers as vae_layers
+from .forward import Call, LeanForward, VaeSettings
+
+
+def with_lean_vae(vae: Any, settings: VaeSettings, node_id: str | None) -> tuple[Any, str | None]:
+    """A copy of the VAE that decodes and encodes in strips.
+
+    Args:
+        vae: left as it is; the copy shares its weights and its patcher.
+        settings: what the other rooms know.
+        node_id: the node that is told what happens.
+
+    Returns:
+        The copy and None, or the VAE itself and why it cannot.
+    """
+    model, stock = vae.first_stage_model, _stock_parts(vae)
+    reason = _why_not_vae(vae, stock)
+    if reason is not None:
+        return vae, reason
+    lean, changed = copy.copy(vae), copy.copy(model)
+    # A shallow copy of a module shares the table of its children with the module.
+    vars(changed)["_modules"] = dict(vars(model)["_modules"])
+    forwards = {}
+    for name, module in stock.items():
+        part = copy.copy(module)
+        part.forward = forwards[name] = LeanForward(module, settings, node_id, vae.patcher)
+        setattr(changed, name, part)
+    takes_buffers = _take_buffers(changed, forwards["decoder"])
+    lean.first_stage_model = changed
+    for name, of_stock in (("decode", "memory_used_decode"), ("encode", "memory_used_encode")):
+        estimate = getattr(vae, of_stock)
+        estimate = getattr(estimate, "stock", estimate)
+        forward = forwards[f"{name}r"]
+        need = _Need(estimate, forward, settings, vae, takes_buffers=takes_buffers)
+        setattr(lean, of_stock, need)
+    return lean, None
+
+
+def example_call(vae: Any, side: int) -> Call:
+    """The decode of a square picture by a VAE that was made here."""
+    sizes = vae.first_stage_model.decoder.forward.sizes()
+    return Call(sizes, side, side, vae.vae_dtype, vae.device)
+
+
+def sizes_of(vae: Any) -> dict[str, dict[str, Any]] | None:
+    """The sizes of a VAE's decoder and encoder; None for one that stays stock."""
+    stock = _stock_parts(vae)
+    if _why_not_vae(vae, stock) is not None:
+        return None
+    return {name: vae_layers.sizes(module) for name, module in stock.items()}
+
+
+def _stock_parts(vae: Any) -> dict[str, nn.Module | None]:
+    model = vae.first_stage_model
+    return {name: _stock(getattr(model, name, None)) for name in ("decoder", "encoder")}
+
+
+def _stock(module: nn.Module | None) -> nn.Module | None:
+    """The host's module, of one that was made here before too."""
+    forward = None if module is None else vars(module).get("forward")
+    return forward.stock if isinstance(forward, LeanForward) else module
+
+
+def _why_not_vae(vae: Any, stock: dict[str, nn.Module | None]) -> str | None:
+    model = vae.first_stage_model
+    if type(model) not in (autoencoder.AutoencoderKL, autoencoder.AutoencodingEngine):
+        return f"it is a {type(model).__name__}, not a KL image VAE"
+    if vae.latent_dim != 2:
+        return "it is a video VAE"
+    for name, module in stock.items():
+        reason = vae_layers.why_not(module)
+        if reason is not None:
+            return f"in its {name}, {reason}"
+    return None
+
+
+def _take_buffers(changed: Any, decoder: LeanForward) -> bool:
+    """Lets the host hand in the result to write into; returns whether it will."""
+    if getattr(changed, "max_batch_size", None) is not None:
+        return False
+    packing = 1 if getattr(changed, "bn", None) is None else changed.ps[0]
+    # Weak: the module must not hold itself.
+    this, of_class = weakref.proxy(changed), type(changed)
+
+    def encode(pixels: torch.Tensor, *args: Any, device: Any = None, **options: Any) -> Any:
+        pixels = pixels if device is None else pixels.to(device)
+        return of_class.encode(this, pixels, *args, **options)
+
+    def decode_output_shape(shape: torch.Size) -> tuple[int, int, int, int]:
+        batch, channels, height, width = shape
+        return decoder.output_shape(
+            torch.Size((batch, channels, height * packing, width * packing))
+        )
+
+    changed.comfy_has_chunked_io = True
+    changed.decode_output_shape = decode_output_shape
+    changed.encode = encode
+    return _hands_in_results()
+
+
+def _hands_in_results() -> bool:
+    """Whether the host knows of the mark: it reads what its own video VAE has from 0.30 on."""
+    try:
+        from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
+    except ImportError:
+        return False
+    return getattr(VideoVAE, "comfy_has_chunked_io", False)
+
+
+class _Need:
+    """The bytes that the host shall reckon with, in the place of its estimate."""
+
+    def __init__(
+        self,
+        stock: Callable[..., float],
+        forward: LeanForward,
+        settings: VaeSettings,
+        vae: Any,
+        *,
+        takes_buffers: bool,
+    ) -> None:
+        self.stock, self._forward, self._settings = stock, forward, settings
+        self._device = vae.device
+        # Strips that are written to another device as they are made hold nothing on this one.
+        is_elsewhere = vae.output_device.type != vae.device.type
+        self._holds_results = not (forward.is_decoder and is_elsewhere and takes_buffers)
+        bn = getattr(vae.first_stage_model, "bn", None)
+        self._packing = 1 if bn is None or not forward.is_decoder else vae.first_stage_model.ps[0]
+
+    def __call__(self, shape: Any, dtype: torch.dtype) -> float:
+        """For samples [B, C, H, W], or [B, C, T, H, W] of which the host takes the first frame."""
+        if vae_layers.why_not(self._forward.stock) is not None:
+            return self.stock(shape, dtype)
+        height, width = (side * self._packing for side in shape[-2:])
+        sample = torch.Size((shape[0], shape[1], height, width))
+        call = self._forward.call(sample, dtype, self._device)
+        need = self._settings.choose(call).need(call)
+        if self._holds_results:
+            batch, *result = self._forward.output_shape(sample)
+            need += dtype.itemsize * (batch - 1) * math.prod(result)
+        return min(self.stock((*shape[:2], *shape[-2:]), dtype), need)

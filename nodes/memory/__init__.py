@@ -1,1 +1,0 @@
-"""Bytes: shapes, plans, peaks and reports. Knows no host."""

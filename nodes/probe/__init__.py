@@ -1,0 +1,1 @@
+"""Peak counters, records and reports. Knows no host."""

@@ -1,0 +1,162 @@
+"""A record in words: the table on the node, one line for a summary, a block for an issue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ..units import size
+from .record import Device, Figure, Parts, Record
+
+_STATES = {
+    "running": "still running",
+    "done": "",
+    "interrupted": "interrupted: the record ends there",
+    "failed": "failed: the record ends there",
+    "cached": "cached, not measured",
+}
+
+
+def figure_line(figure: Figure) -> str:
+    """A figure, or why there is none."""
+    return f"{figure.name}: {_amount(figure)}"
+
+
+def headline(record: Record) -> str:
+    """One line: label, peak, and what it was made of."""
+    name = record.label or "VRAM Probe"
+    state = _STATES[record.state]
+    if record.peak_bytes is None:
+        return f"{name}: {state or 'nothing measured yet'}"
+    line = f"{name}: peak {size(record.peak_bytes)}"
+    if record.parts_at_peak is not None:
+        line += f" ({_parts(record.parts_at_peak)})"
+    return f"{line}, {state}" if state else line
+
+
+def report(record: Record) -> str:
+    """The whole record as lines of text."""
+    device = record.device
+    lines = [headline(record)]
+    where = _where(record)
+    if where:
+        lines.append(where)
+    total = "" if device.total_bytes is None else f" with {size(device.total_bytes)}"
+    allocator = "" if device.allocator is None else f", allocator {device.allocator}"
+    lines += [
+        f"device: {device.name}{total}{allocator}",
+        f"measured with: {record.measured_with}; mode {record.mode}, detail {record.detail}",
+    ]
+    if record.steps:
+        lines += ["", "step   seconds        peak"]
+        lines += [f"{s.step:4d} {s.seconds:9.3f} {size(s.peak_bytes):>11}" for s in record.steps]
+    if record.largest:
+        lines += ["", "largest tensors alive at the peak:"]
+        lines += [
+            f"{size(t.bytes):>11}  {_shape(t.shape)} {t.dtype or ''}  {t.where}".rstrip()
+            for t in record.largest
+        ]
+    if record.figures:
+        lines += ["", *(figure_line(figure) for figure in record.figures)]
+    if len(record.summary) > 1:
+        lines += ["", "all probes of this prompt, in order:", *record.summary]
+    if record.notes or record.files:
+        lines += ["", *(f"note: {note}" for note in record.notes)]
+        lines += [f"written: {name}" for name in record.files]
+    return "\n".join(lines)
+
+
+def issue_report(record: Record, versions: Mapping[str, str]) -> str:
+    """A Markdown block for a bug report: figures, versions and settings; no paths, no prompts.
+
+    Args:
+        record: the label is left out, as people write their prompts into it.
+        versions: name and version of what runs: host, torch, python, ...
+    """
+    device = record.device
+    rows: list[tuple[str, str]] = [
+        ("peak", size(record.peak_bytes)),
+        ("state", record.state),
+    ]
+    if record.parts_at_peak is not None:
+        rows.append(("made of", _parts(record.parts_at_peak)))
+    where = _where(record)
+    if where:
+        rows.append(("peak at", where.removeprefix("peak at ")))
+    rows += [
+        ("device", f"{device.name}, {size(device.total_bytes)}"),
+        ("allocator", device.allocator or "none"),
+        ("measured with", record.measured_with),
+        ("settings", f"mode {record.mode}, detail {record.detail}"),
+        ("steps", _steps(record)),
+    ]
+    rows += [(figure.name, _amount(figure)) for figure in record.figures]
+    rows += list(versions.items())
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+    return f"**VRAM report**\n\n| | |\n|---|---|\n{table}\n"
+
+
+def completed(
+    record: Record,
+    figures: Sequence[Figure],
+    others: Sequence[Record],
+    versions: Mapping[str, str],
+) -> Record:
+    """The record with figures, the summary of its prompt, and both reports.
+
+    Args:
+        figures: of this moment.
+        others: the prompt's other probes so far, in order.
+        versions: as for `issue_report`.
+    """
+    record = replace(record, figures=tuple(figures), summary=summary([*others, record]))
+    return replace(record, report=report(record), issue_report=issue_report(record, versions))
+
+
+def missed(label: str) -> Record:
+    """The record of a probe that the host took from its cache."""
+    return Record(label, "cached", "", "totals", Device("", "", None, None), "")
+
+
+def summary(records: Sequence[Record]) -> tuple[str, ...]:
+    """One line for each probe of a prompt."""
+    return tuple(f"{i}. {headline(record)}" for i, record in enumerate(records, 1))
+
+
+def _amount(figure: Figure) -> str:
+    return f"not available: {figure.reason}" if figure.bytes is None else size(figure.bytes)
+
+
+def _parts(parts: Parts) -> str:
+    return (
+        f"weights {size(parts.weights)}, activations {size(parts.activations)}, "
+        f"other {size(parts.other)}"
+    )
+
+
+def _where(record: Record) -> str:
+    at = record.peak_at
+    if at is None:
+        return ""
+    named = [
+        None if at.step is None else f"step {at.step}",
+        at.block,
+        None if at.operation is None else f"operation {at.operation}",
+        f"{at.t_s:.2f} s",
+    ]
+    return "peak at " + ", ".join(part for part in named if part)
+
+
+def _steps(record: Record) -> str:
+    if not record.steps:
+        return "none"
+    mean = sum(s.seconds for s in record.steps) / len(record.steps)
+    return f"{len(record.steps)}, {mean:.3f} s each on average"
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "shape not known" if shape is None else "x".join(map(str, shape)) or "scalar"
+
+
+def _cell(value: str) -> str:
+    return value.replace("|", "/").replace("\n", " ")

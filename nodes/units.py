@@ -1,0 +1,17 @@
+"""Units of bytes, and how a count of bytes is shown."""
+
+from __future__ import annotations
+
+GIB = 2**30
+
+
+MIB = 2**20
+
+
+def size(count: int | None) -> str:
+    """Bytes as a person reads them: 1.25 GiB, 87.4 MiB."""
+    if count is None:
+        return "not available"
+    if abs(count) >= GIB:
+        return f"{count / GIB:.2f} GiB"
+    return f"{count / MIB:.1f} MiB"

@@ -1,0 +1,1 @@
+"""The exact decode and encode in strips of rows. Knows no host."""

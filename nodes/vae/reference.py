@@ -1,0 +1,71 @@
+"""The plain oracles of the VAE's strips: short, slow, on whole maps. Tests compare."""
+
+from __future__ import annotations
+
+import torch
+
+
+def group_norm_silu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, groups: int, eps: float = 1e-6
+) -> torch.Tensor:
+    """SiLU of the group norm of a map [1, C, H, W]; computed in float64."""
+    grouped = x.double().unflatten(1, (groups, -1))
+    mean = grouped.mean((2, 3, 4), keepdim=True)
+    spread = (grouped - mean).square().mean((2, 3, 4), keepdim=True)
+    normed = ((grouped - mean) / (spread + eps).sqrt()).flatten(1, 2)
+    normed = normed * weight.double()[:, None, None] + bias.double()[:, None, None]
+    return normed * normed.sigmoid()
+
+
+def convolution(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A 3 x 3 convolution of a map [1, C, H, W] with a padding of 1, tap by tap, in float64."""
+    padded = torch.nn.functional.pad(x.double(), (1, 1, 1, 1))
+    height, width = x.shape[2:]
+    total = torch.zeros(1, weight.shape[0], height, width, dtype=torch.float64)
+    for row in range(3):
+        for column in range(3):
+            shifted = padded[:, :, row : row + height, column : column + width]
+            total += torch.einsum("oc,bchw->bohw", weight[:, :, row, column].double(), shifted)
+    return total if bias is None else total + bias.double()[:, None, None]
+
+
+def upsampled_convolution(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The convolution of the map with each pixel repeated 2 x 2; in float64."""
+    return convolution(x.repeat_interleave(2, 2).repeat_interleave(2, 3), weight, bias)
+
+
+def downsampled_convolution(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Every second row and column of the convolution, from the second on; in float64."""
+    height, width = (size // 2 * 2 for size in x.shape[2:])
+    return convolution(x, weight, bias)[:, :, 1:height:2, 1:width:2]
+
+
+def residual_block(
+    x: torch.Tensor,
+    norms: list[tuple[torch.Tensor, torch.Tensor]],
+    convolutions: list[tuple[torch.Tensor, torch.Tensor]],
+    shortcut: tuple[torch.Tensor, torch.Tensor] | None,
+    *,
+    groups: int,
+) -> torch.Tensor:
+    """x + conv(silu(norm(conv(silu(norm(x)))))), x through a 1 x 1 convolution; in float64.
+
+    Args:
+        x: [1, C, H, W], float.
+        norms: weight and bias of each norm, [C].
+        convolutions: weight [C_out, C_in, 3, 3] and bias [C_out] of each convolution.
+        shortcut: weight [C_out, C, 1, 1] and bias [C_out]; None adds x itself.
+    """
+    h = x
+    for norm, conv in zip(norms, convolutions, strict=True):
+        h = convolution(group_norm_silu(h, *norm, groups=groups), *conv)
+    if shortcut is not None:
+        weight, bias = (part.double() for part in shortcut)
+        x = torch.einsum("oc,bchw->bohw", weight[:, :, 0, 0], x.double()) + bias[:, None, None]
+    return x.double() + h

@@ -1,0 +1,52 @@
+"""`run.py plan`: what a picture needs on a card of so many GiB, by the pack's own formulas.
+
+Standard library only: neither a host nor a GPU nor weights are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ..nodes.denoiser import sizes
+from ..nodes.fit import report as fit_report
+from ..nodes.fit import stages, what_fits
+from ..nodes.units import GIB
+from .arguments import above_zero, positive
+
+# Bits per weight of the transformer; nvfp4 keeps one byte of scale for 16 weights.
+WEIGHT_BITS = {"bf16": 16.0, "fp8": 8.0, "int8": 8.0, "nvfp4": 4.5}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    for name, value in (("width", 1024), ("height", 1024), ("batch", 1)):
+        parser.add_argument(f"--{name}", type=positive, default=value, metavar="N")
+    parser.add_argument("--vram", type=above_zero, default=8.0, metavar="GIB", help="free for it")
+    parser.add_argument("--prefer", choices=stages.PREFERENCES, default="balance")
+    parser.add_argument("--weights", choices=list(WEIGHT_BITS), default="bf16")
+    parser.add_argument("--text-tokens", type=positive, default=256, metavar="N")
+    parser.add_argument("--img2img", action="store_true", help="a picture is encoded first")
+    parser.add_argument("--copy-gbs", type=above_zero, metavar="GB_PER_S", help="RAM to card")
+
+
+def report(options: argparse.Namespace) -> tuple[str, bool]:
+    """The plan in words, and whether it can run at all.
+
+    Raises:
+        ValueError: the picture is smaller than a pixel of the latent.
+    """
+    request = sizes.Request(
+        options.width, options.height, options.batch, text_tokens=options.text_tokens
+    )
+    models = stages.published_models(weight_bits=WEIGHT_BITS[options.weights])
+    run = what_fits.Run(has_encode=options.img2img)
+    plan = what_fits.fit(models, request, int(options.vram * GIB), prefer=options.prefer, run=run)
+    others = list(what_fits.alternatives(plan))
+    notes = [
+        f"Transformer in {options.weights}, Qwen3-4B and VAE in bf16; one sample per picture and "
+        "call (cfg 1).",
+        "Predicted from the sizes. The driver's own context and the desktop come on top: name "
+        "what is free.",
+    ]
+    speed = options.copy_gbs and options.copy_gbs * 1e9
+    text = fit_report.text(plan, others=others, copy_bytes_per_s=speed, notes=notes)
+    return text, plan.verdict != "too large"

@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: tiny models, fake tensors at full size, the host in process."""

@@ -1,0 +1,214 @@
+"""The host's own Z-Image transformer at full size on fake tensors: exact bytes, no weights.
+
+Everything is the host's: the class, its operations, its model options. Only the tensors are fake,
+so a forward at 4096x4096 takes a second and no memory. They are CUDA tensors to torch, which needs
+no card for them, so that code which differs by device runs as on a card. Fused operations of
+comfy-kitchen run their registered fake kernels and count their outputs, as the CUDA kernels do; the
+float32 copies of their eager form are not seen.
+
+Two ways to call it. `model`: the transformer as BaseModel.apply_model calls it. `apply`: through
+apply_model, which holds the float32 latent beside its cast. The latent and the text count as
+allocations in both; the weights do not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pack.nodes.denoiser.sizes import Z_IMAGE, Request, TransformerSizes
+from pack.nodes.probe.tracker import PeakTracker
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+Route = Literal["model", "apply"]
+
+
+class Inputs(NamedTuple):
+    """What one call is made with.
+
+    latent: [B, C, H, W], the model's dtype or, for apply_model, float32 as samplers keep it.
+    sigma: noise level of each sample, [B], float32.
+    text: hidden states of the text encoder, [B, T, cap_dim], the model's dtype.
+    """
+
+    latent: torch.Tensor
+    sigma: torch.Tensor
+    text: torch.Tensor
+
+
+def settle_host(host_dir: Path, base_dir: Path) -> None:
+    """Makes the unpacked host importable in a process of its own, on the CPU, with SDPA attention.
+
+    Call it before anything imports the host; it reads its settings once.
+    """
+    # In front: the working directory may have a `nodes` of its own.
+    sys.path.insert(0, str(host_dir))
+    from comfy.cli_args import args
+
+    args.cpu = True
+    args.base_directory = str(base_dir)
+    args.disable_api_nodes = True
+    # What the host chooses by itself on NVIDIA cards; on the CPU it would be sub-quadratic.
+    args.use_pytorch_cross_attention = True
+
+
+def unet_config(sizes: TransformerSizes) -> dict[str, Any]:
+    """What the host's detection says of a Z-Image file of these sizes.
+
+    Source: detect_unet_config in comfy/model_detection.py.
+    """
+    return {
+        "image_model": "lumina2",
+        "patch_size": sizes.patch,
+        "in_channels": sizes.channels,
+        "dim": sizes.dim,
+        "cap_feat_dim": sizes.cap_dim,
+        "n_layers": sizes.layers,
+        "n_refiner_layers": sizes.refiner_layers,
+        "qk_norm": True,
+        "n_heads": sizes.heads,
+        "n_kv_heads": sizes.kv_heads,
+        "axes_dims": list(sizes.rope_axes),
+        "axes_lens": [1536, 512, 512],
+        "rope_theta": 256.0,
+        "ffn_dim_multiplier": sizes.ffn_dim / sizes.dim,
+        "z_image_modulation": True,
+        "time_scale": 1000.0,
+        "pad_tokens_multiple": sizes.pad_multiple,
+    }
+
+
+class FakeDenoiser:
+    """The host's BaseModel of Z-Image with fake weights.
+
+    Args:
+        sizes: the transformer's sizes; fewer `layers` (2 are enough) give the same peak sooner.
+        dtype: of weights and activations.
+        device: "cuda" measures what a card holds, "cpu" also the CPU's float32 copies; a torch
+            without CUDA has the latter alone.
+    """
+
+    def __init__(
+        self,
+        sizes: TransformerSizes = Z_IMAGE,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "cuda" if torch.backends.cuda.is_built() else "cpu",
+    ) -> None:
+        import comfy.supported_models
+
+        config = comfy.supported_models.ZImage(unet_config(sizes))
+        config.set_inference_dtype(dtype, None)
+        self.sizes, self.dtype, self.device = sizes, dtype, torch.device(device)
+        self.mode = FakeTensorMode()
+        with self.mode:
+            self.model = config.get_model({}, device=self.device)
+
+    def patcher(self) -> Any:
+        """A fresh ModelPatcher for nodes to clone and patch; SDPA attention is chosen on it."""
+        from comfy.model_patcher import ModelPatcher
+
+        with self.mode:
+            patcher = ModelPatcher(self.model, load_device=self.device, offload_device=self.device)
+        patcher.model_options["transformer_options"].update(_sdpa_options(self.device))
+        return patcher
+
+    def measure(
+        self,
+        request: Request,
+        *,
+        patcher: Any = None,
+        route: Route = "model",
+        around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+        **tracking: Any,
+    ) -> PeakTracker:
+        """Runs one forward as in sampling, without gradients, and returns what it held.
+
+        Args:
+            request: sizes of the call; its `sizes` are replaced by this model's.
+            patcher: a clone of `patcher()` that nodes patched; None runs the host alone.
+            route: `model` or `apply`, see above.
+            around: makes what is called instead of the transformer (`model`) or apply_model.
+            tracking: options of PeakTracker (attention, log, trace). Fake CUDA tensors have no card
+                that could choose, so their attention is "flash" unless named.
+        """
+        request = dataclasses.replace(
+            request, sizes=self.sizes, dtype_bytes=torch.empty(0, dtype=self.dtype).itemsize
+        )
+        if self.device.type == "cuda":
+            tracking.setdefault("attention", "flash")
+        tracker = PeakTracker(**tracking)
+        with (
+            torch.inference_mode(),  # as the host runs nodes
+            installed(self.patcher() if patcher is None else patcher) as options,
+            self.mode,
+            self.device,  # where tensors are made without naming a device
+        ):
+            inputs = self._inputs(request, route)
+            call, text_name = self.model.apply_model, "c_crossattn"
+            if route == "model":
+                call, text_name = self.model.diffusion_model, "context"
+            if around is not None:
+                call = around(call)
+            keywords = {
+                text_name: inputs.text,
+                "control": None,
+                "num_tokens": request.text_tokens,
+                "transformer_options": {
+                    **options, "cond_or_uncond": [0], "sigmas": inputs.sigma[:1],
+                },
+            }  # fmt: skip
+            with tracker:
+                tracker.watch(*inputs)
+                call(inputs.latent, inputs.sigma, **keywords)
+        return tracker
+
+    def _inputs(self, request: Request, route: Route) -> Inputs:
+        return Inputs(
+            latent=torch.empty(
+                request.latent_shape, dtype=self.dtype if route == "model" else torch.float32
+            ),
+            sigma=torch.empty(request.batch),
+            text=torch.empty(
+                request.batch, request.text_tokens, self.sizes.cap_dim, dtype=self.dtype
+            ),
+        )
+
+
+def _sdpa_options(device: torch.device) -> dict[str, Any]:
+    """Options that choose SDPA where the host, started with --cpu alone, has chosen another.
+
+    For fake CUDA tensors always, since there is no card to ask which kernel it would take.
+    """
+    from comfy.ldm.modules import attention
+
+    if device.type == "cpu" and attention.optimized_attention is attention.attention_pytorch:
+        return {}
+    return {
+        "optimized_attention_override": lambda _, *args, **kwargs: attention.attention_pytorch(
+            *args, **kwargs
+        )
+    }
+
+
+@contextmanager
+def installed(patcher: Any) -> Iterator[dict[str, Any]]:
+    """Puts a patcher's patches in place as sampling does; yields its transformer_options."""
+    import comfy.model_patcher
+    import comfy.sampler_helpers
+
+    model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
+    comfy.sampler_helpers.prepare_model_patcher(patcher, {}, model_options)
+    patcher.patch_model(load_weights=False)
+    patcher.model.current_patcher = patcher
+    try:
+        patcher.pre_run()
+        yield model_options["transformer_options"]
+    finally:
+        patcher.cleanup()
+        patcher.unpatch_model(unpatch_weights=False)

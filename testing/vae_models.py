@@ -1,0 +1,211 @@
+"""Small VAEs of the host's own classes; its decoder and encoder at full size on fake tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pack.nodes.probe.tracker import PeakTracker
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+def ddconfig(
+    channels: int, latent: int, mult: Sequence[int] = (1, 2, 4, 4), blocks: int = 2
+) -> dict[str, Any]:
+    """What the host's VAE class makes its decoder and encoder of."""
+    return {
+        "double_z": True, "z_channels": latent, "resolution": 256, "in_channels": 3, "out_ch": 3,
+        "ch": channels, "ch_mult": list(mult), "num_res_blocks": blocks, "attn_resolutions": [],
+        "dropout": 0.0,
+    }  # fmt: skip
+
+
+def filled(state: dict[str, torch.Tensor], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights that keep the scale of what goes through."""
+    torch.manual_seed(seed)
+    made = {}
+    for name, weight in state.items():
+        if weight.dtype.is_floating_point and weight.ndim > 1:
+            made[name] = torch.randn(weight.shape) * (2 / weight[0].numel()) ** 0.5
+        elif "norm" in name and name.endswith("weight"):
+            made[name] = 1 + 0.2 * torch.randn(weight.shape)
+        elif name.endswith("running_var"):
+            made[name] = 0.5 + torch.rand(weight.shape)
+        elif weight.dtype.is_floating_point:
+            made[name] = 0.1 * torch.randn(weight.shape)
+        else:
+            made[name] = weight
+    return made
+
+
+def kl_vae(
+    latent: int = 4,
+    mult: Sequence[int] = (1, 2, 4, 4),
+    *,
+    is_packed: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    blocks: int = 2,
+) -> Any:
+    """A VAE of the class of SD1.5 and SDXL; packed: of Flux.2, which folds 2 x 2 latent pixels."""
+    import comfy.sd
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    config = ddconfig(32, latent, mult, blocks)
+    if is_packed:
+        config["batch_norm_latent"] = True
+    params = {"ddconfig": config, "embed_dim": latent}
+    state = filled(AutoencoderKL(**params).state_dict(), seed)
+    vae = comfy.sd.VAE(sd=state, config={"params": params}, dtype=dtype)
+    fold = 2 if is_packed else 1
+    vae.latent_channels = latent * fold**2
+    vae.upscale_ratio = vae.downscale_ratio = 2 ** (len(mult) - 1) * fold
+    return vae
+
+
+def engine_vae(latent: int = 16, *, dtype: torch.dtype = torch.float32) -> Any:
+    """A VAE of the class of Flux, SD3 and Z-Image, at its own width, as the host detects it."""
+    import comfy.sd
+    from comfy.ldm.models.autoencoder import AutoencodingEngine
+
+    kl = "comfy.ldm.modules.diffusionmodules.model."
+    config = ddconfig(128, latent)
+    model = AutoencodingEngine(
+        regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
+        encoder_config={"target": f"{kl}Encoder", "params": config},
+        decoder_config={"target": f"{kl}Decoder", "params": config},
+    )
+    return comfy.sd.VAE(sd=filled(model.state_dict()), dtype=dtype)
+
+
+def lean(vae: Any, prefer: str = "balance", strip_rows: int = 0) -> Any:
+    """The VAE that the node returns."""
+    from pack.nodes.lean_vae import LeanVAE
+
+    return LeanVAE.execute(vae, prefer, strip_rows).args[0]
+
+
+class At:
+    """A weight function, as LoRA installs them, that does something at chosen calls."""
+
+    def __init__(self, act: Callable[[], None], calls: set[int]) -> None:
+        self.act, self.calls, self.count = act, calls, 0
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        if self.count in self.calls:
+            self.act()
+        return weight
+
+
+def last_conv(vae: Any) -> Any:
+    """The last convolution in a decoder's blocks; `speed` fetches it once, the others oftener."""
+    return vae.first_stage_model.decoder.up[0].block[2].conv2
+
+
+def raise_oom() -> None:
+    raise torch.OutOfMemoryError("injected")
+
+
+class CardTracker(PeakTracker):
+    """Counts what lies on the card, not what was moved to RAM."""
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        made = [t for t in (out if isinstance(out, list | tuple) else [out]) if _is_tensor(t)]
+        if not made or any(t.device.type == "cuda" for t in made):
+            super()._count(func, args, kwargs, out)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """What fused attention holds: its result."""
+    return torch.empty_like(query)
+
+
+class FakeVae:
+    """A full-size decoder or encoder of the host, on fake tensors of a card, of one dtype.
+
+    Attention counts as fused, by its output.
+    """
+
+    def __init__(
+        self, *, is_decoder: bool, latent: int = 16, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        import comfy.ldm.modules.diffusionmodules.model as kl
+
+        self.is_decoder, self.latent, self.dtype = is_decoder, latent, dtype
+        self.mode = FakeTensorMode()
+        kind = kl.Decoder if is_decoder else kl.Encoder
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with self.mode, torch.device("cuda"):
+                self.model = kind(**ddconfig(128, latent)).eval()
+        finally:
+            torch.set_default_dtype(default)
+        for part in self.model.modules():
+            if type(part) is kl.AttnBlock:
+                part.optimized_attention = _fused
+
+    def measure(
+        self,
+        height: int,
+        width: int,
+        prefer: str = "balance",
+        *,
+        batch: int = 1,
+        strip_rows: int = 0,
+    ) -> tuple[PeakTracker, int, Any]:
+        """One decode or encode on a card: what it held, its multiply-adds, and the plan."""
+        from pack.nodes.host.vae import layers as vae_layers
+        from pack.nodes.host.vae.forward import Call
+        from pack.nodes.toolboxes import VAE
+        from pack.nodes.vae.choice import VaeChoice
+
+        ends = [(3, height, width), (self.latent, height // 8, width // 8)]
+        card = torch.device("cuda")
+        call = Call(vae_layers.sizes(self.model), height, width, self.dtype, card)
+        plan = VaeChoice(prefer, strip_rows).plan(call)
+        work: list[int] = []
+        with torch.inference_mode(), self.mode:
+            source, result = ends[::-1] if self.is_decoder else ends
+            if not self.is_decoder:
+                result = (2 * self.latent, *result[1:])
+            x = torch.empty(batch, *source, dtype=self.dtype, device=card)
+            with CardTracker() as tracker:
+                tracker.watch(x)
+                out = torch.empty(batch, *result, dtype=self.dtype, device=card)
+                for index in range(batch):
+                    self._run(x[index : index + 1], out[index], plan, work, vae_layers, VAE)
+        return tracker, sum(work), plan
+
+    def _run(
+        self, x: Any, out: Any, plan: Any, work: list[int], vae_layers: Any, kernels: Any
+    ) -> None:
+        layers = vae_layers.read(self.model, kernels, x)
+        first, attention, last = layers.middle
+        attention = dataclasses.replace(attention, attend=_fused)
+        layers = dataclasses.replace(layers, middle=(first, attention, last))
+
+        def write(start: int, rows: torch.Tensor) -> None:
+            out[:, start : start + rows.shape[2]].copy_(rows[0])
+
+        run = kernels.decode if self.is_decoder else kernels.encode
+        run(x, layers, plan, device=x.device, write=write, tick=work.append)
+
+    def stock(self, height: int, width: int, *, batch: int = 1) -> PeakTracker:
+        """What the host's own forward holds."""
+        with torch.inference_mode(), self.mode:
+            shape = (
+                (self.latent, height // 8, width // 8) if self.is_decoder else (3, height, width)
+            )
+            x = torch.empty(batch, *shape, dtype=self.dtype, device="cuda")
+            with CardTracker() as tracker:
+                tracker.watch(x)
+                self.model(x)
+        return tracker

@@ -1,0 +1,149 @@
+"""What the lean block's operations on rows do: chunks, a projection's columns, modulation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pack.nodes.denoiser.rows import (
+    LONG_CHUNK,
+    SHORTEST_REST,
+    Modulation,
+    Projection,
+    add_rows_,
+    chunks,
+    clamp_fp16_,
+)
+from pack.nodes.probe.tracker import PeakTracker
+from torch.nn import functional
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def _draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chunk_tokens", "wanted"),
+    [
+        (0, 512, []),
+        (1, 512, [(0, 1)]),
+        (512, 512, [(0, 512)]),
+        (3, 1, [(0, 1), (1, 2), (2, 3)]),
+        (7, 3, [(0, 3), (3, 6), (6, 7)]),  # small chunks: the rest stays on its own
+        (512 + 191, 512, [(0, 703)]),  # too short a rest joins
+        (512 + 192, 512, [(0, 512), (512, 704)]),
+        (1024 + 1, 512, [(0, 512), (512, 1025)]),
+        (255 + 1, 255, [(0, 255), (255, 256)]),
+        (256 + 1, 256, [(0, 257)]),
+    ],
+)
+def test_chunks(tokens: int, chunk_tokens: int, wanted: list[tuple[int, int]]) -> None:
+    assert list(chunks(tokens, chunk_tokens)) == wanted
+
+
+@given(st.integers(0, 20000), st.integers(1, 5000))
+@settings(deadline=None, derandomize=True)
+def test_chunks_cover_every_row_once_and_start_at_multiples(tokens: int, chunk: int) -> None:
+    runs = list(chunks(tokens, chunk)) if tokens <= 50 * chunk else []
+    assert [row for run in runs for row in range(*run)] == list(range(tokens if runs else 0))
+    assert all(start % chunk == 0 for start, _ in runs)
+    longest = chunk + SHORTEST_REST - 1 if chunk >= LONG_CHUNK else chunk
+    assert all(0 < stop - start <= longest for start, stop in runs)
+    if chunk >= LONG_CHUNK and len(runs) > 1:
+        assert min(stop - start for start, stop in runs) >= SHORTEST_REST
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_chunks_refuses_less_than_one_row(chunk: int) -> None:
+    with pytest.raises(ValueError, match=f"chunk_tokens must be >= 1, got {chunk}"):
+        list(chunks(4, chunk))
+
+
+def _projection(*, has_bias: bool, has_weight: bool, dtype: torch.dtype) -> Projection:
+    weight = _draw(35, 24, seed=1, dtype=dtype)
+    bias = _draw(35, seed=2, dtype=dtype) if has_bias else None
+    if has_weight:
+        return Projection(weight, bias, lambda _: pytest.fail("the layer itself was called"))
+    return Projection(None, None, lambda rows: functional.linear(rows, weight, bias))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("has_weight", [False, True])
+@pytest.mark.parametrize("span", [(0, None), (0, 35), (5, 17), (34, None), (30, 40)])
+def test_projection_gives_the_columns_asked_for(
+    dtype: torch.dtype, has_bias: bool, has_weight: bool, span: tuple[int, int | None]
+) -> None:
+    rows = _draw(13, 24, dtype=dtype)
+    whole = _projection(has_bias=has_bias, has_weight=has_weight, dtype=dtype)
+    wanted = rows.double() @ _draw(35, 24, seed=1, dtype=dtype).double().T
+    if has_bias:
+        wanted = wanted + _draw(35, seed=2, dtype=dtype).double()
+    got = whole(rows, *span)
+    wanted = wanted[:, slice(*span)]
+    assert got.dtype == dtype and got.shape == wanted.shape
+    error = ((got - wanted).norm() / wanted.norm()).item()
+    assert error < {torch.float32: 1e-6, torch.bfloat16: 4e-3}[dtype]
+
+
+def test_projection_allocates_the_columns_only() -> None:
+    rows = _draw(13, 24)
+    projection = _projection(has_bias=True, has_weight=True, dtype=torch.float32)
+    with PeakTracker() as tracker:
+        kept = projection(rows, 5, 17)
+    assert tracker.peak_bytes == kept.nbytes == 13 * 12 * 4
+
+
+SEGMENTS = {
+    "one": [(0, 40)],
+    "two": [(0, 7), (7, 40)],
+    "four": [(0, 1), (1, 16), (16, 17), (17, 40)],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("spans", SEGMENTS.values(), ids=SEGMENTS)
+@pytest.mark.parametrize("chunk", [1, 6, 7, 16, 40])
+def test_modulation_of_a_chunk(
+    dtype: torch.dtype, spans: list[tuple[int, int]], chunk: int
+) -> None:
+    rows = _draw(40, 24, dtype=dtype)
+    factors = [_draw(24, seed=3 + i, dtype=dtype) for i in range(len(spans))]
+    of_tokens = torch.cat([f.expand(b - a, 24) for (a, b), f in zip(spans, factors, strict=True)])
+    modulation = Modulation([(*span, f) for span, f in zip(spans, factors, strict=True)])
+    got = rows.clone()
+    for start, stop in chunks(40, chunk):
+        part = got[start:stop]
+        with PeakTracker() as tracker:
+            assert modulation.multiply_(part, start) is part
+        assert tracker.peak_bytes == 0
+    assert torch.equal(got, rows * of_tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, *DTYPES])
+def test_clamp_makes_half_precision_finite_and_nothing_else(dtype: torch.dtype) -> None:
+    rows = torch.tensor([[1.5, torch.nan, torch.inf, -torch.inf]], dtype=dtype)
+    before = rows.clone()
+    with PeakTracker() as tracker:
+        assert clamp_fp16_(rows) is rows
+    assert tracker.peak_bytes == 0
+    wanted = before
+    if dtype == torch.float16:
+        wanted = torch.tensor([[1.5, 0.0, 65504.0, -65504.0]], dtype=dtype)
+    assert torch.equal(rows.nan_to_num(nan=7.0), wanted.nan_to_num(nan=7.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_add_rows(dtype: torch.dtype, in_place: bool) -> None:
+    source, change = _draw(5, 24, dtype=dtype), _draw(5, 24, seed=1, dtype=dtype)
+    before = source.clone()
+    target = source if in_place else torch.empty_like(source)
+    with PeakTracker() as tracker:
+        add_rows_(target, source, change)
+    assert tracker.peak_bytes == 0
+    assert torch.equal(target, before + change)
+    assert in_place or torch.equal(source, before)

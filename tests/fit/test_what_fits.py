@@ -1,0 +1,360 @@
+"""The planner: what it chooses, what it says of what does not fit, and that it is quick."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from pack.nodes.denoiser.sizes import Request
+from pack.nodes.fit import report as fit_report
+from pack.nodes.fit.planner import Planner, answer
+from pack.nodes.fit.stages import Models, denoise_stages, published_models, text_stage, vae_stage
+from pack.nodes.fit.text_encoder import text_encoder_peak_bytes
+from pack.nodes.fit.what_fits import (
+    Alternative,
+    Fit,
+    Run,
+    alternatives,
+    fit,
+    largest_batch,
+    largest_square,
+)
+from pack.nodes.vae.plan import PREFERENCES, Prefer
+
+GIB, MIB = 2**30, 2**20
+MODELS = published_models()
+
+
+def plan(
+    width: int,
+    height: int,
+    batch: int = 1,
+    gib: float | None = 8,
+    *,
+    prefer: Prefer = "balance",
+    models: Models = MODELS,
+) -> Fit:
+    budget = None if gib is None else int(gib * GIB)
+    return fit(models, Request(width, height, batch), budget, prefer=prefer)
+
+
+def settings(made: Fit) -> list[str]:
+    return [stage.setting for stage in made.stages[1:]]
+
+
+def test_the_published_models_weigh_what_they_weigh():
+    sizes = (MODELS.denoiser_weight_bytes, MODELS.text_weight_bytes, MODELS.vae_weight_bytes)
+    assert [round(size / GIB, 2) for size in sizes] == [11.46, 7.49, 0.16]
+    assert published_models(weight_bits=4.5).denoiser_weight_bytes == sizes[0] * 9 // 32
+
+
+@pytest.mark.parametrize(
+    ("prefer", "chosen"),
+    [
+        ("speed", ["Apply Gradient Checkpoint, 2 head groups", "Lean VAE speed"]),
+        ("balance", ["Apply Gradient Checkpoint, 3 head groups", "Lean VAE balance"]),
+        ("smallest", ["Apply Gradient Checkpoint, one head at a time", "Lean VAE smallest"]),
+    ],
+)
+def test_a_preference_begins_at_its_setting(prefer, chosen):
+    assert settings(plan(1024, 1024, prefer=prefer)) == chosen
+    assert settings(plan(1024, 1024, gib=None, prefer=prefer)) == chosen
+
+
+def test_takes_the_first_that_fits_and_no_smaller():
+    """A decode of 4096x4096 at speed needs 12.4 GiB with workspaces, balance 6.4, smallest 1.9."""
+    chosen = [plan(4096, 4096, gib=gib, prefer="speed").vae_prefer for gib in (14, 8, 6)]
+    assert chosen == ["speed", "balance", "smallest"]
+    for gib in (14, 8, 6):
+        made = plan(4096, 4096, gib=gib, prefer="speed")
+        assert made.verdict == "fits"
+        place = PREFERENCES.index(made.vae_prefer)
+        if place:
+            easier = vae_stage(MODELS, made.request, PREFERENCES[place - 1])
+            assert easier.least_bytes > gib * GIB
+
+
+def test_what_fits_stays_within_the_budget_whatever_the_request():
+    chance, seen = random.Random(0), set()
+    for _ in range(400):
+        made = fit(
+            MODELS,
+            Request(16 * chance.randint(1, 300), 16 * chance.randint(1, 300), chance.randint(1, 8)),
+            int(chance.uniform(0.5, 24) * GIB),
+            prefer=chance.choice(PREFERENCES),
+            run=Run(has_encode=chance.random() < 0.3, is_plain=chance.random() < 0.7),
+        )
+        seen.add(made.verdict)
+        budget = made.budget_bytes
+        assert budget is not None
+        within = all(stage.peak_bytes(budget) <= budget for stage in made.stages)
+        assert within == (made.verdict == "fits")
+        assert (made.missing_bytes == 0) == (made.verdict == "fits")
+        for stage in made.stages:
+            assert 0 <= stage.resident_bytes(budget) <= stage.weight_bytes
+            assert stage.activation_bytes <= max(stage.stock_bytes, 200 * MIB)
+    assert seen == {"fits", "tight", "too large"}
+
+
+def test_a_larger_budget_streams_no_more():
+    streamed = [
+        plan(2048, 2048, gib=gib).stage("denoise").streamed_bytes(gib * GIB)
+        for gib in (2, 4, 8, 12, 13, 24)
+    ]
+    assert streamed == sorted(streamed, reverse=True)
+    assert streamed[0] > 10 * GIB and streamed[-1] == 0
+
+
+def test_weights_and_what_they_come_through_fill_the_budget():
+    stage = plan(1024, 1024, gib=6).stage("denoise")
+    assert stage.peak_bytes(6 * GIB) == 6 * GIB
+    assert stage.resident_bytes(6 * GIB) + stage.buffer_bytes + stage.need_bytes == 6 * GIB
+    assert stage.peak_bytes(None) == stage.need_bytes + stage.weight_bytes
+
+
+def test_cast_weights_and_requests_that_are_not_plain_need_more():
+    request = Request(1024, 1024)
+    plain, around = (
+        denoise_stages(MODELS, request, is_plain=p)[0].activation_bytes for p in (True, False)
+    )
+    assert around - plain == 3 * request.stream_bytes + 2 * request.rope_bytes
+    quantised = denoise_stages(published_models(weight_bits=8), request)[0]
+    usual = denoise_stages(MODELS, request)[0]
+    assert quantised.workspace_bytes - usual.workspace_bytes == 3 * 3840 * 10240 * 2
+    matrix = 3840 * 3 * 3840
+    assert quantised.buffer_bytes == pytest.approx(2 * matrix, rel=1e-6)
+    assert usual.buffer_bytes == pytest.approx(2 * (2 * matrix + 3 * 3840 * 10240), rel=1e-6)
+
+
+def test_what_would_fit_does_and_a_little_more_does_not():
+    made = plan(4096, 2048, batch=16, gib=3)
+    assert made.verdict != "fits"
+    batch, size = itertools.islice(alternatives(made), 2)
+    assert (batch.differs_in, size.differs_in) == ("batch", "size")
+    assert (batch.request.width_px, batch.request.height_px) == (4096, 2048)
+    count, width, height = batch.request.batch, size.request.width_px, size.request.height_px
+    assert fit_report.either([batch, size]) == f"a batch of {count}, or {width}x{height}"
+    assert abs(width / height - 2) < 0.1
+    for request, fits in (
+        (Request(4096, 2048, count), True),
+        (Request(4096, 2048, count + 1), False),
+        (Request(width, height, 16), True),
+        (Request(width + 64, height + 32, 16), False),
+    ):
+        verdict = fit(MODELS, request, 3 * GIB, prefer="smallest").verdict
+        assert (verdict == "fits") == fits, request
+
+
+def test_smaller_weights_are_named_where_they_help():
+    """The text encoder's embedding must be on the card as a whole: 742 MiB in bfloat16."""
+    small = plan(512, 512, gib=0.8)
+    assert small.verdict == "too large"
+    assert [other.differs_in for other in alternatives(small)] == ["fp8"]
+    in_fp8 = replace(
+        published_models(weight_bits=8), text_weight_bytes=MODELS.text_weight_bytes // 2
+    )
+    assert plan(512, 512, gib=0.8, models=in_fp8, prefer="smallest").verdict == "fits"
+
+
+def test_largest_square_and_batch_grow_with_the_budget():
+    squares = [largest_square(MODELS, gib * GIB) for gib in (1, 2, 3, 4)]
+    batches = [largest_batch(MODELS, Request(1024, 1024), gib * GIB) for gib in (1, 2, 3, 4)]
+    assert squares == sorted(set(squares)) and batches == sorted(set(batches))
+    side = squares[1]
+    assert plan(side, side, gib=2, prefer="smallest").verdict == "fits"
+    assert plan(side + 16, side + 16, gib=2, prefer="smallest").verdict != "fits"
+    assert largest_square(MODELS, GIB // 8) == 0
+
+
+def test_planning_takes_less_than_50_ms():
+    spent = []
+    for _ in range(5):
+        start = time.thread_time()
+        made = fit(MODELS, Request(8192, 8192, 8), 2 * GIB, run=Run(has_encode=True))
+        found = list(alternatives(made))
+        spent.append(time.thread_time() - start)
+        assert made.verdict != "fits" and found
+    assert min(spent) < 0.05
+
+
+def test_report_is_a_table_of_the_stages():
+    made = plan(2048, 2048, gib=8)
+    text = fit_report.text(made, copy_bytes_per_s=12.5e9, notes=["last"])
+    assert text.startswith("2048x2048, batch 1, 256 text tokens, prefer balance; budget 8.00 GiB")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [row.split(" |")[0].strip("| ") for row in rows[2:]] == [
+        "text encode",
+        "denoise",
+        "VAE decode",
+    ]
+    assert len({len(row) for row in rows}) == 1
+    streamed = made.stage("denoise").streamed_bytes(8 * GIB)
+    assert f"{streamed / 12.5e9:.2f} s at 12.5 GB/s (measured)" in text
+    assert "(assumed, not measured)" in fit_report.text(made)
+    assert text.endswith("last")
+    assert "streams" not in fit_report.text(plan(1024, 1024, gib=24))
+
+
+def test_report_says_by_how_much_it_misses():
+    made = plan(8192, 8192, gib=2)
+    missing = f"{made.missing_bytes / GIB:.2f} GiB short"
+    assert made.verdict == "too large" and f"does not fit: {missing}" in fit_report.text(made)
+    tight = plan(4096, 4096, batch=4, gib=3)
+    assert "tight: " in fit_report.headline(tight)
+    assert "no budget" in fit_report.headline(plan(64, 64, gib=None))
+
+
+def test_json_adds_up():
+    made = plan(2048, 2048, gib=8)
+    seen = fit_report.as_json(made, others=[Alternative("batch", Request(512, 768, 2))])
+    assert seen["verdict"] == "fits"
+    assert seen["others"] == [{"differs_in": "batch", "width": 512, "height": 768, "batch_size": 2}]
+    for stage in seen["stages"]:
+        parts = stage["weights"] + stage["activations"] + stage["workspace"]
+        assert parts == stage["peak"] <= seen["budget_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("named", "room", "budget"),
+    [(0, 10, 9), (4, 10, 4), (40, 10, 9), (0, None, None), (4, None, 4), (0, 1, 1)],
+)
+def test_budget_is_the_named_one_or_what_is_free_less_the_margin(named, room, budget):
+    planner = Planner(MODELS, Request(1024, 1024), named, 1, "balance")
+    assert planner.budget_bytes(room) == budget
+
+
+def situation(side: int, *, room: float = 24, **changed):
+    usual = {
+        "latent_shape": (1, 16, side // 8, side // 8),
+        "prompts": 1,
+        "text_tokens": 30,
+        "weight_bytes": MODELS.denoiser_weight_bytes,
+        "other_bytes": 0,
+        "room_bytes": int(room * GIB),
+        "is_plain": True,
+    }
+    return SimpleNamespace(**{**usual, **changed})
+
+
+def test_decides_each_sampling_by_what_is_there_then():
+    planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
+    whole = planner.decide(situation(1024))
+    assert (whole.groups, whole.limit_bytes, whole.budget_bytes) == (2, None, None)
+    named = replace(planner, named_bytes=12 * GIB)
+    assert named.decide(situation(1024)).limit_bytes is None
+    bounded = named.decide(situation(1024, room=6))  # another process took the rest
+    assert bounded.limit_bytes is not None
+    assert bounded.limit_bytes + bounded.need_bytes < 6 * GIB == bounded.budget_bytes
+    # With the buffers that the host streams through.
+    assert bounded.peak_bytes == pytest.approx(6 * GIB, rel=1e-6)
+    with_lora = named.decide(situation(1024, weight_bytes=MODELS.denoiser_weight_bytes + GIB))
+    assert with_lora.limit_bytes is not None
+    with_control = named.decide(situation(1024, other_bytes=3 * GIB))
+    assert with_control.limit_bytes is not None
+    less = with_lora.limit_bytes - with_control.limit_bytes
+    assert less == pytest.approx(3 * GIB, rel=0.01)
+    tight = planner.decide(situation(8192, room=5))
+    assert tight.is_warning and tight.groups == 30 and "what would fit" in tight.text
+    assert planner.decide(situation(1024, is_plain=False)).need_bytes > whole.need_bytes
+    assert planner.decide(situation(2048)).text.startswith("2048x2048, batch 1, 30 text tokens")
+
+
+def test_what_would_fit_is_told_for_the_sampling_as_it_is():
+    """With all prompts in one call, the host's own forward and a LoRA."""
+    planner = Planner(MODELS, Request(2048, 2048), int(1.9 * GIB), 0, "balance")
+    asked = situation(
+        2048, latent_shape=(2, 16, 256, 256), prompts=2, is_plain=False,
+        weight_bytes=MODELS.denoiser_weight_bytes + 2**28,
+    )  # fmt: skip
+    text = planner.decide(asked).text
+    told = re.search(r"what would fit: a batch of 1, or (\d+)x(\d+)|what would fit: (\d+)x", text)
+    assert told, text
+    side = int(told[1] or told[3])
+    for pixels, is_warning in ((side, False), (side + 64, True)):
+        smaller = replace(planner, prefer="smallest").decide(
+            SimpleNamespace(**{**vars(asked), "latent_shape": (2, 16, pixels // 8, pixels // 8)})
+        )
+        assert smaller.is_warning == is_warning, (pixels, smaller.text)
+
+
+def test_prompts_that_do_not_fit_together_are_not_refused():
+    """The host takes them one by one then."""
+    planner = Planner(MODELS, Request(1024, 1024), 0, 0, "smallest")
+    room = denoise_stages(MODELS, Request(1024, 1024, text_tokens=30))[-1].least_bytes / GIB
+    alone = planner.decide(situation(1024, room=room))
+    together = planner.decide(situation(1024, room=room, prompts=40))
+    assert not alone.is_warning and alone.text == together.text
+    both = planner.decide(situation(1024, prompts=2))
+    assert "batch 1, 2 prompts at a time" in both.text
+    assert both.live_bytes[0] < both.live_bytes[1]
+
+
+def test_weights_of_a_block_count_where_they_are_streamed_or_cast():
+    """The host's allocator holds those of one feed-forward, 225 MiB, beside the activations."""
+    planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
+    assert len(set(planner.decide(situation(1024)).live_bytes)) == 1
+    streamed = planner.decide(situation(1024, room=6)).live_bytes
+    assert streamed[1] - streamed[0] == 3 * 3840 * 10240 * 2
+    in_fp8 = planner.decide(situation(1024, weight_bytes=MODELS.denoiser_weight_bytes // 2))
+    assert in_fp8.live_bytes == streamed
+
+
+def test_a_host_that_loads_by_estimate_keeps_more_free_on_a_small_card():
+    planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
+    request, room = Request(1024, 1024), 8 * GIB
+    usual, floored = (
+        replace(planner, floor_bytes=floor).plan(request, room).stage("denoise")
+        for floor in (0, GIB)
+    )
+    assert usual.need_bytes < GIB == floored.need_bytes
+    # A budget far below the room leaves as much free already.
+    named = replace(planner, floor_bytes=GIB, named_bytes=6 * GIB).plan(request, room)
+    assert named.stage("denoise").need_bytes == usual.need_bytes
+
+
+def test_what_the_host_decodes_is_shown_and_not_judged():
+    run = Run(has_lean_vae=False)
+    planner = Planner(MODELS, Request(4096, 4096), 4 * GIB, 0, "balance", run=run)
+    made = planner.plan(planner.request, None)
+    assert made.stages[-1].setting == "ComfyUI's own" and made.verdict == "fits"
+    assert made.stages[-1].activation_bytes > 20 * GIB
+    done = planner.plan(planner.request, None, run=replace(run, has_text=False))
+    assert [stage.name for stage in done.stages] == ["denoise", "VAE decode"]
+
+
+def test_decides_against_what_cannot_run():
+    planner = Planner(MODELS, Request(1024, 1024), GIB // 4, 0, "balance")
+    with pytest.raises(ValueError, match=r"budget 256.0 MiB: does not fit: .* short"):
+        planner.decide(situation(1024))
+
+
+def test_answers_the_page():
+    asked = {
+        "width": 2048, "height": 1024, "batch_size": 2, "budget_gib": 8, "prefer": "speed",
+        "has_vae": True,
+    }  # fmt: skip
+    seen = answer(asked, None, 0)
+    assert seen["headline"].startswith("2048x1024, batch 2") and seen["verdict"] == "fits"
+    assert answer({**asked, "budget_gib": 0.25}, None, 0)["others"] == []
+    assert seen["stages"][-1]["setting"] == "Lean VAE speed"
+    without = answer({**asked, "has_vae": False}, None, 0)["stages"][-1]
+    assert without["setting"] == "ComfyUI's own" and without["peak"] > seen["stages"][-1]["peak"]
+    assert answer({**asked, "budget_gib": 0}, 6 * GIB, GIB)["budget_bytes"] == 5 * GIB
+    for bad in ({"width": 4}, {"prefer": "most"}, {"batch_size": None}, {"budget_gib": "x"}):
+        with pytest.raises((ValueError, TypeError)):
+            answer({**asked, **bad}, None, 0)
+
+
+def test_errors_by_message():
+    with pytest.raises(ValueError, match=r"prefer must be one of .* got 'most'"):
+        fit(MODELS, Request(64, 64), GIB, prefer="most")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=re.escape("budget_bytes must be >= 1, got 0")):
+        fit(MODELS, Request(64, 64), 0)
+    with pytest.raises(ValueError, match=re.escape("tokens must be >= 1, got 0")):
+        text_encoder_peak_bytes(0)
+    assert text_stage(MODELS, 1).stock_bytes == text_encoder_peak_bytes(1)

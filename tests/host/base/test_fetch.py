@@ -1,0 +1,99 @@
+"""Weights that are streamed from RAM stay what they are while several are held."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("host")
+
+
+class Stream:
+    """Stands in for a copy stream of a card: copies are done when they are asked for."""
+
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+    def as_context(self, stream: Any = None) -> Any:
+        return contextlib.nullcontext()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
+class Elsewhere(torch.Tensor):
+    """A weight in RAM, for a host whose other memory is RAM too."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda:0")
+
+
+@pytest.fixture
+def streams(host: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The host copies through two streams with a buffer each, as on a card without cudaMalloc."""
+    management = host.model_management
+    from comfy.cli_args import args
+
+    device = torch.device("cpu")
+    monkeypatch.setattr(args, "cuda_malloc", False)
+    monkeypatch.setattr(management, "NUM_STREAMS", 2)
+    monkeypatch.setitem(management.STREAMS, device, [Stream(), Stream()])
+    monkeypatch.setattr(management, "sync_stream", lambda device, stream: None)
+    monkeypatch.setattr(management, "current_stream", lambda device: None)
+    yield management
+    management.STREAM_CAST_BUFFERS.clear()
+    management.stream_counters.pop(device, None)
+
+
+def linear(value: float) -> Any:
+    import comfy.ops
+
+    layer = comfy.ops.disable_weight_init.Linear(64, 64, bias=False)
+    del layer._parameters["weight"]
+    layer.weight = torch.full((64, 64), value).as_subclass(Elsewhere)
+    layer.comfy_cast_weights = True
+    return layer
+
+
+@torch.inference_mode()
+def test_the_hosts_own_buffers_are_written_over(streams):
+    """Else the test below proves nothing."""
+    import comfy.ops
+
+    layers, like = [linear(float(n)) for n in (1, 2, 3)], torch.zeros(1, 64)
+    held = [comfy.ops.cast_bias_weight(layer, like, offloadable=True)[0] for layer in layers]
+    assert [float(weight[0, 0]) for weight in held] == [3.0, 2.0, 3.0]
+
+
+@torch.inference_mode()
+def test_three_streamed_weights_are_held_at_once(streams):
+    from pack.nodes.host.base import fetch
+
+    layers, like = [linear(float(n)) for n in (1, 2, 3)], torch.zeros(1, 64)
+    with ExitStack() as until:
+        held = [fetch.fetch_linear(layer, like, until) for layer in layers]
+        assert [float(weight[0, 0]) for weight, _, _ in held] == [1.0, 2.0, 3.0]
+        rows = torch.ones(2, 64)
+        assert [float(call(rows)[0, 0]) for _, _, call in held] == [64.0, 128.0, 192.0]
+
+
+@torch.inference_mode()
+def test_each_copy_is_its_own_with_cuda_malloc(streams, monkeypatch):
+    """With cudaMallocAsync, NVIDIA's default, the host allocates each copy."""
+    from comfy.cli_args import args
+    from pack.nodes.host.base import fetch
+
+    monkeypatch.setattr(args, "cuda_malloc", True)
+    layers, like = [linear(float(n)) for n in (1, 2, 3)], torch.zeros(1, 64)
+    with ExitStack() as until:
+        held = [fetch.fetch_linear(layer, like, until) for layer in layers]
+        assert [float(weight[0, 0]) for weight, _, _ in held] == [1.0, 2.0, 3.0]

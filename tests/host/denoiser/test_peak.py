@@ -1,0 +1,228 @@
+"""What the lean denoiser holds, on the host's classes at full size, on fake tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from typing import Any
+
+import pytest
+import torch
+from pack.nodes.denoiser.plan import (
+    DenoiserPlan,
+    denoiser_plan,
+    lean_peak_bytes,
+    longest_chunk,
+    stock_peak_bytes,
+)
+from pack.nodes.denoiser.sizes import Z_IMAGE, Request
+from pack.testing import lean_models
+from pack.testing.stock_forward import FakeDenoiser
+
+MIB = 2**20
+# Peaks to stay below, in MiB: the node alone, with Attention Slice auto, with max.
+ALONE, AUTO, MAX = None, "auto", "max"
+GROUPS = {ALONE: 2, AUTO: 3, MAX: 30}
+BOUNDS = {
+    Request(1024, 1024): {ALONE: 122, AUTO: 91, MAX: 74},
+    Request(512, 512, 4): {ALONE: 92, AUTO: 92, MAX: 68},
+    Request(2048, 2048): {ALONE: 395, AUTO: 310, MAX: 262},
+    Request(1024, 1024, 4): {ALONE: 225, AUTO: 194, MAX: 177},
+    Request(4096, 4096): {ALONE: 1487, AUTO: 1186, MAX: 1018},
+}
+CASES = [
+    pytest.param(request, mode, bound, id=f"{request.width_px} b{request.batch} {mode}")
+    for request, bounds in BOUNDS.items()
+    for mode, bound in bounds.items()
+]
+# One head at a time makes ten thousands of operations, minutes on fake tensors at large sizes.
+MEASURED = [
+    case for case in CASES if case.values[1] is not MAX or case.values[0] == Request(512, 512, 4)
+]
+
+
+@pytest.fixture(scope="module")
+def denoiser(host: Any) -> FakeDenoiser:
+    return FakeDenoiser(dataclasses.replace(Z_IMAGE, layers=1, refiner_layers=1))
+
+
+def _patched(denoiser: FakeDenoiser, mode: str | None = None, **options: Any) -> Any:
+    patcher = lean_models.lean(denoiser.patcher(), **{"chunk_tokens": 0, **options})
+    return patcher if mode is None else lean_models.sliced(patcher, mode)
+
+
+def _unfused_bytes(request: Request, plan: DenoiserPlan) -> int:
+    """What hosts without the fused norm and rotary embedding hold beside: a chunk's normed k."""
+    from pack.nodes.host.denoiser.block import IS_FUSED
+
+    heads = -(-request.sizes.kv_heads // plan.groups)
+    chunk = longest_chunk(request.tokens, plan.chunk_tokens)
+    return 0 if IS_FUSED else chunk * heads * request.sizes.head_dim * request.dtype_bytes
+
+
+def _assert_near(request: Request, measured: int, plan: DenoiserPlan) -> None:
+    predicted = lean_peak_bytes(request, plan)
+    assert predicted < 1.03 * measured, request
+    assert measured < 1.03 * predicted + _unfused_bytes(request, plan), request
+
+
+@pytest.mark.parametrize(("request_", "mode", "bound"), CASES)
+def test_predicted_peak_is_below_its_bound(request_: Request, mode: str | None, bound: int) -> None:
+    plan = denoiser_plan(request_, groups=GROUPS[mode])
+    assert round(lean_peak_bytes(request_, plan) / MIB) <= bound
+
+
+@pytest.mark.parametrize(("request_", "mode", "bound"), MEASURED)
+def test_peak_is_below_its_bound_and_as_predicted(
+    denoiser: FakeDenoiser, request_: Request, mode: str | None, bound: int
+) -> None:
+    tracker = denoiser.measure(request_, patcher=_patched(denoiser, mode), attention="flash")
+    assert round(tracker.peak_bytes / MIB) <= bound
+    plan = denoiser_plan(request_, groups=GROUPS[mode])
+    _assert_near(request_, tracker.peak_bytes, plan)
+
+
+def _drawn(count: int, seed: int) -> list[tuple[Request, int, int]]:
+    """Requests with odd sizes, groups and chunks: many operations are slow on fake tensors."""
+    draw = random.Random(seed)
+    return [
+        (
+            Request(
+                draw.randrange(96, 700), draw.randrange(96, 700), draw.choice([1, 1, 2, 3]),
+                draw.choice([1, 40, 77, 256, 511]),
+            ),
+            draw.choice([1, 2, 3, 4, 7]),
+            draw.choice([0, 0, 64, 200, 256, 512, 1024, 4096]),
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, Request):
+        return f"{value.width_px}x{value.height_px} b{value.batch} t{value.text_tokens}"
+    return str(value)
+
+
+@pytest.mark.parametrize(("request_", "groups", "chunk"), _drawn(12, 0), ids=_name)
+def test_lean_peak_is_as_predicted(
+    denoiser: FakeDenoiser, request_: Request, groups: int, chunk: int
+) -> None:
+    patcher = _patched(denoiser, head_groups=groups, chunk_tokens=chunk)
+    tracker = denoiser.measure(request_, patcher=patcher, attention="flash")
+    plan = denoiser_plan(request_, groups=groups, chunk_tokens=chunk)
+    _assert_near(request_, tracker.peak_bytes, plan)
+
+
+@pytest.mark.parametrize("request_", [request for request, _, _ in _drawn(12, 1)], ids=_name)
+def test_stock_peak_is_as_predicted(denoiser: FakeDenoiser, request_: Request) -> None:
+    two_layers = dataclasses.replace(Z_IMAGE, layers=2)  # the first block's input counts from there
+    tracker = FakeDenoiser(two_layers).measure(request_, attention="flash")
+    assert stock_peak_bytes(request_) == pytest.approx(tracker.peak_bytes, rel=0.03)
+
+
+def test_more_layers_peak_alike(denoiser: FakeDenoiser) -> None:
+    request = Request(256, 256)
+    more = FakeDenoiser(dataclasses.replace(Z_IMAGE, layers=4))
+    peaks = {d.measure(request, patcher=_patched(d)).peak_bytes for d in (denoiser, more)}
+    assert len(peaks) == 1
+
+
+def test_the_text_tells_what_is_predicted(
+    denoiser: FakeDenoiser, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    _patched(denoiser)
+    said = re.findall(r"(\d+) -> (\d+) MiB predicted at (\d+)x\d+", caplog.text)
+    assert [side for *_, side in said] == ["1024", "2048"]
+    for stock, lean, side in said:
+        request = Request(int(side), int(side), text_tokens=512)
+        assert int(stock) == round(stock_peak_bytes(request) / MIB)
+        plan = denoiser_plan(request, groups=2)
+        assert int(lean) == round(lean_peak_bytes(request, plan) / MIB)
+
+
+SETTINGS = [
+    {},
+    {"head_groups": 1},
+    {"head_groups": 7, "chunk_tokens": 64},
+    {"blocks": "main layers"},
+    {"blocks": "every second"},
+    {"blocks": "refiners only"},
+]
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+@pytest.mark.parametrize("mode", [None, "auto"])
+def test_calls_repeat_their_allocations(
+    denoiser: FakeDenoiser, options: dict[str, Any], mode: str | None
+) -> None:
+    patcher = _patched(denoiser, mode, **options)
+    request = Request(200, 260, 2, 40)
+    first, second = (denoiser.measure(request, patcher=patcher, log=True) for _ in range(2))
+    assert first.sequence() == second.sequence()
+    assert len(first.sequence()) > 100
+
+
+@pytest.mark.parametrize("groups", [1, 2, 30])
+def test_only_the_output_outlives_a_block(denoiser: FakeDenoiser, groups: int) -> None:
+    from pack.nodes.host.denoiser.block import LeanBlock
+    from pack.nodes.probe.tracker import PeakTracker
+
+    patcher = _patched(denoiser, head_groups=groups, chunk_tokens=64)
+    block = patcher.object_patches["diffusion_model.layers.0"]
+    assert type(block) is LeanBlock
+    options = patcher.model_options["transformer_options"]
+    with torch.inference_mode(), denoiser.mode, denoiser.device:
+        x = torch.empty(2, 160, 3840, dtype=torch.bfloat16)
+        adaln, table = torch.empty(2, 256, dtype=torch.bfloat16), torch.empty(1, 160, 1, 64, 2, 2)
+        with PeakTracker(log=True) as tracker:
+            out = block(x, None, table, adaln, transformer_options=options)
+    assert [a.nbytes for a in tracker.live()] == [out.numel() * 2]
+    assert tracker.log[0].nbytes != 0 and len(tracker.log) > 50
+
+
+class _Counting:
+    """A weight function as LoRA installs them; counts how often the weight was fetched."""
+
+    def __init__(self, name: str, counts: dict[str, int]) -> None:
+        self.name, self.counts = name, counts
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        self.counts[self.name] = self.counts.get(self.name, 0) + 1
+        return weight
+
+
+def _fetches(denoiser: Any, run: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    layers = {
+        name: module
+        for name, module in denoiser.named_modules()
+        if hasattr(module, "weight_function") and getattr(module, "weight", None) is not None
+    }
+    for name, module in layers.items():
+        module.weight_function = [_Counting(name, counts)]
+    try:
+        run()
+    finally:
+        for module in layers.values():
+            module.weight_function = []
+    assert len(layers) > 30
+    return counts
+
+
+@pytest.mark.parametrize("options", [{}, {"blocks": "main layers"}, {"head_groups": 3}], ids=str)
+def test_a_weight_is_fetched_as_often_as_by_the_host(options: dict[str, Any], host: Any) -> None:
+    model = lean_models.built("ZImage", lean_models.Z_IMAGE)
+    denoiser = model.model.diffusion_model
+    noise = lean_models.latent(56)  # 784 tokens and 32: several chunks
+
+    def sample(patcher: Any) -> Any:
+        return lambda: lean_models.sample(patcher, noise=noise)
+
+    sample(model)()  # loads the model: nothing is moved afterwards
+    stock = _fetches(denoiser, sample(model))
+    lean = _fetches(denoiser, sample(lean_models.lean(model, **options)))
+    assert stock and stock.keys() == lean.keys()
+    assert all(lean[name] <= stock[name] for name in stock), (stock, lean)

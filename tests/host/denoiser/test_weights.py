@@ -1,0 +1,112 @@
+"""Apply Gradient Checkpoint with every kind of weights that the host knows."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pack.testing import lean_models
+from pack.testing.lean_models import assert_same, block_lora, lean, sample
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.usefixtures("host", "_one_thread")
+
+
+@pytest.fixture
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def z_image(host: Any, small_folder: Path) -> Any:
+    return lean_models.from_loader(host, small_folder).model
+
+
+def offloaded(model: Any) -> Any:
+    """A clone whose weights leave the device after loading, as on a card that is too small."""
+    from comfy.patcher_extension import CallbacksMP
+
+    clone = model.clone()
+
+    def unload(patcher: Any) -> None:
+        patcher.partially_unload(torch.device("cpu"), 10**12)
+        assert patcher.model.model_lowvram
+
+    clone.add_callback(CallbacksMP.ON_PRE_RUN, unload)
+    return clone
+
+
+def with_lora(host: Any, model: Any, loader: str = "load_lora_for_models") -> Any:
+    return getattr(host.sd, loader)(model, None, block_lora(model), 0.7, 0.0)[0]
+
+
+@pytest.mark.parametrize("loader", ["load_lora_for_models", "load_bypass_lora_for_models"])
+@pytest.mark.parametrize("is_offloaded", [False, True])
+def test_lora_before_and_after(host, z_image, loader, is_offloaded):
+    if not hasattr(host.sd, loader):
+        pytest.skip(f"this host has no {loader}")
+    place = offloaded if is_offloaded else lambda model: model
+    stock = place(with_lora(host, z_image, loader))
+    for patched in (lean(with_lora(host, z_image, loader)), with_lora(host, lean(z_image), loader)):
+        assert_same(stock, place(patched))
+    plain = sample(z_image).latent
+    assert (sample(stock).latent - plain).norm() / plain.norm() > 1e-3
+    assert torch.equal(sample(lean(z_image)).latent, plain)  # the LoRA is gone again
+
+
+def test_offloaded_weights(z_image):
+    got = assert_same(offloaded(z_image), offloaded(lean(z_image)))
+    assert got.queries == {32, lean_models.CHUNK, 576 - 256, 608 - 256}
+
+
+@pytest.mark.parametrize("weight_dtype", ["fp8_e4m3fn", "fp8_e5m2", "fp8_e4m3fn_fast"])
+def test_fp8_weights(host, small_folder, weight_dtype):
+    model = lean_models.from_loader(host, small_folder, weight_dtype=weight_dtype).model
+    stored = model.model.diffusion_model.layers[0].attention.qkv.weight
+    assert stored.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+    assert_same(model, lean(model))
+
+
+@pytest.fixture(scope="module")
+def weights(host: Any, small_files: dict[str, Path]) -> dict[str, torch.Tensor]:
+    return load_file(small_files["transformer"])
+
+
+def loaded(host: Any, weights: dict[str, torch.Tensor], **options: Any) -> Any:
+    with torch.inference_mode():
+        return host.sd.load_diffusion_model_state_dict(dict(weights), model_options=options)
+
+
+def test_fp8_layers_that_write_into_their_input(host, weights):
+    """The host's fast fp8 layers clamp their input in place: it must never be the stream."""
+    import comfy.ops
+
+    large = ("attention_norm1.weight", "ffn_norm1.weight")  # so that something is clamped at 448
+    weights = {n: 300 * w if n.endswith(large) else w for n, w in weights.items()}
+    options = {"custom_operations": comfy.ops.fp8_ops, "dtype": torch.float8_e4m3fn}
+    model = loaded(host, weights, **options)
+    assert type(model.model.diffusion_model.layers[0].attention.qkv) is comfy.ops.fp8_ops.Linear
+    assert_same(model, lean(model))
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["float8_e4m3fn", "float8_e5m2", "nvfp4", "mxfp8", "int8_tensorwise"]
+)
+def test_quantised_tensors(host, weights, algorithm, caplog):
+    import comfy.quant_ops
+
+    if algorithm not in comfy.quant_ops.QUANT_ALGOS:
+        pytest.skip(f"this host has no {algorithm}")
+    caplog.set_level(logging.INFO)
+    model = loaded(host, lean_models.quantised(weights, algorithm))
+    qkv = model.model.diffusion_model.layers[0].attention.qkv
+    assert isinstance(qkv.weight, comfy.quant_ops.QuantizedTensor)
+    assert_same(model, lean(model))
+    plain = sample(loaded(host, weights)).latent
+    assert 1e-4 < (sample(model).latent - plain).norm() / plain.norm() < 1

@@ -1,0 +1,72 @@
+"""A probe's events: how many, to whom, and that the last one comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pack.testing import probe_prompts
+from pack.testing.probe_prompts import CLIENT, Bench, bench, sampler, sampling, shelf, source
+
+pytestmark = pytest.mark.usefixtures("host")
+SAMPLINGS = 30
+
+
+@pytest.fixture(scope="module")
+def loaded(host: Any, small_folder: Path) -> Any:
+    return probe_prompts.models(host)
+
+
+@pytest.fixture
+def prompts(host: Any) -> Iterator[Bench]:
+    with bench(host) as made:
+        yield made
+
+
+def test_many_short_samplings_behind_one_probe_send_at_most_ten_events_in_any_second(
+    prompts, loaded
+):
+    """Bug: each sampling had a pace of its own, and sent two events at the least."""
+    prompt = sampling(loaded, detail="totals", steps=1)
+    for index in range(1, SAMPLINGS):
+        prompt[f"sampler {index}"] = sampler(["probe", 0], steps=1, seed=index)
+        before = f"sampler {index - 1}" if index > 1 else "sampler"
+        prompt[f"sampler {index}"]["inputs"]["latent_image"] = [before, 0]
+    prompt["shown"]["inputs"]["source"] = [f"sampler {SAMPLINGS - 1}", 0]
+    record = prompts.record(prompt, "probe")
+    assert any(f"sampled {SAMPLINGS} times" in note for note in record["notes"])
+    # The first event belongs to the node itself, in front of the samplings.
+    records = [data["record"] for data, _ in prompts.sent()][1:]
+    times = [0.0, *(seen["timeline"][-1][0] for seen in records)]
+    for first in times:
+        assert len([t for t in times if first <= t < first + 1]) <= 10
+    assert records[-1] == record, "the last one comes, though it was too soon"
+
+
+def test_a_sampling_that_ends_too_soon_is_shown_as_ended_where_the_next_node_fails(prompts, loaded):
+    def fail() -> None:
+        raise RuntimeError("behind the sampling")
+
+    prompt = sampling(loaded, detail="totals", steps=1)
+    shelf(fails=fail)
+    prompt["fails"] = {**source("fails"), "inputs": {"name": "fails", "turn": ["sampler", 0]}}
+    prompt["shown"]["inputs"]["source"] = ["fails", 0]
+    prompts.run(prompt)
+    assert prompts.error is not None
+    assert prompts.sent()[-1][0]["record"]["state"] == "done"
+
+
+def test_what_waits_goes_to_the_page_of_its_own_prompt(prompts, loaded):
+    """The probe itself comes from the host's cache, with what it has not yet sent."""
+    names = {}
+    for seed, client in enumerate((CLIENT, "another-page", None)):
+        prompts.run(sampling(loaded, detail="totals", steps=1, seed=seed), client=client)
+        names[prompts.prompt_id] = client
+    sent = prompts.sent()
+    assert {receiver for _, receiver in sent} == {CLIENT, "another-page"}
+    assert all(names[data["prompt_id"]] == receiver for data, receiver in sent)
+    for client in (CLIENT, "another-page"):
+        states = [data["record"]["state"] for data, receiver in sent if receiver == client]
+        assert states[-1] == "done"

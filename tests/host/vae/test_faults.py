@@ -1,0 +1,299 @@
+"""What Lean VAE leaves alone, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from pack.nodes.probe.tracker import PeakTracker
+from pack.nodes.vae.choice import VaeChoice
+from pack.testing.loading import write_tiny_vae
+from pack.testing.vae_models import At, kl_vae, last_conv, lean, raise_oom
+
+pytestmark = pytest.mark.usefixtures("host")
+
+LATENT = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def vae(host: Any) -> Any:
+    vae = kl_vae()
+    with torch.inference_mode():
+        vae.decode(LATENT)  # loads it: that takes weight functions away
+    return vae
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Any:
+    caplog.set_level("INFO", logger="pack.nodes")
+    return lambda: "\n".join(r.message for r in caplog.records if r.message.startswith("Lean VAE"))
+
+
+def _state(vae: Any) -> dict[str, Any]:
+    model = vae.first_stage_model
+    found: dict[str, Any] = {"vae": dict(vars(vae))}
+    for name, module in model.named_modules():
+        found[name] = (id(module), type(module), dict(vars(module)), dict(module._modules))
+    return found
+
+
+@torch.inference_mode()
+def test_the_original_is_untouched_and_both_work_in_turn(vae: Any) -> None:
+    wanted, before = vae.decode(LATENT), _state(vae)
+    changed = lean(vae)
+    made = changed.decode(LATENT)
+    after = _state(vae)
+    assert before.keys() == after.keys()
+    assert all(before[k][:2] == after[k][:2] for k in before if k != "vae")
+    assert all(before[k][3] == after[k][3] for k in before if k != "vae")
+    assert "forward" not in vars(vae.first_stage_model.decoder)
+    assert before["vae"] == after["vae"]
+    assert torch.equal(vae.decode(LATENT), wanted)
+    assert (made - wanted).norm() < 1e-5 * wanted.norm()
+    # The copy saves under the same names and shares the weights.
+    assert changed.patcher is vae.patcher
+    one, two = changed.get_sd(), vae.get_sd()
+    assert one.keys() == two.keys()
+    assert all(one[k].data_ptr() == two[k].data_ptr() for k in one)
+
+
+@torch.inference_mode()
+def test_a_second_node_replaces_the_first(vae: Any, said: Any) -> None:
+    wanted = vae.decode(LATENT)
+    twice = lean(lean(vae, "speed"), "smallest", 3)
+    made = twice.decode(LATENT)
+    assert (made - wanted).norm() < 1e-5 * wanted.norm()
+    assert "stock" not in said()
+    assert "host's own code" not in said()
+    one, two = (v.first_stage_model.decoder.forward.stock for v in (lean(vae), twice))
+    assert one is two
+
+
+@torch.inference_mode()
+def test_another_class_passes_through(host: Any, said: Any) -> None:
+    path = write_tiny_vae(host)
+    import comfy.utils
+
+    tiny = host.sd.VAE(sd=comfy.utils.load_torch_file(str(path)))
+    assert lean(tiny) is tiny
+    assert "this VAE stays stock: it is a TAESD, not a KL image VAE" in said()
+
+
+@torch.inference_mode()
+def test_a_changed_layer_runs_as_the_host_runs_it(vae: Any, said: Any) -> None:
+    changed = lean(vae)
+    conv = last_conv(vae)
+    handle = conv.register_forward_hook(lambda module, given, made: 2 * made)
+    try:
+        assert torch.equal(changed.decode(LATENT), vae.decode(LATENT))
+        assert torch.equal(changed.decode(LATENT), vae.decode(LATENT))
+        assert said().count("up.0.block.2.conv2 is a Conv2d of another kind") == 1
+        assert changed.memory_used_decode((1, 4, 128, 128), torch.bfloat16) == (
+            vae.memory_used_decode((1, 4, 128, 128), torch.bfloat16)
+        )
+        assert lean(vae) is vae
+    finally:
+        handle.remove()
+    assert lean(vae) is not vae
+
+
+@torch.inference_mode()
+def test_cancel_frees_everything(vae: Any, host: Any) -> None:
+    management = host.model_management
+    changed = lean(vae, strip_rows=8)
+    wanted = changed.decode(LATENT)
+    conv = last_conv(vae)
+    stop = At(lambda: management.interrupt_current_processing(True), {1})
+    conv.weight_function = [stop]
+    with PeakTracker() as tracker:
+        try:
+            with pytest.raises(management.InterruptProcessingException):
+                changed.decode(LATENT)
+        finally:
+            conv.weight_function = []
+            management.interrupt_current_processing(False)
+        gc.collect()
+    assert stop.count == 1
+    assert tracker.peak_bytes > 2**20
+    assert tracker.current_bytes < 2**14, tracker.live()
+    assert torch.equal(changed.decode(LATENT), wanted)
+
+
+@pytest.mark.parametrize(("failures", "tries"), [({1}, 1), ({1, 2, 3}, 3)])
+@torch.inference_mode()
+def test_out_of_memory_is_tried_again_in_smaller_pieces(
+    vae: Any, said: Any, failures: set[int], tries: int
+) -> None:
+    wanted = vae.decode(LATENT)
+    changed = lean(vae, "speed")
+    conv = last_conv(vae)
+    conv.weight_function = [At(raise_oom, failures)]
+    try:
+        made = changed.decode(LATENT)
+    finally:
+        conv.weight_function = []
+    assert (made - wanted).norm() < 1e-5 * wanted.norm()
+    assert said().count("out of memory: tried again with strips of") == tries
+    assert ("prefer balance" in said()) == (tries == 3)
+
+
+@torch.inference_mode()
+def test_each_decode_that_is_tried_again_is_told(vae: Any, said: Any) -> None:
+    """The second decode's text was left out as known, while its node showed another."""
+    changed = lean(vae, "speed")
+    conv = last_conv(vae)
+    for decodes in (1, 2):
+        conv.weight_function = [At(raise_oom, {1})]
+        try:
+            changed.decode(LATENT)
+        finally:
+            conv.weight_function = []
+        assert said().count("tried again with strips of") == decodes
+
+
+@torch.inference_mode()
+def test_out_of_memory_to_the_floor_ends_in_the_hosts_tiles(
+    vae: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = lean(vae, "smallest")
+    conv = last_conv(vae)
+    conv.weight_function = [At(raise_oom, {1, 2, 3})]
+    try:
+        made = changed.decode(LATENT)
+    finally:
+        conv.weight_function = []
+    assert "retrying with tiled VAE decoding" in caplog.text
+    assert made.shape == vae.decode(LATENT).shape
+
+
+def _fail() -> None:
+    raise ValueError("injected")
+
+
+def _cancel() -> None:
+    import comfy.model_management
+
+    comfy.model_management.interrupt_current_processing(True)
+
+
+class _InRam(VaeChoice):
+    """Chooses on the CPU what is chosen on a card: the large maps wait in RAM."""
+
+    def plan(self, call: Any, attempt: int = 0) -> Any:
+        return super().plan(call._replace(device=torch.device("cuda")), attempt)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "act", "times"),
+    [
+        ("speed", lambda: None, 0),
+        ("smallest", lambda: None, 1),
+        ("smallest", raise_oom, 2),
+        ("smallest", _fail, 1),
+        ("smallest", _cancel, 1),
+    ],
+    ids=["without RAM", "done", "tried again", "error", "cancel"],
+)
+@torch.inference_mode()
+def test_pinned_ram_is_given_back_when_nothing_holds_it(
+    vae: Any, host: Any, monkeypatch: pytest.MonkeyPatch, prefer: Any, act: Any, times: int
+) -> None:
+    """It stayed locked until a restart; an error's frames would hold it beyond the call."""
+    from pack.nodes.host.vae import patch as lean_vae
+    from pack.nodes.host.vae import pinned
+    from pack.nodes.host.vae.forward import VaeSettings
+    from pack.nodes.toolboxes import VAE
+
+    held: list[int] = []
+    monkeypatch.setattr(pinned, "empty_cache", lambda device: held.append(tracker.current_bytes))
+    settings = VaeSettings(VAE, lambda call: _InRam(prefer, 8))
+    changed, _ = lean_vae.with_lean_vae(vae, settings, None)
+    conv = last_conv(vae)
+    conv.weight_function = [At(act, {1})]
+    with PeakTracker() as tracker:
+        try:
+            changed.first_stage_model.decode(LATENT)
+        except (ValueError, host.model_management.InterruptProcessingException):
+            assert act in (_fail, _cancel)
+        else:
+            assert act not in (_fail, _cancel)
+        finally:
+            conv.weight_function = []
+            host.model_management.interrupt_current_processing(False)
+    assert tracker.peak_bytes > 2**20
+    assert len(held) == times
+    assert all(count < 2**17 for count in held), held  # the result and the latent
+
+
+@torch.inference_mode()
+def test_another_error_is_not_tried_again(vae: Any, said: Any) -> None:
+    changed = lean(vae)
+    conv = last_conv(vae)
+
+    def fail() -> None:
+        raise RuntimeError("not of memory")
+
+    conv.weight_function = [At(fail, {1})]
+    try:
+        with pytest.raises(RuntimeError, match="not of memory"):
+            changed.decode(LATENT)
+    finally:
+        conv.weight_function = []
+    assert "tried again" not in said()
+
+
+@torch.inference_mode()
+def test_a_long_decode_moves_the_nodes_bar(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.utils
+    from pack.nodes.host.vae import forward as vae_forward
+
+    seen: list[int] = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, *rest, **kw: seen.append(value)
+    )
+    lean(vae).decode(LATENT)
+    assert seen == [], "short work shows no bar"
+    monkeypatch.setattr(vae_forward, "_LONG", 0)
+    lean(vae).decode(LATENT)
+    assert seen == sorted(set(seen))
+    assert len(seen) > 1  # the host leaves steps out that follow soon
+    assert seen[-1] == 100
+
+
+@torch.inference_mode()
+def test_the_host_is_told_the_need(vae: Any) -> None:
+    for name, shape in (("decode", (1, 4, 256, 256)), ("encode", (1, 3, 2048, 2048))):
+        stock = getattr(vae, f"memory_used_{name}")(shape, torch.bfloat16)
+        needs = [
+            getattr(lean(vae, prefer), f"memory_used_{name}")(shape, torch.bfloat16)
+            for prefer in ("speed", "balance", "smallest")
+        ]
+        assert 0 < needs[2] < needs[1] < needs[0] < stock
+        five = (*shape[:2], 1, *shape[2:])
+        assert getattr(lean(vae), f"memory_used_{name}")(five, torch.bfloat16) == needs[1]
+
+
+@torch.inference_mode()
+def test_results_are_counted_only_where_they_lie_on_the_card(vae: Any) -> None:
+    """Of a batch of three, two results beside the sample; hosts from 0.30 write them into RAM."""
+    changed, seen = lean(vae), []
+    decoder = changed.first_stage_model.decoder
+    forward = decoder.forward
+    decoder.forward = lambda given, **options: seen.append(options) or forward(given, **options)
+    changed.decode(LATENT)
+    writes_to_ram = "output_buffer" in seen[0]
+    cards = torch.device("cuda", 0), torch.device("cuda", 1)
+    vae.device = cards[0]  # no more than a name: nothing runs from here on
+    picture, moments = 2 * 3 * 64 * 64, 2 * 8 * 8 * 8
+    for results_at in (*cards, torch.device("cpu")):
+        vae.output_device = results_at
+        for name, shape, result in (
+            ("decode", (4, 8, 8), 0 if results_at.type == "cpu" and writes_to_ram else picture),
+            ("encode", (3, 64, 64), moments),
+        ):
+            need = getattr(lean(vae, "smallest"), f"memory_used_{name}")
+            need.stock = lambda shape, dtype: 2**62
+            one, three = (need((batch, *shape), torch.bfloat16) for batch in (1, 3))
+            assert three - one == 2 * result

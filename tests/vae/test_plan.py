@@ -1,0 +1,94 @@
+"""The plans of Lean VAE, and what follows from their sizes alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from pack.nodes.vae import maps as row_map
+from pack.nodes.vae import peak as vae_peak
+from pack.nodes.vae import work as vae_work
+from pack.nodes.vae.peak import lean_vae_peak_bytes, lean_vae_work, stock_vae_peak_bytes
+from pack.nodes.vae.plan import PREFERENCES, VaePlan, VaeSizes, vae_plan
+
+FLUX = VaeSizes()
+MIB = 2**20
+
+
+def _plan(side: int = 1024, **options: object) -> VaePlan:
+    plan = vae_plan(FLUX, side, side, **{"prefer": "balance", **options})  # type: ignore
+    assert plan is not None
+    return plan
+
+
+def _peak(side: int, **options: object) -> int:
+    return lean_vae_peak_bytes(FLUX, side, side, 2, _plan(side, **options))
+
+
+def test_each_preference_holds_less_and_computes_more() -> None:
+    stock = stock_vae_peak_bytes(FLUX, 1024, 1024, 2)
+    assert round(stock / MIB) == 1286  # and the strips of the latent; FACTS: 1296
+    for has_ram in (False, True):
+        plans = [_plan(prefer=prefer, has_ram=has_ram) for prefer in PREFERENCES]
+        peaks = [lean_vae_peak_bytes(FLUX, 1024, 1024, 2, plan) for plan in plans]
+        work = [lean_vae_work(FLUX, 1024, 1024, plan) for plan in plans]
+        assert peaks == sorted(peaks, reverse=True)
+        assert peaks[0] < 0.5 * stock
+        assert work == sorted(work)
+        assert len(set(work)) == len(set(peaks)) == 3
+
+
+def test_an_encoder_stays_below_the_shares_of_a_decoder() -> None:
+    sizes = VaeSizes(is_decoder=False, widths=(128, 256, 512, 512), blocks=2, latent_channels=32)
+    for side in (1024, 2048, 4096):
+        stock, work = stock_vae_peak_bytes(sizes, side, side, 2), []
+        for prefer, share in (("speed", 0.594), ("balance", 0.332), ("smallest", 0.23)):
+            plan = vae_plan(sizes, side, side, prefer=prefer)
+            assert plan is not None
+            assert lean_vae_peak_bytes(sizes, side, side, 2, plan) < share * stock
+            work.append(lean_vae_work(sizes, side, side, plan))
+        assert work[0] < work[1] < work[2] < 1.4 * work[0]
+
+
+def test_the_peak_grows_with_the_picture() -> None:
+    for prefer in PREFERENCES:
+        peaks = [_peak(side, prefer=prefer, has_ram=True) for side in (512, 1024, 2048, 4096)]
+        assert all(1.8 < b / a < 4.2 for a, b in pairwise(peaks)), peaks
+
+
+def test_retries_shrink_and_end() -> None:
+    plans = []
+    while (plan := vae_plan(FLUX, 2048, 2048, prefer="speed", attempt=len(plans))) is not None:
+        plans.append(plan)
+    assert [p.prefer for p in plans] == sorted((p.prefer for p in plans), key=PREFERENCES.index)
+    assert {p.prefer for p in plans} == set(PREFERENCES)
+    peaks = [lean_vae_peak_bytes(FLUX, 2048, 2048, 2, p) for p in plans]
+    assert peaks[0] > 3 * peaks[-1]
+    for one, two in pairwise(plans):
+        assert one != two
+        assert two.levels[-1].limit <= one.levels[-1].limit
+
+
+def test_strip_rows_are_those_at_the_pictures_size() -> None:
+    assert _plan(strip_rows=24).levels[-1].limit == 24
+    assert _plan(strip_rows=1).levels[-1].limit >= 1
+
+
+def test_a_fused_upsampling_computes_less() -> None:
+    both = [lean_vae_work(FLUX, 512, 512, _plan(512, is_fused=f)) for f in (True, False)]
+    assert both[0] < 0.95 * both[1]
+
+
+def test_constants_are_the_kernels() -> None:
+    assert vae_peak.QUERY_ROWS == vae_work.QUERY_ROWS
+    assert vae_peak.QUERY_PARTS == vae_work.QUERY_PARTS
+    assert vae_peak.SLACK_ROWS == row_map.SLACK_ROWS
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match=r"prefer must be one of .*, got 'fast'"):
+        _plan(prefer="fast")
+    with pytest.raises(ValueError, match="strip_rows must be >= 0, got -1"):
+        _plan(strip_rows=-1)
+    with pytest.raises(ValueError, match="widths and blocks must be >= 1"):
+        VaeSizes(widths=())

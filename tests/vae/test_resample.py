@@ -1,0 +1,51 @@
+"""Up- and downsampling over strips, against the oracles of the whole map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from pack.nodes.vae import reference
+from pack.nodes.vae.resample import DownConv, UpConv, upsampling_weight
+from pack.testing.strip_runs import BOTH, C_IN, C_OUT, CUTS, WIDTH, assert_near, through, weights
+
+
+@pytest.fixture
+def work() -> Iterator[list[int]]:
+    yield []
+
+
+@BOTH
+@CUTS
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_upsampling(dtype: torch.dtype, runs: list[int], is_fused: bool, work: list[int]) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(1, C_IN, 11, WIDTH).to(dtype)
+    weight, bias = weights(C_OUT, C_IN, 3, 3, dtype=dtype)
+    stage = UpConv(weight, bias, height=11, tick=work.append, is_fused=is_fused)
+    made = through(stage, x, runs)
+    wanted = reference.upsampled_convolution(x, weight, bias)
+    assert_near(made, wanted, dtype, 2 if is_fused else 1)
+    assert sum(work) == 22 * 2 * WIDTH * C_IN * C_OUT * (4 if is_fused else 9)
+
+
+@BOTH
+@CUTS
+@pytest.mark.parametrize("width", [9, 10])
+def test_downsampling(dtype: torch.dtype, runs: list[int], width: int, work: list[int]) -> None:
+    torch.manual_seed(2)
+    weight, bias = weights(C_OUT, C_IN, 3, 3, dtype=dtype)
+    for height, cuts in ((11, runs), (12, [*runs, 1])):
+        x = torch.randn(1, C_IN, height, width).to(dtype)
+        made = through(DownConv(weight, bias, height=height, tick=work.append), x, cuts)
+        assert_near(made, reference.downsampled_convolution(x, weight, bias), dtype)
+
+
+def test_the_fused_weight_is_the_sum_of_taps() -> None:
+    weight = torch.arange(9.0).reshape(1, 1, 3, 3)
+    fused = upsampling_weight(weight)[0, 0]
+    assert fused.shape == (4, 4)
+    assert fused.sum() == 4 * weight.sum()
+    assert fused[0, 0] == weight[0, 0, 2, 2]
+    assert fused[1, 2] == weight[0, 0, 1:3, 0:2].sum()
