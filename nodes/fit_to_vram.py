@@ -15,7 +15,7 @@ from .fit.planner import Planner, answer, what_else
 from .fit.stages import Models, published_models
 from .fit.what_fits import Run
 from .host.attention import patch as attention
-from .host.base import notices as notice
+from .host.base import server
 from .host.denoiser import patch as lean_patch
 from .host.denoiser.block import BlockSettings
 from .host.fit import budget, latents
@@ -181,7 +181,7 @@ class FitToVRAM(io.ComfyNode):
         fit_patch.put_watch(patched, watch)
         lean = None if vae is None else _lean_vae(vae, planner, node_id)
         logger.info("Fit to VRAM: %s", headline)
-        notice.show_text(node_id, headline)
+        server.show_text(node_id, headline)
         shown = fit_report.as_json(plan, others=others)
         shown["card_bytes"] = budget.card_bytes(model.load_device)
         return io.NodeOutput(patched, lean, report, ui={fit_route.UI_KEY: [shown]})

@@ -16,7 +16,7 @@ from .denoiser.plan import (
     stock_peak_bytes,
 )
 from .denoiser.sizes import Request, TransformerSizes
-from .host.base import notices as notice
+from .host.base import server
 from .host.denoiser import patch as lean_patch
 from .host.denoiser.block import BlockSettings
 from .toolboxes import BLOCK
@@ -113,7 +113,7 @@ class ApplyGradientCheckpoint(io.ComfyNode):
         )
         text = _report(request, blocks, groups, chunk_tokens)
         logger.info("Apply Gradient Checkpoint: %s", text)
-        notice.show_text(node_id, text)
+        server.show_text(node_id, text)
         return io.NodeOutput(patched)
 
 

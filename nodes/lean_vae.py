@@ -6,7 +6,7 @@ import logging
 
 from comfy_api.latest import io
 
-from .host.base import notices as notice
+from .host.base import server
 from .host.vae import patch as lean_vae
 from .host.vae.forward import VaeSettings
 from .toolboxes import VAE
@@ -76,5 +76,5 @@ class LeanVAE(io.ComfyNode):
         else:
             text = f"this VAE stays stock: {reason}"
         logger.info("Lean VAE: %s", text)
-        notice.show_text(node_id, text)
+        server.show_text(node_id, text)
         return io.NodeOutput(lean)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from comfy_api.latest import io
 
-from .host.base import notices as notice
+from .host.base import server
 from .host.loader import folders
 from .host.loader import load as loaders
 from .weights import diffusers_folder, family, stored
@@ -154,7 +154,7 @@ class LoadZImageTurbo(io.ComfyNode):
             functools.partial(_load_clip, sources.text_encoder, config),
             functools.partial(loaders.load_vae, sources.vae.files),
         )
-        model, clip, loaded_vae = (load() for load in notice.with_progress(steps))
+        model, clip, loaded_vae = (load() for load in server.with_progress(steps))
         parts = (
             f"{found.name}, {_layers(found.layers)}, {loaders.dtype_name(model)}",
             f"{size_name(config['hidden_size'])}, {_layers(config['num_hidden_layers'])}",
@@ -162,7 +162,7 @@ class LoadZImageTurbo(io.ComfyNode):
         )
         text = " · ".join(parts)
         logger.info("Loaded %s", text)
-        notice.show_text(cls.hidden.unique_id if cls.hidden else None, text)
+        server.show_text(cls.hidden.unique_id if cls.hidden else None, text)
         return io.NodeOutput(loaders.with_shift(model, shift), clip, loaded_vae)
 
 

@@ -30,7 +30,7 @@ TWINS: dict[str, set[str]] = {
     "loader": {"weights"},
 }
 # Files of nodes/ itself that every subject may import.
-SHARED = {"units", "toolboxes"}
+SHARED = {"units", "cuts", "toolboxes"}
 # `python run.py plan` runs on the standard library alone, so these have no torch.
 TORCH_FREE = {"sizes", "cuts", "plan", "peak", "need", "choice"}
 PROBE_WITH_TORCH = {"tracker"}

@@ -11,7 +11,7 @@ import comfy.model_base
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..base import notices
+from ..base import server
 from ..base.options import LEAN_HEADS, OPTIONS_KEY, SLICE
 from .call import AttentionCall
 
@@ -48,7 +48,7 @@ class Reporter:
             return
         self._lines[kind] = line()
         logger.log(level, "Attention Slice: %s", self._lines[kind])
-        notices.show_text(self._node_id, "\n".join(self._lines.values()))
+        server.show_text(self._node_id, "\n".join(self._lines.values()))
 
 
 def with_attention_slice(

@@ -12,7 +12,7 @@ import comfy.supported_models
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ..base import notices as notice
+from ..base import server
 from ..base.options import OPTIONS_KEY
 from ..base.reserve import reserved
 from .block import BlockSettings, LeanBlock, is_known_block
@@ -158,7 +158,7 @@ class _Once:
             self.said.add(reason)
             text = f"{reason}: only the blocks are lean, not the forward around them"
             logger.info("Apply Gradient Checkpoint: %s", text)
-            notice.show_text(self.node_id, text)
+            server.show_text(self.node_id, text)
 
 
 def tell_need(need: NeedFn) -> Callable[..., Any]:

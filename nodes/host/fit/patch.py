@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
 from ..base import device as loaded
-from ..base import notices as notice
+from ..base import server
 from ..base.options import FIT, OPTIONS_KEY
 from ..base.reserve import make_room, reserved
 from ..denoiser.forward import HANDOVER_PATCHES
@@ -145,7 +145,7 @@ class Watch:
     def _say(self, text: str, *, is_warning: bool = False) -> None:
         level = logging.WARNING if is_warning else logging.INFO
         logger.log(level, "Fit to VRAM: %s", text)
-        notice.show_text(self._node_id, text)
+        server.show_text(self._node_id, text)
 
 
 def _readings(device: torch.device) -> tuple[int, int, int] | None:

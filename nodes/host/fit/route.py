@@ -8,7 +8,7 @@ from typing import Any
 import comfy.model_management as management
 from server import web
 
-from ..base import routes
+from ..base import server
 from . import budget
 
 UI_KEY = "z_image_fit"
@@ -33,4 +33,4 @@ def add(answer: AnswerFn) -> None:
             return web.json_response({"error": str(error)}, status=400)
         return web.json_response({**made, "card_bytes": budget.card_bytes(device)})
 
-    routes.add("POST", "/z_image_low_vram/fit", fit)
+    server.add_route("POST", "/z_image_low_vram/fit", fit)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
-from ..base import page
+from ..base import server
 
 EVENT = "z_image_low_vram.probe"
 # With the node's own event, which goes out at once, below ten in any second.
@@ -36,7 +36,7 @@ def place_of(node_id: str | None) -> Place:
 
 def send(place: Place, record: dict[str, Any]) -> None:
     """Sends a snapshot; nothing without a node, or a page that waits for the prompt."""
-    _send(page.waiting(), place, record)
+    _send(server.waiting_page(), place, record)
 
 
 class Outlet:
@@ -62,7 +62,7 @@ class Outlet:
 
     def send(self, place: Place, record: dict[str, Any]) -> None:
         """Sends a snapshot now or when it is due, to the page that waits for the prompt now."""
-        to = page.waiting()
+        to = server.waiting_page()
         with self._lock:
             if self._waiting is not None and self._place != place:
                 self._waiting()  # the last of an earlier prompt, which nothing newer replaces
@@ -89,7 +89,7 @@ class Outlet:
                 self._waiting = None
 
 
-def _send(to: page.Page | None, place: Place, record: dict[str, Any]) -> None:
+def _send(to: server.Page | None, place: Place, record: dict[str, Any]) -> None:
     if to is None or place.node_id is None:
         return
     data = {"prompt_id": place.prompt_id, "node_id": place.node_id, "record": record}

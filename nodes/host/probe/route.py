@@ -10,13 +10,13 @@ from typing import Any
 
 from server import web
 
-from ..base import routes
+from ..base import server
 from . import prompt as probe_prompt
 
 
 def add() -> None:
     """Adds the route to the host's server."""
-    routes.add("GET", "/z_image_low_vram/probes/{prompt_id}", answer)
+    server.add_route("GET", "/z_image_low_vram/probes/{prompt_id}", answer)
 
 
 async def answer(request: Any) -> Any:

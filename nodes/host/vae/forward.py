@@ -13,7 +13,7 @@ import comfy.utils
 import torch
 from torch import nn
 
-from ..base import notices as notice
+from ..base import server
 from ..base.reserve import make_room
 from . import layers as vae_layers
 from .pinned import PinnedRam
@@ -183,7 +183,7 @@ class LeanForward:
 
 def _say(node_id: str | None, text: str) -> None:
     logger.info("Lean VAE: %s", text)
-    notice.show_text(node_id, text)
+    server.show_text(node_id, text)
 
 
 class _Progress:

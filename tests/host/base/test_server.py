@@ -19,12 +19,12 @@ def prompts(host: Any) -> Iterator[Bench]:
 
 
 def sent(prompts: Bench, *, client: str | None) -> list[tuple[Any, str | None]]:
-    from pack.nodes.host.base import notices as notice
+    from pack.nodes.host.base import server
     from protocol import BinaryEventTypes
 
     prompts.server.client_id = client
-    notice.show_text("12", "a line")
-    notice.show_text(None, "a line of no node")
+    server.show_text("12", "a line")
+    server.show_text(None, "a line of no node")
     return prompts.sent(BinaryEventTypes.TEXT)
 
 

@@ -1,0 +1,92 @@
+"""The host's server: the page that waits, routes of ours, and what a node says while it runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import comfy.model_management
+import comfy.utils
+import torch
+from server import PromptServer
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Page(NamedTuple):
+    """The host's server, and the name by which it knows the page."""
+
+    server: Any
+    client_id: str
+
+
+def waiting_page() -> Page | None:
+    """The page that asked for the running prompt; None without a server or without such a page.
+
+    Without a client's name the host would send to every open page.
+    """
+    server = getattr(PromptServer, "instance", None)
+    if server is None or server.client_id is None:
+        return None
+    return Page(server, server.client_id)
+
+
+def add_route(method: str, path: str, handler: Callable[[Any], Any]) -> None:
+    """Adds a route before the server begins to listen; nothing without a server.
+
+    Args:
+        method: GET or POST.
+        path: as aiohttp writes it.
+        handler: an async function of the request.
+    """
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return
+    # A second copy of the pack must not keep the host from starting: it takes no path twice.
+    if all(getattr(route, "path", None) != path for route in server.routes):
+        server.routes.route(method, path)(handler)
+
+
+def show_text(node_id: str | None, text: str) -> None:
+    """Shows a line on the node; nothing where there is no node, or no page that waits for it."""
+    page = waiting_page()
+    if page is not None and node_id is not None:
+        page.server.send_progress_text(text, node_id, page.client_id)
+
+
+class NodeLog:
+    """What one node says, in the log and on the node.
+
+    Args:
+        name: of the node, as users know it; begins each line of the log.
+        node_id: None where nothing is shown.
+    """
+
+    def __init__(self, name: str, node_id: str | None) -> None:
+        self._name, self._node_id = name, node_id
+        self._lines: dict[str, str] = {}
+
+    def say(self, text: str, level: int = logging.INFO) -> None:
+        """Logs the text, and shows it instead of what the node showed before."""
+        logger.log(level, "%s: %s", self._name, text)
+        show_text(self._node_id, text)
+
+    def say_once(self, kind: str, line: str | Callable[[], str], level: int = logging.INFO) -> None:
+        """Logs the line and adds it to the node's text, unless that kind was said before."""
+        # A compiled graph is not broken for a line of text.
+        if torch.compiler.is_compiling() or kind in self._lines:
+            return
+        self._lines[kind] = line if isinstance(line, str) else line()
+        logger.log(level, "%s: %s", self._name, self._lines[kind])
+        show_text(self._node_id, "\n".join(self._lines.values()))
+
+
+def with_progress(steps: Sequence[T]) -> Iterator[T]:
+    """Yields the steps; moves the node's progress bar after each and ends when the user cancels."""
+    bar = comfy.utils.ProgressBar(len(steps))
+    for step in steps:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield step
+        bar.update(1)
