@@ -2,6 +2,7 @@
 
     python run.py demo     a real ComfyUI with this pack runs the example workflow to a picture
     python run.py test     everything this machine can test; the last line counts
+    python run.py check    ruff and pyright alone, as before a commit
     python run.py host     ComfyUI with this pack in the foreground, for trying things by hand
     python run.py bench    the named script of benchmarks/ with its own options, or all: hours;
                            `bench card` measures everything that needs a card
@@ -35,6 +36,7 @@ OLDEST_HOST = "0.16.3"  # equals requires-comfyui in pyproject.toml
 # The first host runs every test, the others those that need a host.
 ALL_TESTS, HOST_TESTS = ["tests"], ["tests/host", "tests/e2e"]
 NO_BENCHMARKS = ("__init__.py", "rows.py")
+CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright"])
 FIND_ACCELERATOR = "import torch; print(torch.accelerator.is_available())"
 # pytest without the repository's root on sys.path: the host has a module `nodes` of its own.
 PYTEST = "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
@@ -170,6 +172,18 @@ def run_bench(options: argparse.Namespace, rest: list[str]) -> int:
     return 1 if failed else 0
 
 
+def count_failed_checks(python: Path) -> int:
+    return sum(environment.call([python, "-m", *check]) != 0 for check in CHECKS)
+
+
+def run_checks(options: argparse.Namespace, rest: list[str]) -> int:
+    steps = Steps(5)
+    python = prepare(steps)
+    install_tools(steps)
+    steps("ruff check, ruff format, pyright")
+    return 1 if count_failed_checks(python) else 0
+
+
 def run_tests(options: argparse.Namespace, rest: list[str]) -> int:
     versions = list(dict.fromkeys(options.host or [DEFAULT_HOST, OLDEST_HOST]))
     steps = Steps(6 + len(versions))
@@ -178,11 +192,8 @@ def run_tests(options: argparse.Namespace, rest: list[str]) -> int:
     steps("Chromium for the browser tests")
     chromium = browser.find_chromium(python)
     steps("ruff check, ruff format, pyright: each counts as one test")
-    checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright"])
-    counts = {"passed": 0, "failed": 0, "skipped": 0}
-    for check in checks:
-        is_clean = environment.call([python, "-m", *check]) == 0
-        counts["passed" if is_clean else "failed"] += 1
+    failed = count_failed_checks(python)
+    counts = {"passed": len(CHECKS) - failed, "failed": failed, "skipped": 0}
     for index, version in enumerate(versions):
         steps(f"Tests on ComfyUI {version}")
         host_python, host_dir = choose_host(version, None)
@@ -249,8 +260,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    names = ("demo", "test", "host", "bench", "plan")
-    demo, test, host, bench, planned = (commands.add_parser(name) for name in names)
+    names = ("demo", "test", "check", "host", "bench", "plan")
+    demo, test, check, host, bench, planned = (commands.add_parser(name) for name in names)
     versions = list(environment.HOSTS)
     for command in (demo, host):
         command.add_argument("--comfyui", type=Path, metavar="DIR", help="your ComfyUI, untouched")
@@ -271,6 +282,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     planned.set_defaults(run=run_plan)
     demo.set_defaults(run=run_demo)
     test.set_defaults(run=run_tests)
+    check.set_defaults(run=run_checks)
     host.set_defaults(run=run_host)
     bench.set_defaults(run=run_bench)
     options = parser.parse_args(own)
