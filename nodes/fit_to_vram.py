@@ -15,7 +15,7 @@ from .fit.planner import Planner, answer, what_else
 from .fit.stages import Models, published_models
 from .fit.what_fits import Run
 from .host.attention import patch as attention
-from .host.base import server
+from .host.base.server import NodeLog
 from .host.denoiser import patch as lean_patch
 from .host.denoiser.block import BlockSettings
 from .host.fit import budget, latents
@@ -168,7 +168,8 @@ class FitToVRAM(io.ComfyNode):
             notes=notes,
         )
         node_id = cls.hidden.unique_id if cls.hidden else None
-        watch = fit_patch.Watch(planner.decide, node_id)
+        log = NodeLog("Fit to VRAM", node_id)
+        watch = fit_patch.Watch(planner, log)
         sample = replace(request, batch=1)  # a block takes them one by one, however many there are
         settings = BlockSettings(
             kernels=BLOCK,
@@ -180,8 +181,7 @@ class FitToVRAM(io.ComfyNode):
         )
         fit_patch.put_watch(patched, watch)
         lean = None if vae is None else _lean_vae(vae, planner, node_id)
-        logger.info("Fit to VRAM: %s", headline)
-        server.show_text(node_id, headline)
+        log.say(headline)
         shown = fit_report.as_json(plan, others=others)
         shown["card_bytes"] = budget.card_bytes(model.load_device)
         return io.NodeOutput(patched, lean, report, ui={fit_route.UI_KEY: [shown]})

@@ -1,20 +1,44 @@
-"""What was set on Fit to VRAM, and the plan it gives for each sampling and decode."""
+"""Where a budget is planned: what was set on Fit to VRAM, and the plan for each call.
+
+The budget is enforced in nodes/host/fit/patch.py, which asks for these plans.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..denoiser.need import TEXT_TOKENS, denoiser_live_bytes, of_latent
 from ..denoiser.sizes import Request
+from ..units import GIB
 from ..vae.choice import VaeChoice
 from ..vae.plan import PREFERENCES, Prefer
-from . import report as fit_report
+from . import report
 from .stages import Models, published_models
 from .what_fits import WHOLE_RUN, Alternative, Fit, Run, alternatives, fit
 
-GIB = 2**30
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known when a sampling begins.
+
+    latent_shape: [B, C, H, W] of the pictures.
+    prompts: of one picture that may go in one call.
+    text_tokens: of the longest prompt; None if no prompt has a length.
+    weight_bytes: of the model with its LoRAs.
+    other_bytes: of the models that are loaded with it.
+    room_bytes: free on the card without any of the host's models; None where there is no card.
+    is_plain: no patch or control asks for the host's own forward.
+    """
+
+    latent_shape: Sequence[int]
+    prompts: int
+    text_tokens: int | None
+    weight_bytes: int
+    other_bytes: int
+    room_bytes: int | None
+    is_plain: bool
 
 
 @dataclass(frozen=True)
@@ -98,12 +122,8 @@ class Planner:
         run = replace(run or self.run, least_need_bytes=floor)
         return fit(models, request, limit, prefer=self.prefer, run=run)
 
-    def decide(self, situation: Any) -> Decision:
+    def decide(self, situation: Situation) -> Decision:
         """The plan of a sampling that begins.
-
-        Args:
-            situation: has latent_shape, prompts, text_tokens, weight_bytes, other_bytes, room_bytes
-                and is_plain.
 
         Raises:
             ValueError: it cannot run in the budget.
@@ -127,9 +147,9 @@ class Planner:
             plan = planned(1)  # the host takes prompts one by one where they do not fit together
         others = what_else(plan)
         (stage,), limit = plan.stages, plan.budget_bytes
-        text = f"{fit_report.headline(plan)} · {stage.setting}"
+        text = f"{report.headline(plan)} · {stage.setting}"
         if others:
-            text += f" · what would fit: {fit_report.either(others)}"
+            text += f" · what would fit: {report.either(others)}"
         resident = stage.resident_bytes(limit)
         one = denoiser_live_bytes(plan.request, plan.groups, is_plain=situation.is_plain)
         return Decision(
@@ -161,8 +181,8 @@ def what_else(plan: Fit) -> list[Alternative]:
     """
     found = list(alternatives(plan))
     if plan.verdict == "too large":
-        instead = f"; what would fit: {fit_report.either(found)}" if found else ""
-        raise ValueError(f"Fit to VRAM: {fit_report.headline(plan)}{instead}")
+        instead = f"; what would fit: {report.either(found)}" if found else ""
+        raise ValueError(f"Fit to VRAM: {report.headline(plan)}{instead}")
     return found
 
 
@@ -184,4 +204,4 @@ def answer(asked: Mapping[str, Any], room_bytes: int | None, margin_bytes: int) 
     run = Run(has_lean_vae=bool(asked["has_vae"]))
     planner = Planner(published_models(), request, named, margin_bytes, asked["prefer"], run=run)
     plan = planner.plan(request, room_bytes)
-    return fit_report.as_json(plan, others=list(alternatives(plan)))
+    return report.as_json(plan, others=list(alternatives(plan)))

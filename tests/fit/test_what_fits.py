@@ -7,12 +7,12 @@ import random
 import re
 import time
 from dataclasses import replace
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pack.nodes.denoiser.sizes import Request
 from pack.nodes.fit import report as fit_report
-from pack.nodes.fit.planner import Planner, answer
+from pack.nodes.fit.planner import Planner, Situation, answer
 from pack.nodes.fit.stages import Models, denoise_stages, published_models, text_stage, vae_stage
 from pack.nodes.fit.text_encoder import text_encoder_peak_bytes
 from pack.nodes.fit.what_fits import (
@@ -228,8 +228,8 @@ def test_budget_is_the_named_one_or_what_is_free_less_the_margin(named, room, bu
     assert planner.budget_bytes(room) == budget
 
 
-def situation(side: int, *, room: float = 24, **changed):
-    usual = {
+def situation(side: int, *, room: float = 24, **changed: Any) -> Situation:
+    usual: dict[str, Any] = {
         "latent_shape": (1, 16, side // 8, side // 8),
         "prompts": 1,
         "text_tokens": 30,
@@ -238,7 +238,7 @@ def situation(side: int, *, room: float = 24, **changed):
         "room_bytes": int(room * GIB),
         "is_plain": True,
     }
-    return SimpleNamespace(**{**usual, **changed})
+    return Situation(**{**usual, **changed})
 
 
 def test_decides_each_sampling_by_what_is_there_then():
@@ -277,7 +277,7 @@ def test_what_would_fit_is_told_for_the_sampling_as_it_is():
     side = int(told[1] or told[3])
     for pixels, is_warning in ((side, False), (side + 64, True)):
         smaller = replace(planner, prefer="smallest").decide(
-            SimpleNamespace(**{**vars(asked), "latent_shape": (2, 16, pixels // 8, pixels // 8)})
+            replace(asked, latent_shape=(2, 16, pixels // 8, pixels // 8))
         )
         assert smaller.is_warning == is_warning, (pixels, smaller.text)
 

@@ -1,4 +1,4 @@
-"""The models that the host has loaded, and the cards on which they may lie."""
+"""Which models the host has loaded on a card, and what they and torch's allocator hold there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def is_card(device: torch.device) -> bool:
-    """Whether it is a card that tells its memory; a DirectML card does not."""
+    """Whether the device is a card that reports its memory; a DirectML card does not."""
     return device.type in ("cuda", "xpu")
 
 
@@ -26,5 +26,33 @@ def weights_bytes(device: torch.device) -> int:
 
 
 def is_dynamic(patcher: Any) -> bool:
-    """Whether a model's weights lie in pages that yield (dynamic VRAM)."""
+    """Whether the host keeps a model's weights in pages that it can evict (dynamic VRAM)."""
     return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
+
+
+def resident_page_bytes(patcher: Any) -> int:
+    """Bytes of one model's weights in pages of dynamic VRAM."""
+    if not is_dynamic(patcher):
+        return 0
+    return max(0, patcher.loaded_size() - patcher.model.model_loaded_weight_memory)
+
+
+def pages_bytes(device: torch.device) -> int:
+    """Bytes of weights in pages of dynamic VRAM, which torch's allocator does not count."""
+    return sum(resident_page_bytes(patcher) for patcher in models_on(device))
+
+
+def allocator_bytes(device: torch.device, kind: str = "allocated_bytes") -> tuple[int, int]:
+    """Current and highest bytes in torch's allocator of a card; zeros before its first use.
+
+    Args:
+        device: a card.
+        kind: allocated_bytes or reserved_bytes.
+    """
+    module = torch.cuda.memory if device.type == "cuda" else torch.xpu.memory
+    nested = getattr(module, "memory_stats_as_nested_dict", None)
+    stats = nested(device) if nested is not None else {}
+    if stats:
+        return stats[kind]["all"]["current"], stats[kind]["all"]["peak"]
+    flat = getattr(torch, device.type).memory_stats(device)
+    return flat.get(f"{kind}.all.current", 0), flat.get(f"{kind}.all.peak", 0)

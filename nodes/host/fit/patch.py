@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from comfy import sampler_helpers
@@ -13,64 +13,25 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
-from ..base import device as loaded
-from ..base import server
+from ...fit.planner import Decision, Planner, Situation
+from ...units import MIB
+from ..base.device import allocator_bytes, is_card, pages_bytes, weights_bytes
 from ..base.options import FIT, OPTIONS_KEY
 from ..base.reserve import make_room, reserved
+from ..base.server import NodeLog
 from ..denoiser.forward import HANDOVER_PATCHES
-from ..probe import device as probe_device
 from . import budget
 
-logger = logging.getLogger(__name__)
-
 _KEY = f"{OPTIONS_KEY}.fit_to_vram"
-MIB = 2**20
 # Share by which predicted and measured may differ without a warning.
 APART = 0.05
-
-
-class Situation(NamedTuple):
-    """What is known when a sampling begins.
-
-    latent_shape: [B, C, H, W] of the pictures.
-    prompts: of a picture that may go in one call.
-    text_tokens: of the longest prompt; None if no prompt tells.
-    weight_bytes: of the model with its LoRAs.
-    other_bytes: of the models that are loaded with it.
-    room_bytes: see `budget.room_bytes`.
-    is_plain: no patch or control asks for the host's own forward.
-    """
-
-    latent_shape: Sequence[int]
-    prompts: int
-    text_tokens: int | None
-    weight_bytes: int
-    other_bytes: int
-    room_bytes: int | None
-    is_plain: bool
-
-
-class Decision(Protocol):
-    """What memory's planner decides, see there."""
-
-    groups: int
-    live_bytes: tuple[int, int]
-    need_bytes: int
-    peak_bytes: int
-    limit_bytes: int | None
-    budget_bytes: int | None
-    text: str
-    is_warning: bool
-
-
-DecideFn = Callable[[Situation], Any]
 
 
 class Watch:
     """The wrappers of one Fit to VRAM node; between two samplings it holds no tensor."""
 
-    def __init__(self, decide: DecideFn, node_id: str | None) -> None:
-        self._decide, self._node_id = decide, node_id
+    def __init__(self, planner: Planner, log: NodeLog) -> None:
+        self._planner, self._log = planner, log
         self._is_sampling, self._is_guided, self._is_asked = False, True, False
         self._decision: Decision | None = None
         self._lift: Callable[[], None] | None = None
@@ -83,7 +44,7 @@ class Watch:
         options = kwargs.get("model_options") or {}
         is_guided = self._is_guided or options.get("disable_cfg1_optimization", False)
         together = _loaded_with(model, conds)
-        decision = self._decision = self._decide(
+        decision = self._decision = self._planner.decide(
             Situation(
                 noise_shape,
                 _prompts(conds, is_guided=is_guided),
@@ -143,17 +104,14 @@ class Watch:
         self._say(f"{decision.text}\n{line}", is_warning=off > APART)
 
     def _say(self, text: str, *, is_warning: bool = False) -> None:
-        level = logging.WARNING if is_warning else logging.INFO
-        logger.log(level, "Fit to VRAM: %s", text)
-        server.show_text(self._node_id, text)
+        self._log.say(text, logging.WARNING if is_warning else logging.INFO)
 
 
 def _readings(device: torch.device) -> tuple[int, int, int] | None:
     """Of torch's allocator: the weights in it, current and peak bytes; None without a card."""
-    if not loaded.is_card(device):
+    if not is_card(device):
         return None
-    weights = loaded.weights_bytes(device) - probe_device.pages_bytes(device)
-    return (weights, *probe_device.allocator_bytes(device))
+    return (weights_bytes(device) - pages_bytes(device), *allocator_bytes(device))
 
 
 def put_watch(model: ModelPatcher, watch: Watch) -> None:

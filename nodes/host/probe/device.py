@@ -17,7 +17,14 @@ import comfyui_version
 import psutil
 import torch
 
-from ..base.device import is_card, is_dynamic, models_on
+from ..base.device import (
+    allocator_bytes,
+    is_card,
+    is_dynamic,
+    models_on,
+    pages_bytes,
+    resident_page_bytes,
+)
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -66,17 +73,6 @@ def gauge_of(device: torch.device) -> Gauge:
             f"torch's {device.type} allocator" + (_AND_PAGES if memory.aimdo_enabled else ""),
         )
     return _process_gauge()
-
-
-def allocator_bytes(device: torch.device) -> tuple[int, int]:
-    """Current and highest bytes in torch's allocator of a card, without pages."""
-    stats = _stats(device)
-    return stats["current"], stats["peak"]
-
-
-def pages_bytes(device: torch.device) -> int:
-    """Bytes of weights in pages that yield, which torch's allocator does not count."""
-    return sum(_pages(patcher) for patcher in models_on(device))
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -144,23 +140,6 @@ def _streams_unseen(device: torch.device) -> str:
     return "seen while a model is sampled behind a probe on its MODEL wire"
 
 
-def _pages(patcher: Any) -> int:
-    if not is_dynamic(patcher):
-        return 0
-    return max(0, patcher.loaded_size() - patcher.model.model_loaded_weight_memory)
-
-
-def _stats(device: torch.device, kind: str = "allocated_bytes") -> dict[str, int]:
-    """Current and peak of one kind; zeros before the device was first used."""
-    module = torch.cuda.memory if device.type == "cuda" else torch.xpu.memory
-    nested = getattr(module, "memory_stats_as_nested_dict", None)
-    stats = nested(device) if nested is not None else {}
-    if not stats:
-        flat = getattr(torch, device.type).memory_stats(device)
-        return {name: flat.get(f"{kind}.all.{name}", 0) for name in ("current", "peak")}
-    return stats[kind]["all"]
-
-
 def _allocator() -> str:
     backend = torch.cuda.get_allocator_backend()
     settings = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
@@ -180,9 +159,9 @@ def _allocator_figures(device: torch.device) -> Iterator[tuple[str, int | None, 
             yield name, None, reason
         return
     for name, kind in zip(names, ("allocated_bytes", "reserved_bytes"), strict=True):
-        stats = _stats(device, kind)
-        yield name, stats["current"], None
-        yield f"{name}, highest since it was set back", stats["peak"], None
+        current, peak = allocator_bytes(device, kind)
+        yield name, current, None
+        yield f"{name}, highest since it was set back", peak, None
 
 
 def _driver_figures(device: torch.device) -> Iterator[tuple[str, int | None, str | None]]:
@@ -199,9 +178,9 @@ def _driver_figures(device: torch.device) -> Iterator[tuple[str, int | None, str
         yield from ((name, None, reason) for name in names)
         return
     used = total - free
-    own = _stats(device, "reserved_bytes")["current"] + pages_bytes(device)
+    reserved, _ = allocator_bytes(device, "reserved_bytes")
     yield names[0], used, None
-    yield names[1], max(0, used - own), None
+    yield names[1], max(0, used - reserved - pages_bytes(device)), None
 
 
 def _model_figures(patcher: Any) -> Iterator[tuple[str, int | None, str | None]]:
@@ -210,7 +189,7 @@ def _model_figures(patcher: Any) -> Iterator[tuple[str, int | None, str | None]]
     yield f"{name}: weights on the device", loaded, None
     yield f"{name}: weights elsewhere", max(0, whole - loaded), None
     if is_dynamic(patcher):
-        yield f"{name}: pages resident", _pages(patcher), None
+        yield f"{name}: pages resident", resident_page_bytes(patcher), None
 
 
 def _pinned() -> Amount:
