@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pack.nodes.weights.component import Component
-from pack.nodes.weights.header import DTYPE_BITS, TensorInfo
+from pack.nodes.weights.header import TensorInfo
+
+# The element types of safetensors 0.8, and the bits of each.
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}  # fmt: skip
 
 # Shapes by tensor name; the element type is chosen once for all of them.
 Shapes = Mapping[str, Sequence[int]]
@@ -31,6 +38,13 @@ def file_bytes(header: object, data: bytes = b"") -> bytes:
     """A file of that header (JSON text, or what is made into it) and data, right or wrong."""
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(raw)) + raw + data
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """Writes in place: some file systems flush what was truncated to nothing, which is slow."""
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.write(data)
+        file.truncate()
 
 
 def write_file(
@@ -65,7 +79,7 @@ def write_shards(
 
 def write_index(folder: Path, weight_map: object, *, stem: str = "model") -> None:
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    overwrite(folder / f"{stem}.safetensors.index.json", json.dumps(index).encode())
 
 
 def component(

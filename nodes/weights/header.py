@@ -5,27 +5,15 @@ from __future__ import annotations
 import json
 import reprlib
 import stat
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
+
 # safetensors' own limit on the header, in bytes.
 MAX_HEADER_BYTES = 100_000_000
-
-DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
-}  # fmt: skip
-
-
-_FIELDS = ("dtype", "shape", "data_offsets")
-# Shows what a header holds, which may be long or nested deeply, in a sentence.
-_repr = reprlib.Repr()
-_repr.maxstring = 120
-_repr.maxlevel = 2
 
 
 class WeightsError(ValueError):
@@ -56,20 +44,18 @@ class Header:
     path: Path
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
-    file_bytes: int
 
 
 def read_header(path: Path) -> Header:
     """Reads and checks the header of a safetensors file, without touching the tensors.
 
-    Source: the safetensors format: 8 bytes of header length (little endian), JSON, then the data
-    without gaps.
+    The safetensors library judges the file. Our own checks are for what it lets through.
 
     Args:
         path: the file.
 
     Returns:
-        The tensors by name, the metadata and the file's size in bytes.
+        The tensors by name and the metadata.
 
     Raises:
         WeightsError: the file cannot be read, is of another format, is truncated or is malformed.
@@ -82,23 +68,11 @@ def read_header(path: Path) -> Header:
         if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for its other end
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
             raise WeightsError(f"{name} is {kind}, not a weight file: choose a .safetensors file")
-        file_bytes = status.st_size
         with path.open("rb") as file:
             start = file.read(128)
             _refuse_other_formats(name, start)
-            if file_bytes < 8:
-                raise WeightsError(
-                    f"{name} is truncated: a safetensors file has at least 8 bytes, this one has "
-                    f"{file_bytes}: download it again"
-                )
-            (header_bytes,) = struct.unpack("<Q", start[:8])
-            if header_bytes > MAX_HEADER_BYTES:
-                raise WeightsError(
-                    f"{name} is no safetensors file: its first 8 bytes announce a header of "
-                    f"{header_bytes} bytes, more than {MAX_HEADER_BYTES}: download it again"
-                )
-            if 8 + header_bytes > file_bytes:
-                raise WeightsError(_truncated(name, 8 + header_bytes, file_bytes))
+            header_bytes = int.from_bytes(start[:8], "little")
+            _ask_library(path, header_bytes, status.st_size)
             file.seek(8)
             raw = file.read(header_bytes)
     except OSError as error:
@@ -106,38 +80,24 @@ def read_header(path: Path) -> Header:
             f"{name} cannot be read ({error.strerror or error}): check that the file exists and "
             "that you may read it"
         ) from error
-
-    entries = _parse(name, raw)
-    metadata = entries.pop("__metadata__", None)
-    if metadata is None:
-        metadata = {}
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _malformed(name, "its metadata is not a table of text")
-    tensors, data_bytes = _check_entries(name, entries)
-    expected = 8 + header_bytes + data_bytes
-    if file_bytes < expected:
-        raise WeightsError(_truncated(name, expected, file_bytes))
-    if file_bytes > expected:
-        raise _malformed(
-            name, f"it has {file_bytes} bytes where its header describes {expected} bytes"
-        )
-    return Header(path, tensors, metadata, file_bytes)
+    try:
+        entries = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _malformed(name, f"not valid JSON ({error})") from error
+    metadata = entries.pop("__metadata__", None) or {}
+    tensors = {tensor: _tensor_info(name, tensor, entry) for tensor, entry in entries.items()}
+    expected = 8 + header_bytes + sum(info.nbytes for info in tensors.values())
+    if status.st_size < expected:
+        raise _truncated(name, expected, status.st_size)
+    if status.st_size > expected:
+        why = f"it has {status.st_size} bytes where its header describes {expected} bytes"
+        raise _malformed(name, why)
+    return Header(path, tensors, metadata)
 
 
 def pickle_sentence(name: str) -> str:
     """What to tell the user who chose a pickle file."""
     return f"{name} is a pickle file, which can run code when it is opened: use a .safetensors file"
-
-
-def _truncated(name: str, expected: int, found: int) -> str:
-    return (
-        f"{name} is truncated: its header describes {expected} bytes, the file has {found} bytes: "
-        "download it again"
-    )
-
-
-def _malformed(name: str, why: str) -> WeightsError:
-    return WeightsError(f"{name} has a malformed safetensors header: {why}: download it again")
 
 
 def _refuse_other_formats(name: str, start: bytes) -> None:
@@ -153,79 +113,58 @@ def _refuse_other_formats(name: str, start: bytes) -> None:
         )
 
 
+def _ask_library(path: Path, header_bytes: int, file_bytes: int) -> None:
+    """Raises what the safetensors library finds, except for a wrong number of data bytes."""
+    name = path.name
+    try:
+        with safe_open(path, framework="np"):  # "pt" would also make a torch storage of the file
+            return
+    except SafetensorError as error:
+        why = str(error).removeprefix("Error while deserializing header: ")
+        if file_bytes < 8:
+            raise WeightsError(
+                f"{name} is truncated: a safetensors file has at least 8 bytes, this one has "
+                f"{file_bytes}: download it again"
+            ) from error
+        if header_bytes > MAX_HEADER_BYTES:
+            raise WeightsError(
+                f"{name} is no safetensors file: its first 8 bytes announce a header of "
+                f"{header_bytes} bytes, more than {MAX_HEADER_BYTES}: download it again"
+            ) from error
+        if file_bytes < 8 + header_bytes:
+            raise _truncated(name, 8 + header_bytes, file_bytes) from error
+        # The library checks the entries first. It does not say how many bytes they describe.
+        # "incomplete metadata, ..."; before safetensors 0.6 "MetadataIncompleteBuffer".
+        if "ncomplete" not in why:
+            raise _malformed(name, why) from error
+
+
+def _truncated(name: str, expected: int, found: int) -> WeightsError:
+    return WeightsError(
+        f"{name} is truncated: its header describes {expected} bytes, the file has {found} bytes: "
+        "download it again"
+    )
+
+
+def _malformed(name: str, why: str) -> WeightsError:
+    return WeightsError(f"{name} has a malformed safetensors header: {why:.200}: download it again")
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name is in it twice")
     return table
 
 
-def _natural(text: str) -> int:
-    # "-0" too: the safetensors library takes it for a fraction.
-    if text.startswith("-"):
-        raise ValueError(f"the negative number {text}")
-    return int(text)
-
-
-def _parse(name: str, raw: bytes) -> dict[str, Any]:
-    # The format asks for an opening brace at once; padding is allowed behind the JSON only.
-    if not raw.startswith(b"{"):
-        raise _malformed(name, "it does not begin with '{'")
-    try:
-        text = raw.decode("utf-8")
-        entries = json.loads(text, object_pairs_hook=_no_duplicates, parse_int=_natural)
-        if "\\u" in text:  # an escaped half of a surrogate pair is no character
-            json.dumps(entries, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise _malformed(name, f"not valid JSON ({error})") from error
-    if not isinstance(entries, dict):
-        raise _malformed(name, "it is not a JSON object")
-    return entries
-
-
-def _is_sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
-
-
-def _elements(shape: list[int]) -> int:
-    """The number of elements, or 2**63 where it is that or more, zeros aside."""
-    count = 1
-    for extent in shape:
-        count *= max(extent, 1)
-        if count >= 2**63:  # not math.prod: for a long list of large numbers it takes minutes
-            return 2**63
-    return 0 if 0 in shape else count
-
-
-def _check_entries(name: str, entries: Mapping[str, Any]) -> tuple[dict[str, TensorInfo], int]:
-    """Returns the tensors and the number of data bytes that they fill without a gap."""
-    tensors: dict[str, TensorInfo] = {}
-    spans: list[tuple[int, int, str]] = []
-    for tensor, entry in entries.items():
-        shown = _repr.repr(tensor)
-        if not isinstance(entry, dict) or entry.keys() != set(_FIELDS):
-            raise _malformed(name, f"the entry of {shown} must have the fields {_FIELDS}")
-        dtype, shape, span = (entry[field] for field in _FIELDS)
-        if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-            raise _malformed(name, f"{shown} has the unknown element type {_repr.repr(dtype)}")
-        if not isinstance(shape, list) or not _is_sizes(shape):
-            raise _malformed(name, f"{shown} has the shape {_repr.repr(shape)}")
-        if not isinstance(span, list) or not _is_sizes(span) or len(span) != 2:
-            raise _malformed(name, f"{shown} has the data offsets {_repr.repr(span)}")
-        start, end = span
-        if _elements(shape) * DTYPE_BITS[dtype] != (end - start) * 8:
-            raise _malformed(
-                name,
-                f"{shown} of shape {_repr.repr(shape)} and type {dtype} cannot fill "
-                f"{end - start} bytes",
-            )
-        tensors[tensor] = TensorInfo(dtype, tuple(shape), end - start)
-        spans.append((start, end, tensor))
-    end_of_last = 0
-    for start, end, tensor in sorted(spans):
-        if start != end_of_last:
-            raise _malformed(
-                name, f"{_repr.repr(tensor)} begins at byte {start}, not at {end_of_last}"
-            )
-        end_of_last = end
-    return tensors, end_of_last
+def _tensor_info(name: str, tensor: str, entry: Any) -> TensorInfo:
+    # The library also takes an entry as a list, an element type as a table, and unknown fields.
+    fields = ("dtype", "shape", "data_offsets")
+    is_entry = isinstance(entry, dict) and entry.keys() == set(fields)
+    if not is_entry or not isinstance(entry["dtype"], str):
+        raise _malformed(name, f"the entry of {reprlib.repr(tensor)} must have the fields {fields}")
+    shape, (start, end) = entry["shape"], entry["data_offsets"]
+    # A shape with a 0 in it fills no byte, so the library takes any size beside the 0.
+    if 0 in shape and sum(extent.bit_length() for extent in shape) > 63:
+        raise _malformed(name, f"{reprlib.repr(tensor)} has the shape {reprlib.repr(shape)}")
+    return TensorInfo(entry["dtype"], tuple(shape), end - start)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pack.nodes.weights.header import DTYPE_BITS, MAX_HEADER_BYTES, WeightsError, read_header
-from pack.testing.fake_files import entry, file_bytes, write_file
-from safetensors import safe_open
+from pack.nodes.weights.header import MAX_HEADER_BYTES, WeightsError, read_header
+from pack.testing.fake_files import DTYPE_BITS, entry, file_bytes, write_file
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
@@ -34,6 +34,15 @@ def malformed(why: str) -> str:
     return f"x.safetensors has a malformed safetensors header: {why}: download it again"
 
 
+def library_words(path: Path) -> str:
+    """Why the library refuses the file; a sentence of the test's own would change with it."""
+    with pytest.raises(SafetensorError) as caught, safe_open(path, framework="np"):
+        pass
+    words = str(caught.value).removeprefix("Error while deserializing header: ")
+    assert len(words) > 5
+    return words[:200]
+
+
 def test_reads_what_the_library_wrote(path):
     tensors = {
         "b": torch.zeros(3, 5, dtype=torch.bfloat16),
@@ -51,7 +60,6 @@ def test_reads_what_the_library_wrote(path):
     }
     assert header.metadata == {"format": "pt", "note": "x"}
     assert header.path == path
-    assert header.file_bytes == path.stat().st_size
 
 
 def test_reads_a_file_without_tensors_or_metadata(path):
@@ -136,52 +144,31 @@ FIELDS = "must have the fields ('dtype', 'shape', 'data_offsets')"
 
 
 @pytest.mark.parametrize(
-    ("header", "why"),
-    [
-        (b"[]", "it does not begin with '{'"),
-        (b' {"a": 1}', "it does not begin with '{'"),
-        (b'{"a": 1}', f"the entry of 'a' {FIELDS}"),
-        ({"a": {**U8, "dtype": "F128"}}, "'a' has the unknown element type 'F128'"),
-        ({"a": {**U8, "dtype": 8}}, "'a' has the unknown element type 8"),
-        ({"a": {"shape": [1], "data_offsets": [0, 1]}}, f"the entry of 'a' {FIELDS}"),
-        ({"a": {**U8, "strides": [1]}}, f"the entry of 'a' {FIELDS}"),
-        ({"a": {**U8, "shape": 1}}, "'a' has the shape 1"),
-        ({"a": {**U8, "shape": [1.0]}}, "'a' has the shape [1.0]"),
-        ({"a": {**U8, "shape": [True]}}, "'a' has the shape [True]"),
-        ({"a": {**U8, "shape": [2**63]}}, "'a' has the shape [9223372036854775808]"),
-        ({"a": {**U8, "data_offsets": [0]}}, "'a' has the data offsets [0]"),
-        ({"a": {**U8, "data_offsets": [0, 1, 2]}}, "'a' has the data offsets [0, 1, 2]"),
-        ({"a": {**U8, "data_offsets": "01"}}, "'a' has the data offsets '01'"),
-        ({"a": {**U8, "shape": [2]}}, "'a' of shape [2] and type U8 cannot fill 1 bytes"),
-        (
-            {"a": {**U8, "shape": [2], "data_offsets": [1, 0]}},
-            "'a' of shape [2] and type U8 cannot fill -1 bytes",
-        ),
-        (
-            {"a": {**U8, "dtype": "F4", "shape": [3]}},
-            "'a' of shape [3] and type F4 cannot fill 1 bytes",
-        ),
-        (
-            {"a": {**U8, "shape": [2**62, 4, 0], "data_offsets": [0, 0]}},
-            "'a' of shape [4611686018427387904, 4, 0] and type U8 cannot fill 0 bytes",
-        ),
-        ({"a": U8, "b": entry("U8", [1], 2)}, "'b' begins at byte 2, not at 1"),
-        ({"b": entry("U8", [3], 0), "a": entry("U8", [3], 2)}, "'a' begins at byte 2, not at 3"),
-        ({"a": entry("U8", [3], 1)}, "'a' begins at byte 1, not at 0"),
-        ({"__metadata__": {"a": 1}}, "its metadata is not a table of text"),
-        ({"__metadata__": []}, "its metadata is not a table of text"),
-        ({"__metadata__": 0}, "its metadata is not a table of text"),
-    ],
-    ids=lambda value: str(value)[:60],
-)
-def test_malformed(path, header, why):
-    path.write_bytes(file_bytes(header, b"\0" * 16))
-    assert refusal(path) == malformed(why)
-
-
-@pytest.mark.parametrize(
     "header",
     [
+        b"[]",
+        b' {"a": 1}',
+        b'{"a": 1}',
+        {"a": {**U8, "dtype": "F128"}},
+        {"a": {**U8, "dtype": 8}},
+        {"a": {"shape": [1], "data_offsets": [0, 1]}},
+        {"a": {**U8, "shape": 1}},
+        {"a": {**U8, "shape": [1.0]}},
+        {"a": {**U8, "shape": [True]}},
+        {"a": {**U8, "shape": [2**63]}},
+        {"a": {**U8, "data_offsets": [0]}},
+        {"a": {**U8, "data_offsets": [0, 1, 2]}},
+        {"a": {**U8, "data_offsets": "01"}},
+        {"a": {**U8, "shape": [2]}},
+        {"a": {**U8, "shape": [2], "data_offsets": [1, 0]}},
+        {"a": {**U8, "dtype": "F4", "shape": [3]}},
+        {"a": {**U8, "shape": [2**62, 4, 0], "data_offsets": [0, 0]}},
+        {"a": U8, "b": entry("U8", [1], 2)},
+        {"b": entry("U8", [3], 0), "a": entry("U8", [3], 2)},
+        {"a": entry("U8", [3], 1)},
+        {"__metadata__": {"a": 1}},
+        {"__metadata__": []},
+        {"__metadata__": 0},
         b"{",
         b'{"a": }',
         b"{}\0",
@@ -194,20 +181,40 @@ def test_malformed(path, header, why):
         b'{"a":' * 100_000,
         b'{"a": {"dtype": "U8", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 1]}}',
     ],
-    ids=lambda value: str(value)[2:40],
+    ids=lambda value: str(value)[:60],
 )
-def test_malformed_json(path, header):
-    path.write_bytes(file_bytes(header, b"x"))
-    assert refusal(path).startswith(
-        malformed("")[: -len(": download it again")] + "not valid JSON ("
-    )
-    assert refusal(path).endswith("): download it again")
+def test_what_the_library_refuses_is_refused_in_its_words(path, header):
+    path.write_bytes(file_bytes(header, b"\0" * 16))
+    assert refusal(path) == malformed(library_words(path))
 
 
-def test_a_name_that_stands_in_the_header_twice(path):
-    text = json.dumps(U8).encode()
-    path.write_bytes(file_bytes(b'{"a": %s, "a": %s}' % (text, text), b"x"))
-    assert refusal(path) == malformed("not valid JSON (a name stands in it twice)")
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ({"a": {**U8, "strides": [1]}}, f"the entry of 'a' {FIELDS}"),
+        ({"a": ["U8", [1], [0, 1]]}, f"the entry of 'a' {FIELDS}"),
+        ({"a": {**U8, "dtype": {"U8": None}}}, f"the entry of 'a' {FIELDS}"),
+        (
+            {"a": {**U8, "shape": [0, 2**62, 4], "data_offsets": [0, 0]}},
+            "'a' has the shape [0, 4611686018427387904, 4]",
+        ),
+        (
+            {"a": {**U8, "shape": [0, 2**63], "data_offsets": [0, 0]}},
+            "'a' has the shape [0, 9223372036854775808]",
+        ),
+        (
+            b'{"a": %s, "a": %s}' % ((json.dumps(U8).encode(),) * 2),
+            "not valid JSON (a name is in it twice)",
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_the_library_lets_through(path, header, why):
+    data = b"\0" if b"[0, 1]" in file_bytes(header) else b""
+    path.write_bytes(file_bytes(header, data))
+    with safe_open(path, framework="np"):
+        pass
+    assert refusal(path) == malformed(why)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +224,10 @@ def test_a_name_that_stands_in_the_header_twice(path):
         {"a": {**U8, "dtype": "F" * 100_000}},
         {"a": {**U8, "shape": [1] * 100_000 + [2]}},
         {"a": {**U8, "shape": [2**63 - 2] * 50_000}},
+        {"a": {**U8, "shape": [0] + [2**63 - 2] * 50_000, "data_offsets": [0, 0]}},
         {"a": {**U8, "data_offsets": [[[[0] * 1000] * 10]] * 10}},
     ],
-    ids=["name", "dtype", "shape", "product", "offsets"],
+    ids=["name", "dtype", "shape", "product", "zero", "offsets"],
 )
 def test_a_header_of_absurd_length_is_refused_at_once_in_one_sentence(path, header):
     path.write_bytes(file_bytes(header, b"x"))

@@ -17,7 +17,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from pack.nodes.weights.header import DTYPE_BITS, Header, WeightsError, read_header
+from pack.nodes.weights.header import Header, WeightsError, read_header
+from pack.testing.fake_files import DTYPE_BITS, overwrite
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -59,7 +60,7 @@ def library_reads(path: Path) -> tuple[dict, dict] | None:
 
 def check(path: Path, raw: bytes) -> Header | None:
     """What `read_header` says of a file of these bytes, checked against the library."""
-    path.write_bytes(raw)
+    overwrite(path, raw)
     start = time.thread_time()
     try:
         header = read_header(path)
@@ -72,7 +73,6 @@ def check(path: Path, raw: bytes) -> Header | None:
     if header is not None:
         told = {n: (t.dtype, t.shape) for n, t in header.tensors.items()}
         assert (told, header.metadata) == library_reads(path)
-        assert header.file_bytes == len(raw)
     return header
 
 
