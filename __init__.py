@@ -5,6 +5,6 @@ WEB_DIRECTORY = "./js"
 
 async def comfy_entrypoint():
     """The host's entry point of a node pack; imports nothing of the host before it is called."""
-    from pack.nodes.extension import ZImageLowVRAM
+    from .nodes.extension import ZImageLowVRAM
 
     return ZImageLowVRAM()
