@@ -1,6 +1,6 @@
 // How Fit to VRAM looks.
 
-import { panelRules } from "../probe/style.js";
+import { panelRules } from "../shared/elements.js";
 
 export const style = new CSSStyleSheet();
 style.replaceSync(`

@@ -2,8 +2,8 @@
 
 import { PARTS, barsOf, highest } from "./bars.js";
 import { style } from "./style.js";
-import { make } from "../probe/details.js";
-import { bytesText } from "../probe/numbers.js";
+import { bytesText } from "../shared/bytes.js";
+import { make } from "../shared/elements.js";
 import { textsOf } from "../shared/texts.js";
 
 const text = textsOf("zImageFitToVram");

@@ -1,7 +1,7 @@
 // The chart of a record as SVG: what the bytes were made of over time, the steps, the peak.
 
+import { bytesText, unitOf } from "../shared/bytes.js";
 import {
-  bytesText,
   heightOf,
   isFlat,
   sampleAt,
@@ -9,10 +9,9 @@ import {
   thin,
   tickDigits,
   ticks,
-  unitOf,
   verticalAxis,
 } from "./numbers.js";
-import { text } from "../shared/texts.js";
+import { text } from "./texts.js";
 
 // A row of the timeline: [t_s, weights, activations, other, step, block].
 const T = 0;

@@ -1,14 +1,9 @@
 // The list behind the button "Figures": everything that a record tells besides its chart.
 
-import { bytesText, secondsText } from "./numbers.js";
-import { text } from "../shared/texts.js";
-
-export function make(name, className, content = "") {
-  const element = document.createElement(name);
-  element.className = className;
-  element.textContent = content;
-  return element;
-}
+import { bytesText } from "../shared/bytes.js";
+import { make } from "../shared/elements.js";
+import { secondsText } from "./numbers.js";
+import { text } from "./texts.js";
 
 /** Everything else that the record tells, as a list. */
 export function fillDetails(details, record) {

@@ -1,11 +1,13 @@
 // What a probe's node shows: the peak, the chart, what a moment was made of, and the buttons.
 
+import { bytesText } from "../shared/bytes.js";
+import { make } from "../shared/elements.js";
 import { drawChart, momentText } from "./chart.js";
-import { fillDetails, make } from "./details.js";
+import { fillDetails } from "./details.js";
 import { copyText, saveJson } from "./export.js";
-import { bytesText, percentText } from "./numbers.js";
+import { percentText } from "./numbers.js";
 import { style } from "./style.js";
-import { text } from "../shared/texts.js";
+import { text } from "./texts.js";
 
 const RECORD_VERSION = 1;
 const PARTS = ["weights", "activations", "other"];

@@ -3,12 +3,13 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { addPanel, viewOf } from "../shared/node_panel.js";
+import { getJson, history, nodeAt, nodesOf, queued, running } from "../shared/prompts.js";
+import { loadTexts } from "../shared/texts.js";
 import { copyText } from "./export.js";
 import { Follower } from "./follower.js";
 import { Records, isEarlier, isFinal, isNewer } from "./records.js";
-import { loadTexts, text } from "../shared/texts.js";
+import { text } from "./texts.js";
 import { ProbeView } from "./view.js";
-import { getJson, history, nodeAt, nodesOf, queued, running } from "../shared/prompts.js";
 
 const NODE_TYPE = "ZImageVRAMProbe";
 const EVENT = "z_image_low_vram.probe";

@@ -21,6 +21,3 @@ export function textsOf(key) {
     return (found ?? name).replace(/\$(\d)/g, (_, index) => values[index - 1] ?? "");
   };
 }
-
-/** The probe's sentence of that name. */
-export const text = textsOf("zImageVramProbe");

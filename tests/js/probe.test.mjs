@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { Follower } from "../../js/probe/follower.js";
+import { bytesText } from "../../js/shared/bytes.js";
 import * as numbers from "../../js/probe/numbers.js";
 import { Records, isEarlier, isNewer } from "../../js/probe/records.js";
 
@@ -21,7 +22,7 @@ test("bytes have the unit of which there is at least one, and three to four digi
     "12.46 GiB": 12.456 * GIB,
     "140 GiB": 140 * GIB,
   };
-  for (const [text, bytes] of Object.entries(told)) assert.equal(numbers.bytesText(bytes), text);
+  for (const [text, bytes] of Object.entries(told)) assert.equal(bytesText(bytes), text);
 });
 
 test("ticks are round, inside, and never more than about the wanted", () => {

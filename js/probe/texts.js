@@ -1,0 +1,6 @@
+// The probe's own sentences.
+
+import { textsOf } from "../shared/texts.js";
+
+/** The sentence of that name. */
+export const text = textsOf("zImageVramProbe");
