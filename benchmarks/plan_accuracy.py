@@ -131,7 +131,6 @@ class Measures:
     def _vae(self, case: dict[str, Any]) -> tuple[int, int]:
         from pack.nodes.host.vae import layers as vae_layers
         from pack.nodes.vae.peak import vae_peak_bytes
-        from pack.nodes.vae.plan import VaeSizes
         from pack.testing.vae_models import FakeVae
 
         is_decode, dtype = case["is_decode"], TYPES[case["dtype"]]
@@ -144,7 +143,7 @@ class Measures:
             tracker, _, plan = fake.measure(height, width, case["prefer"], batch=batch)
         else:
             tracker = fake.stock(height, width, batch=batch)
-        sizes = VaeSizes(**vae_layers.sizes(fake.model))
+        sizes = vae_layers.sizes(fake.model)
         predicted = vae_peak_bytes(sizes, height, width, batch, dtype.itemsize, plan)
         return predicted, tracker.peak_bytes
 

@@ -86,9 +86,6 @@ def plan_of(mix: str, sizes: Any, height: int, width: int, strip_rows: int = 0) 
 
 def decode(fake: Any, plan: Any, side: int, mode: Any) -> int:
     """Runs a decode on fake tensors under a mode; the multiply-adds of its convolutions."""
-    from pack.nodes.host.vae import layers as vae_layers
-    from pack.nodes.toolboxes import VAE
-
     work: list[int] = []
     with torch.inference_mode(), fake.mode:
         x = torch.empty(1, fake.latent, side // 8, side // 8, dtype=torch.bfloat16, device="cuda")
@@ -96,7 +93,7 @@ def decode(fake: Any, plan: Any, side: int, mode: Any) -> int:
             if hasattr(mode, "watch"):
                 mode.watch(x)
             out = torch.empty(1, 3, side, side, dtype=torch.bfloat16, device="cuda")
-            fake._run(x, out[0], plan, work, vae_layers, VAE)
+            fake.run(x, out[0], plan, work)
     return sum(work)
 
 
@@ -104,9 +101,8 @@ def measure(fake: Any, side: int, mixes: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each mix."""
     from pack.nodes.host.vae import layers as vae_layers
     from pack.nodes.vae.peak import lean_vae_peak_bytes, lean_vae_work
-    from pack.nodes.vae.plan import VaeSizes
 
-    sizes = VaeSizes(**vae_layers.sizes(fake.model))
+    sizes = vae_layers.sizes(fake.model)
     base, area = stock_work(sizes, side, side), (side / SIDE_PX) ** 2
     rows = []
     for mix in mixes:
@@ -234,12 +230,11 @@ def main() -> None:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
         from pack.nodes.host.vae import layers as vae_layers
         from pack.nodes.vae.peak import lean_vae_peak_bytes
-        from pack.nodes.vae.plan import VaeSizes
         from pack.testing.vae_models import CardTracker, FakeVae
 
         fake, side = FakeVae(is_decoder=True), options.side
         if options.check:
-            sizes, tracker = VaeSizes(**vae_layers.sizes(fake.model)), CardTracker()
+            sizes, tracker = vae_layers.sizes(fake.model), CardTracker()
             plan = plan_of(options.check, sizes, side, side)
             decode(fake, plan, side, tracker)
             predicted = lean_vae_peak_bytes(sizes, side, side, 2, plan)

@@ -49,10 +49,9 @@ def stock_work(sizes: Any, height: int, width: int) -> int:
 def measure(fake: Any, way: str, prefer: str, case: tuple[int, int, int]) -> dict[str, Any]:
     """One row."""
     from pack.nodes.host.vae import layers as vae_layers
-    from pack.nodes.vae.plan import VaeSizes
 
     width, height, batch = case
-    sizes = VaeSizes(**vae_layers.sizes(fake.model))
+    sizes = vae_layers.sizes(fake.model)
     base = stock_work(sizes, height, width)
     start = time.perf_counter()
     if prefer == STOCK:

@@ -23,8 +23,8 @@ from .host.fit import patch as fit_patch
 from .host.fit import route as fit_route
 from .host.vae import patch as lean_vae
 from .host.vae.forward import VaeSettings
-from .toolboxes import BLOCK, VAE
-from .vae.plan import PREFERENCES, Prefer, VaeSizes
+from .toolboxes import BLOCK
+from .vae.plan import PREFERENCES, Prefer
 
 logger = logging.getLogger(__name__)
 
@@ -199,8 +199,8 @@ def _models(model, vae, sizes: TransformerSizes, vae_sizes) -> Models:
         return models
     return replace(
         models,
-        decoder=VaeSizes(**vae_sizes["decoder"]),
-        encoder=VaeSizes(**vae_sizes["encoder"]),
+        decoder=vae_sizes.decoder,
+        encoder=vae_sizes.encoder,
         vae_dtype_bytes=vae.vae_dtype.itemsize,
         vae_weight_bytes=vae.patcher.model_size(),
     )
@@ -209,11 +209,10 @@ def _models(model, vae, sizes: TransformerSizes, vae_sizes) -> Models:
 def _lean_vae(vae, planner: Planner, node_id: str | None):
     """The VAE in strips, with the preference chosen at each call."""
     settings = VaeSettings(
-        VAE,
-        choose=lambda call: planner.vae_choice(call, budget.room_bytes(call.device)),
+        choose=lambda call, device: planner.vae_choice(call, budget.room_bytes(device)),
         budget=planner.named_bytes or None,
     )
-    lean, reason = lean_vae.with_lean_vae(vae, settings, node_id)
+    lean, reason = lean_vae.with_lean_vae(vae, settings, server.NodeLog("Lean VAE", node_id))
     if reason is not None:
         logger.warning("Fit to VRAM: the VAE stays stock: %s", reason)
     return lean

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 from comfy_api.latest import io
 
-from .host.base import server
-from .host.vae import patch as lean_vae
+from .host.base.server import NodeLog
 from .host.vae.forward import VaeSettings
-from .toolboxes import VAE
+from .host.vae.patch import example_call, with_lean_vae
 from .vae.choice import VaeChoice
-from .vae.plan import PREFERENCES
-
-logger = logging.getLogger(__name__)
+from .vae.plan import PREFERENCES, Prefer
 
 
 class LeanVAE(io.ComfyNode):
@@ -66,15 +61,12 @@ class LeanVAE(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae, prefer: str = "balance", strip_rows: int = 0) -> io.NodeOutput:
+    def execute(cls, vae, prefer: Prefer = "balance", strip_rows: int = 0) -> io.NodeOutput:
         chosen = VaeChoice(prefer, strip_rows)
-        settings = VaeSettings(VAE, lambda call: chosen)
-        node_id = cls.hidden.unique_id if cls.hidden else None
-        lean, reason = lean_vae.with_lean_vae(vae, settings, node_id)
+        log = NodeLog("Lean VAE", cls.hidden.unique_id if cls.hidden else None)
+        lean, reason = with_lean_vae(vae, VaeSettings(lambda call, device: chosen), log)
         if reason is None:
-            text = chosen.report(lean_vae.example_call(lean, 1024))
+            log.say(chosen.report(example_call(lean, 1024)))
         else:
-            text = f"this VAE stays stock: {reason}"
-        logger.info("Lean VAE: %s", text)
-        server.show_text(node_id, text)
+            log.say(f"this VAE stays stock: {reason}")
         return io.NodeOutput(lean)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from pack.nodes.probe.tracker import PeakTracker
+from pack.nodes.vae.coders import decode, encode
+from pack.nodes.vae.plan import Prefer, VaePlan
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
@@ -80,7 +82,7 @@ def engine_vae(latent: int = 16, *, dtype: torch.dtype = torch.float32) -> Any:
     return comfy.sd.VAE(sd=filled(model.state_dict()), dtype=dtype)
 
 
-def lean(vae: Any, prefer: str = "balance", strip_rows: int = 0) -> Any:
+def lean(vae: Any, prefer: Prefer = "balance", strip_rows: int = 0) -> Any:
     """The VAE that the node returns."""
     from pack.nodes.lean_vae import LeanVAE
 
@@ -156,21 +158,21 @@ class FakeVae:
         self,
         height: int,
         width: int,
-        prefer: str = "balance",
+        prefer: Prefer = "balance",
         *,
         batch: int = 1,
         strip_rows: int = 0,
     ) -> tuple[PeakTracker, int, Any]:
         """One decode or encode on a card: what it held, its multiply-adds, and the plan."""
         from pack.nodes.host.vae import layers as vae_layers
-        from pack.nodes.host.vae.forward import Call
-        from pack.nodes.toolboxes import VAE
-        from pack.nodes.vae.choice import VaeChoice
+        from pack.nodes.vae.choice import VaeCall, VaeChoice
 
         ends = [(3, height, width), (self.latent, height // 8, width // 8)]
         card = torch.device("cuda")
-        call = Call(vae_layers.sizes(self.model), height, width, self.dtype, card)
+        sizes = vae_layers.sizes(self.model)
+        call = VaeCall(sizes, height, width, self.dtype.itemsize, has_ram=True)
         plan = VaeChoice(prefer, strip_rows).plan(call)
+        assert plan is not None
         work: list[int] = []
         with torch.inference_mode(), self.mode:
             source, result = ends[::-1] if self.is_decoder else ends
@@ -181,13 +183,14 @@ class FakeVae:
                 tracker.watch(x)
                 out = torch.empty(batch, *result, dtype=self.dtype, device=card)
                 for index in range(batch):
-                    self._run(x[index : index + 1], out[index], plan, work, vae_layers, VAE)
+                    self.run(x[index : index + 1], out[index], plan, work)
         return tracker, sum(work), plan
 
-    def _run(
-        self, x: Any, out: Any, plan: Any, work: list[int], vae_layers: Any, kernels: Any
-    ) -> None:
-        layers = vae_layers.read(self.model, kernels, x)
+    def run(self, x: Any, out: Any, plan: VaePlan, work: list[int]) -> None:
+        """One sample in strips, [1, C, H, W] to [C, H, W]."""
+        from pack.nodes.host.vae import layers as vae_layers
+
+        layers = vae_layers.read(self.model, x)
         first, attention, last = layers.middle
         attention = dataclasses.replace(attention, attend=_fused)
         layers = dataclasses.replace(layers, middle=(first, attention, last))
@@ -195,7 +198,7 @@ class FakeVae:
         def write(start: int, rows: torch.Tensor) -> None:
             out[:, start : start + rows.shape[2]].copy_(rows[0])
 
-        run = kernels.decode if self.is_decoder else kernels.encode
+        run = decode if self.is_decoder else encode
         run(x, layers, plan, device=x.device, write=write, tick=work.append)
 
     def stock(self, height: int, width: int, *, batch: int = 1) -> PeakTracker:

@@ -12,7 +12,7 @@ from typing import Any
 from ..denoiser.need import TEXT_TOKENS, denoiser_live_bytes, of_latent
 from ..denoiser.sizes import Request
 from ..units import GIB
-from ..vae.choice import VaeChoice
+from ..vae.choice import VaeCall, VaeChoice
 from ..vae.plan import PREFERENCES, Prefer
 from . import report
 from .stages import Models, published_models
@@ -163,7 +163,7 @@ class Planner:
             plan.verdict != "fits",
         )
 
-    def vae_choice(self, call: Any, room_bytes: int | None) -> VaeChoice:
+    def vae_choice(self, call: VaeCall, room_bytes: int | None) -> VaeChoice:
         """The fastest preference that fits for a decode or encode, see `VaeChoice`."""
         limit = self.budget_bytes(room_bytes)
         for prefer in PREFERENCES[PREFERENCES.index(self.prefer) :]:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import torch
 
-from .layers import LevelLayers, Plan, VaeLayers
+from .layers import LevelLayers, VaeLayers
 from .maps import Remade, Rows, Whole
+from .plan import VaePlan
 from .strips import Tick
 from .work import Work
 
@@ -21,7 +22,7 @@ RowsWriter = Callable[[int, torch.Tensor], None]
 def decode(
     latent: torch.Tensor,
     layers: VaeLayers,
-    plan: Plan,
+    plan: VaePlan,
     *,
     device: torch.device,
     write: RowsWriter,
@@ -60,7 +61,7 @@ def decode(
 def encode(
     picture: torch.Tensor,
     layers: VaeLayers,
-    plan: Plan,
+    plan: VaePlan,
     *,
     device: torch.device,
     write: RowsWriter,

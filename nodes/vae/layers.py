@@ -1,11 +1,10 @@
-"""What a KL image VAE's decoder and encoder are made of, as data; and what a plan says of it."""
+"""What a KL image VAE's decoder and encoder are made of, as data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -72,43 +71,3 @@ class VaeLayers:
     middle: tuple[BlockLayers, AttentionLayers, BlockLayers]
     norm_out: NormLayer
     conv_out: ConvLayer
-
-
-class LevelPlan(Protocol):
-    """What is stored in full at one resolution.
-
-    keeps_input: what the first block reads.
-    keeps_hidden: what stands between a block's convolutions.
-    keeps_output: what a block gives.
-    limit: rows of a strip.
-    in_ram: what is stored lies in RAM.
-    share: of the rows, what is stored of an encoder's first level, from the top.
-    adds_after: an encoder's last block is added up behind the downsampling.
-    """
-
-    @property
-    def keeps_input(self) -> bool: ...
-    @property
-    def keeps_hidden(self) -> bool: ...
-    @property
-    def keeps_output(self) -> bool: ...
-    @property
-    def limit(self) -> int: ...
-    @property
-    def in_ram(self) -> bool: ...
-    @property
-    def share(self) -> float: ...
-    @property
-    def adds_after(self) -> bool: ...
-
-
-class Plan(Protocol):
-    """levels: one per resolution, in the order of the calls.
-
-    is_fused: see `Work.upsampled`.
-    """
-
-    @property
-    def levels(self) -> Sequence[LevelPlan]: ...
-    @property
-    def is_fused(self) -> bool: ...

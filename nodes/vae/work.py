@@ -24,8 +24,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from .layers import AttentionLayers, BlockLayers, ConvLayer, Fetch, LevelPlan, NormLayer
+from .layers import AttentionLayers, BlockLayers, ConvLayer, Fetch, NormLayer
 from .maps import Joined, Part, Piped, Remade, Rows, Stored
+from .plan import LevelPlan
 from .resample import DownConv, UpConv
 from .statistics import GroupStats, NormSiLU
 from .strips import Conv, Pointwise, ResBlock, Stage, Tick, shortcut_rows

@@ -1,86 +1,53 @@
-"""A decoder's or encoder's forward in strips of rows, in the place of the host's own."""
+"""The forward of a decoder or encoder in strips of rows, in place of the host's own."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import torch
-from torch import nn
 
-from ..base import server
+from ...vae.choice import VaeCall, VaeChoice
+from ...vae.coders import decode, encode
+from ...vae.plan import VaePlan, VaeSizes
 from ..base.reserve import make_room
+from ..base.server import NodeLog
 from . import layers as vae_layers
 from .pinned import PinnedRam
-
-logger = logging.getLogger(__name__)
 
 # Multiply-adds below which a progress bar would only flicker, as under each tile of a tiled decode.
 _LONG = 2 * 10**12
 
 
-class Call(NamedTuple):
-    """One sample that is to be decoded or encoded.
-
-    sizes: of the module, by the names of memory's VaeSizes.
-    height: of the picture, in pixels.
-    width: likewise.
-    dtype: of the arithmetic.
-    device: where to compute.
-    """
-
-    sizes: dict[str, Any]
-    height: int
-    width: int
-    dtype: torch.dtype
-    device: torch.device
-
-
-class Choice(Protocol):
-    """What was chosen for a call; memory's VaeChoice."""
-
-    def plan(self, call: Call, attempt: int, /) -> Any:
-        """After so many attempts that ran out of memory; None if there is no smaller."""
-        ...
-
-    def work(self, call: Call, plan: Any, /) -> int:
-        """Multiply-adds of a plan."""
-        ...
-
-    def need(self, call: Call, /) -> int:
-        """Bytes that the host shall reckon with."""
-        ...
-
-
 @dataclass(frozen=True)
 class VaeSettings:
-    """What the node hands in from the other rooms.
+    """What the node chose.
 
-    kernels: the kernels by name: decode, encode and the layer classes.
-    choose: the choice for a call; asked once for all its samples and attempts, because what is
-        free meanwhile may change it.
-    budget: bytes that all models and the need may take together; None for no limit.
+    choose: the choice for a call on a device. Asked once for all samples and attempts of a call,
+        because what is free may change meanwhile.
+    budget: bytes that all models and the call may take together; None for no limit.
     """
 
-    kernels: Any
-    choose: Callable[[Call], Choice]
+    choose: Callable[[VaeCall, torch.device], VaeChoice]
     budget: int | None = None
 
 
 class LeanForward:
-    """The forward of a decoder or encoder, in strips; the host's own where they do not fit."""
+    """Runs a decoder or encoder in strips, or the host's own code where strips do not fit.
 
-    def __init__(
-        self, stock: nn.Module, settings: VaeSettings, node_id: str | None, patcher: Any
-    ) -> None:
-        self.stock, self._settings, self._node_id = stock, settings, node_id
-        self._patcher = patcher
-        self._said: set[str] = set()
+    Args:
+        stock: the host's module.
+        settings: what the node chose.
+        log: where to say what happens.
+        patcher: the host's patcher of the VAE.
+    """
+
+    def __init__(self, stock: Any, settings: VaeSettings, log: NodeLog, patcher: Any) -> None:
+        self.stock, self._settings, self._log, self._patcher = stock, settings, log, patcher
 
     @property
     def is_decoder(self) -> bool:
@@ -91,14 +58,15 @@ class LeanForward:
     ) -> torch.Tensor:
         reason = self._why_not(given, options)
         if reason is not None:
-            self._say_once(f"the host's own code runs: {reason}")
+            text = f"the host's own code runs: {reason}"
+            self._log.say_once(text, text)
             made = self.stock(given, **options)
             return made if output_buffer is None else output_buffer.copy_(made)
         if output_buffer is None:
             shape = self.output_shape(given.shape)
             output_buffer = torch.empty(shape, dtype=given.dtype, device=given.device)
         call = self.call(given.shape, given.dtype, given.device)
-        choice = self._settings.choose(call)
+        choice = self._settings.choose(call, given.device)
         if self._settings.budget is not None:
             taken = choice.need(call) + self._patcher.model_size()
             make_room([self._patcher], taken, self._settings.budget)
@@ -111,21 +79,20 @@ class LeanForward:
     def output_shape(self, shape: torch.Size) -> tuple[int, int, int, int]:
         """The shape of the result for samples [B, C, H, W]."""
         height, width = shape[-2:]
-        for _ in range(len(self.sizes()["widths"]) - 1):
+        for _ in self.sizes().widths[1:]:
             height, width = (
                 (2 * side if self.is_decoder else side // 2) for side in (height, width)
             )
         return shape[0], self.stock.conv_out.out_channels, height, width
 
-    def sizes(self) -> dict[str, Any]:
-        """The module's sizes, by the names of memory's VaeSizes."""
+    def sizes(self) -> VaeSizes:
+        """The sizes of the host's module."""
         return vae_layers.sizes(self.stock)
 
-    def call(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Call:
-        """One sample of samples [B, C, H, W] of the module's input."""
-        if self.is_decoder:
-            shape = torch.Size(self.output_shape(shape))
-        return Call(self.sizes(), shape[-2], shape[-1], dtype, device)
+    def call(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> VaeCall:
+        """The call for one of the samples [B, C, H, W] that the module would be given."""
+        height, width = (self.output_shape(shape) if self.is_decoder else shape)[-2:]
+        return VaeCall(self.sizes(), height, width, dtype.itemsize, device.type == "cuda")
 
     def _why_not(self, given: torch.Tensor, options: dict[str, Any]) -> str | None:
         if options:
@@ -140,12 +107,13 @@ class LeanForward:
         self,
         sample: torch.Tensor,
         result: torch.Tensor,
-        call: Call,
-        choice: Choice,
+        call: VaeCall,
+        choice: VaeChoice,
         ram: PinnedRam,
     ) -> None:
-        plan = choice.plan(call, 0)
+        plan = choice.plan(call)
         for attempt in itertools.count(1):
+            assert plan is not None  # the first attempt has one, and only such are tried again
             following = choice.plan(call, attempt)
             ram.is_used |= any(level.in_ram for level in plan.levels)
             try:
@@ -154,36 +122,23 @@ class LeanForward:
             except Exception as error:
                 if following is None or not _is_oom(error):
                     raise
-            # Out of the except block, because the error holds every tensor of the attempt.
+            # Outside the except block: the error holds every tensor of the attempt.
             comfy.model_management.soft_empty_cache(True)
             ram.give_back()  # the next strips have another size
             plan = following
-            _say(
-                self._node_id,
+            self._log.say(
                 f"out of memory: tried again with strips of {plan.levels[-1].limit} rows, "
-                f"prefer {plan.prefer}",
+                f"prefer {plan.prefer}"
             )
 
-    def _strips(self, sample: torch.Tensor, result: torch.Tensor, plan: Any, work: int) -> None:
-        kernels = self._settings.kernels
-        layers = vae_layers.read(self.stock, kernels, sample)
+    def _strips(self, sample: torch.Tensor, result: torch.Tensor, plan: VaePlan, work: int) -> None:
+        layers = vae_layers.read(self.stock, sample)
 
         def write(first: int, rows: torch.Tensor) -> None:
             result[:, :, first : first + rows.shape[2]].copy_(rows)
 
-        run = kernels.decode if self.is_decoder else kernels.encode
-        tick = _Progress(work)
-        run(sample, layers, plan, device=sample.device, write=write, tick=tick)
-
-    def _say_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            _say(self._node_id, text)
-
-
-def _say(node_id: str | None, text: str) -> None:
-    logger.info("Lean VAE: %s", text)
-    server.show_text(node_id, text)
+        run = decode if self.is_decoder else encode
+        run(sample, layers, plan, device=sample.device, write=write, tick=_Progress(work))
 
 
 class _Progress:

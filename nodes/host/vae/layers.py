@@ -1,9 +1,7 @@
-"""Reads the host's KL image decoder and encoder as layers for the lean kernels."""
+"""Reads the host's KL image decoder and encoder as the layers that nodes/vae computes with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import comfy.ldm.modules.diffusionmodules.model as kl
@@ -11,14 +9,24 @@ import comfy.ops
 import torch
 from torch import nn
 
-from ..base import fetch
+from ...vae.layers import (
+    AttentionLayers,
+    BlockLayers,
+    ConvLayer,
+    Fetch,
+    LevelLayers,
+    NormLayer,
+    VaeLayers,
+)
+from ...vae.plan import VaeSizes
+from ..base.fetch import fetch_weights, is_plain
 
 _PLAIN = comfy.ops.disable_weight_init
 # Scores of one part of the queries where attention is not fused, in bytes.
 _SCORE_BYTES = 2**24
 
 
-def why_not(model: nn.Module) -> str | None:
+def why_not(model: Any) -> str | None:
     """Why a decoder or encoder cannot run in strips; None if it can."""
     kind = type(model)
     if model is None or kind not in (kl.Decoder, kl.Encoder):
@@ -34,7 +42,7 @@ def why_not(model: nn.Module) -> str | None:
     return None
 
 
-def _why_not_layer(layer: nn.Module) -> str | None:
+def _why_not_layer(layer: Any) -> str | None:
     parts = {
         kl.Decoder: lambda: True,
         kl.Encoder: lambda: True,
@@ -48,11 +56,11 @@ def _why_not_layer(layer: nn.Module) -> str | None:
         nn.ModuleList: lambda: True,
     }
     if isinstance(layer, _PLAIN.Conv2d):
-        fine = fetch.is_plain(layer, _PLAIN.Conv2d) and layer.groups == 1
+        fine = is_plain(layer, _PLAIN.Conv2d) and layer.groups == 1
         shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.padding_mode
         fine = fine and shape in _CONVOLUTIONS
     elif isinstance(layer, _PLAIN.GroupNorm):
-        fine = fetch.is_plain(layer, _PLAIN.GroupNorm) and layer.affine
+        fine = is_plain(layer, _PLAIN.GroupNorm) and layer.affine
     elif type(layer) in parts:
         fine = parts[type(layer)]() and "forward" not in vars(layer)
         fine = fine and not (layer._forward_hooks or layer._forward_pre_hooks)
@@ -68,70 +76,73 @@ _CONVOLUTIONS = {
 }
 
 
-def sizes(model: nn.Module) -> dict[str, Any]:
-    """The sizes of a decoder or encoder, by the names of memory's VaeSizes."""
+def sizes(model: Any) -> VaeSizes:
+    """The sizes of a decoder or encoder for which `why_not` is None."""
     is_decoder = type(model) is kl.Decoder
     levels = _levels(model)
     ends = model.conv_in.in_channels, model.conv_out.out_channels
     latent, picture = ends if is_decoder else ends[::-1]
-    return {
-        "is_decoder": is_decoder,
-        "widths": tuple(level.block[-1].out_channels for level in levels),
-        "blocks": len(levels[0].block),
-        "latent_channels": latent,
-        "picture_channels": picture,
-    }
+    return VaeSizes(
+        is_decoder=is_decoder,
+        widths=tuple(level.block[-1].out_channels for level in levels),
+        blocks=len(levels[0].block),
+        latent_channels=latent,
+        picture_channels=picture,
+    )
 
 
-def _levels(model: nn.Module) -> list[nn.Module]:
-    """The levels in the order of their calls."""
+def _levels(model: Any) -> list[Any]:
+    """The levels in the order in which they are called."""
     return list(reversed(model.up)) if type(model) is kl.Decoder else list(model.down)
 
 
-def read(model: nn.Module, kernels: Any, like: torch.Tensor) -> Any:
+def read(model: Any, like: torch.Tensor) -> VaeLayers:
     """The layers of a decoder or encoder for which `why_not` is None.
 
     Args:
         model: the host's module.
-        kernels: the kernels' layer classes, by name.
         like: a tensor of the dtype and on the device of the arithmetic.
     """
 
-    def weights(layer: nn.Module) -> Callable[[ExitStack], Any]:
-        return lambda until: fetch.fetch_weights(layer, like, until)
+    def weights(layer: Any) -> Fetch:
+        return lambda until: fetch_weights(layer, like, until)
 
-    def norm(layer: nn.Module) -> Any:
-        return kernels.norm_layer(weights(layer), layer.num_groups, layer.eps)
+    def norm(layer: Any) -> NormLayer:
+        return NormLayer(weights(layer), layer.num_groups, layer.eps)
 
-    def conv(layer: nn.Module) -> Any:
-        return kernels.conv_layer(weights(layer), layer.out_channels)
+    def conv(layer: Any) -> ConvLayer:
+        return ConvLayer(weights(layer), layer.out_channels)
 
-    def block(layer: nn.Module) -> Any:
+    def block(layer: Any) -> BlockLayers:
         is_wider = layer.in_channels != layer.out_channels
-        return kernels.block_layers(
-            norm(layer.norm1),
-            conv(layer.conv1),
-            norm(layer.norm2),
-            conv(layer.conv2),
-            conv(layer.nin_shortcut) if is_wider else None,
+        return BlockLayers(
+            norm1=norm(layer.norm1),
+            conv1=conv(layer.conv1),
+            norm2=norm(layer.norm2),
+            conv2=conv(layer.conv2),
+            shortcut=conv(layer.nin_shortcut) if is_wider else None,
         )
 
-    def levels() -> Iterator[Any]:
-        for level in _levels(model):
-            resample = getattr(level, "upsample", None) or getattr(level, "downsample", None)
-            blocks = [block(layer) for layer in level.block]
-            yield kernels.level_layers(blocks, None if resample is None else conv(resample.conv))
+    def level(part: Any) -> LevelLayers:
+        resample = getattr(part, "upsample", None) or getattr(part, "downsample", None)
+        blocks = [block(layer) for layer in part.block]
+        return LevelLayers(blocks, None if resample is None else conv(resample.conv))
 
     attn = model.mid.attn_1
-    attention = kernels.attention_layers(
-        norm(attn.norm), *(weights(getattr(attn, n)) for n in ("q", "k", "v", "proj_out")), attend
+    attention = AttentionLayers(
+        norm=norm(attn.norm),
+        query=weights(attn.q),
+        key=weights(attn.k),
+        value=weights(attn.v),
+        out=weights(attn.proj_out),
+        attend=attend,
     )
-    return kernels.vae_layers(
-        conv(model.conv_in),
-        list(levels()),
-        (block(model.mid.block_1), attention, block(model.mid.block_2)),
-        norm(model.norm_out),
-        conv(model.conv_out),
+    return VaeLayers(
+        conv_in=conv(model.conv_in),
+        levels=[level(part) for part in _levels(model)],
+        middle=(block(model.mid.block_1), attention, block(model.mid.block_2)),
+        norm_out=norm(model.norm_out),
+        conv_out=conv(model.conv_out),
     )
 
 

@@ -6,26 +6,35 @@ import copy
 import math
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.ldm.models.autoencoder as autoencoder
 import torch
-from torch import nn
 
+from ...vae.choice import VaeCall
+from ...vae.plan import VaeSizes
+from ..base.server import NodeLog
 from . import layers as vae_layers
-from .forward import Call, LeanForward, VaeSettings
+from .forward import LeanForward, VaeSettings
 
 
-def with_lean_vae(vae: Any, settings: VaeSettings, node_id: str | None) -> tuple[Any, str | None]:
+class PartSizes(NamedTuple):
+    """The sizes of a VAE's two parts."""
+
+    decoder: VaeSizes
+    encoder: VaeSizes
+
+
+def with_lean_vae(vae: Any, settings: VaeSettings, log: NodeLog) -> tuple[Any, str | None]:
     """A copy of the VAE that decodes and encodes in strips.
 
     Args:
         vae: left as it is; the copy shares its weights and its patcher.
-        settings: what the other rooms know.
-        node_id: the node that is told what happens.
+        settings: what the node chose.
+        log: where the copy says what happens.
 
     Returns:
-        The copy and None, or the VAE itself and why it cannot.
+        The copy and None, or the VAE itself and the reason.
     """
     model, stock = vae.first_stage_model, _stock_parts(vae)
     reason = _why_not_vae(vae, stock)
@@ -37,7 +46,7 @@ def with_lean_vae(vae: Any, settings: VaeSettings, node_id: str | None) -> tuple
     forwards = {}
     for name, module in stock.items():
         part = copy.copy(module)
-        part.forward = forwards[name] = LeanForward(module, settings, node_id, vae.patcher)
+        part.forward = forwards[name] = LeanForward(module, settings, log, vae.patcher)
         setattr(changed, name, part)
     takes_buffers = _take_buffers(changed, forwards["decoder"])
     lean.first_stage_model = changed
@@ -50,32 +59,32 @@ def with_lean_vae(vae: Any, settings: VaeSettings, node_id: str | None) -> tuple
     return lean, None
 
 
-def example_call(vae: Any, side: int) -> Call:
-    """The decode of a square picture by a VAE that was made here."""
+def example_call(vae: Any, side: int) -> VaeCall:
+    """The decode of a square picture by a VAE that `with_lean_vae` made."""
     sizes = vae.first_stage_model.decoder.forward.sizes()
-    return Call(sizes, side, side, vae.vae_dtype, vae.device)
+    return VaeCall(sizes, side, side, vae.vae_dtype.itemsize, vae.device.type == "cuda")
 
 
-def sizes_of(vae: Any) -> dict[str, dict[str, Any]] | None:
-    """The sizes of a VAE's decoder and encoder; None for one that stays stock."""
+def sizes_of(vae: Any) -> PartSizes | None:
+    """The sizes of a VAE's decoder and encoder; None if it cannot run in strips."""
     stock = _stock_parts(vae)
     if _why_not_vae(vae, stock) is not None:
         return None
-    return {name: vae_layers.sizes(module) for name, module in stock.items()}
+    return PartSizes(vae_layers.sizes(stock["decoder"]), vae_layers.sizes(stock["encoder"]))
 
 
-def _stock_parts(vae: Any) -> dict[str, nn.Module | None]:
+def _stock_parts(vae: Any) -> dict[str, Any]:
     model = vae.first_stage_model
     return {name: _stock(getattr(model, name, None)) for name in ("decoder", "encoder")}
 
 
-def _stock(module: nn.Module | None) -> nn.Module | None:
-    """The host's module, of one that was made here before too."""
+def _stock(module: Any) -> Any:
+    """The host's module, also of one that `with_lean_vae` changed; None stays None."""
     forward = None if module is None else vars(module).get("forward")
     return forward.stock if isinstance(forward, LeanForward) else module
 
 
-def _why_not_vae(vae: Any, stock: dict[str, nn.Module | None]) -> str | None:
+def _why_not_vae(vae: Any, stock: dict[str, Any]) -> str | None:
     model = vae.first_stage_model
     if type(model) not in (autoencoder.AutoencoderKL, autoencoder.AutoencodingEngine):
         return f"it is a {type(model).__name__}, not a KL image VAE"
@@ -122,7 +131,7 @@ def _hands_in_results() -> bool:
 
 
 class _Need:
-    """The bytes that the host shall reckon with, in the place of its estimate."""
+    """Estimates the bytes of a call, in place of the host's own estimate."""
 
     def __init__(
         self,
@@ -148,7 +157,7 @@ class _Need:
         height, width = (side * self._packing for side in shape[-2:])
         sample = torch.Size((shape[0], shape[1], height, width))
         call = self._forward.call(sample, dtype, self._device)
-        need = self._settings.choose(call).need(call)
+        need = self._settings.choose(call, self._device).need(call)
         if self._holds_results:
             batch, *result = self._forward.output_shape(sample)
             need += dtype.itemsize * (batch - 1) * math.prod(result)

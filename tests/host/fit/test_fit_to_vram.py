@@ -263,11 +263,10 @@ def test_the_vae_takes_what_fits(loaded):
     from pack.nodes.denoiser.sizes import Request
     from pack.nodes.fit.planner import Planner
     from pack.nodes.fit.stages import published_models
-    from pack.nodes.host.vae.forward import Call
+    from pack.nodes.vae.choice import VaeCall
     from pack.nodes.vae.plan import VaeSizes
 
-    sizes = {name: getattr(VaeSizes(), name) for name in VaeSizes.__dataclass_fields__}
-    call = Call(sizes, 2048, 2048, torch.bfloat16, torch.device("cuda"))
+    call = VaeCall(VaeSizes(), 2048, 2048, dtype_bytes=2, has_ram=True)
     planner = Planner(published_models(), Request(2048, 2048), 0, 0, "speed")
     chosen = [planner.vae_choice(call, int(room * GIB)).prefer for room in (8, 2.5, 1)]
     assert chosen == ["speed", "balance", "smallest"]

@@ -182,7 +182,7 @@ class _InRam(VaeChoice):
     """Chooses on the CPU what is chosen on a card: the large maps wait in RAM."""
 
     def plan(self, call: Any, attempt: int = 0) -> Any:
-        return super().plan(call._replace(device=torch.device("cuda")), attempt)
+        return super().plan(call._replace(has_ram=True), attempt)
 
 
 @pytest.mark.parametrize(
@@ -201,15 +201,15 @@ def test_pinned_ram_is_given_back_when_nothing_holds_it(
     vae: Any, host: Any, monkeypatch: pytest.MonkeyPatch, prefer: Any, act: Any, times: int
 ) -> None:
     """It stayed locked until a restart; an error's frames would hold it beyond the call."""
-    from pack.nodes.host.vae import patch as lean_vae
+    from pack.nodes.host.base.server import NodeLog
     from pack.nodes.host.vae import pinned
     from pack.nodes.host.vae.forward import VaeSettings
-    from pack.nodes.toolboxes import VAE
+    from pack.nodes.host.vae.patch import with_lean_vae
 
     held: list[int] = []
     monkeypatch.setattr(pinned, "empty_cache", lambda device: held.append(tracker.current_bytes))
-    settings = VaeSettings(VAE, lambda call: _InRam(prefer, 8))
-    changed, _ = lean_vae.with_lean_vae(vae, settings, None)
+    settings = VaeSettings(lambda call, device: _InRam(prefer, 8))
+    changed, _ = with_lean_vae(vae, settings, NodeLog("Lean VAE", None))
     conv = last_conv(vae)
     conv.weight_function = [At(act, {1})]
     with PeakTracker() as tracker:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from pack.nodes.vae.peak import lean_vae_peak_bytes, lean_vae_work, stock_vae_peak_bytes
-from pack.nodes.vae.plan import PREFERENCES, VaeSizes
+from pack.nodes.vae.plan import PREFERENCES
 from pack.testing.vae_models import FakeVae
 
 MIB = 2**20
@@ -44,7 +44,7 @@ def _assert_predicted(fake: FakeVae, height: int, width: int, measured: Any) -> 
     from pack.nodes.host.vae import layers as vae_layers
 
     tracker, work, plan = measured
-    sizes = VaeSizes(**vae_layers.sizes(fake.model))
+    sizes = vae_layers.sizes(fake.model)
     predicted = lean_vae_peak_bytes(sizes, height, width, 2, plan)
     assert 0.97 < predicted / tracker.peak_bytes < 1.03
     assert work == lean_vae_work(sizes, height, width, plan)
@@ -61,7 +61,7 @@ def test_stock_peaks(decoder: FakeVae, encoder: FakeVae) -> None:
     from pack.nodes.host.vae import layers as vae_layers
 
     for fake in (decoder, encoder):
-        sizes = VaeSizes(**vae_layers.sizes(fake.model))
+        sizes = vae_layers.sizes(fake.model)
         predicted = stock_vae_peak_bytes(sizes, 768, 640, 2)
         measured = fake.stock(768, 640).peak_bytes
         assert 0.97 < predicted / measured < 1.01
