@@ -46,14 +46,14 @@ def files(*suffixes: str) -> Iterator[PurePosixPath]:
     for folder, inside, names in os.walk(REPO):
         shown = [n for n in inside if n[0] != "." or n in (".ci", ".github")]
         inside[:] = sorted(set(shown) - {"__pycache__"})
-        for name in sorted(names):
+        for name in sorted({*names} - {".git"}):  # a file in a worktree, with a path in it
             if not suffixes or name.endswith(suffixes):
                 yield PurePosixPath(Path(folder, name).relative_to(REPO).as_posix())
 
 
 def is_shipped(path: PurePosixPath) -> bool:
     """Whether .comfyignore leaves the file in the published pack."""
-    lines = (REPO / ".comfyignore").read_text().split()
+    lines = [line.lstrip("/") for line in (REPO / ".comfyignore").read_text().split()]
     return not any(
         f"{path}".startswith(line) if line.endswith("/") else f"{path}" == line for line in lines
     )
