@@ -212,7 +212,7 @@ def _lean_vae(vae, planner: Planner, node_id: str | None):
         choose=lambda call, device: planner.vae_choice(call, budget.room_bytes(device)),
         budget=planner.named_bytes or None,
     )
-    lean, reason = lean_vae.with_lean_vae(vae, settings, server.NodeLog("Lean VAE", node_id))
+    lean, reason = lean_vae.with_lean_vae(vae, settings, NodeLog("Lean VAE", node_id))
     if reason is not None:
         logger.warning("Fit to VRAM: the VAE stays stock: %s", reason)
     return lean
