@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 
 def positive(text: str) -> int:
@@ -21,3 +22,14 @@ def above_zero(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
     return value
+
+
+def size(text: str) -> tuple[int, int]:
+    """ "512" or "512x768" as width and height in pixels."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    sides = [int(side) for side in (match[1], match[2] or match[1])] if match else []
+    if not sides or any(side % 16 or not 64 <= side <= 8192 for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"must be like 512 or 512x768, in multiples of 16 from 64 to 8192, got {text}"
+        )
+    return sides[0], sides[1]

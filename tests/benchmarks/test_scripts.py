@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from pack import run
 from pack.benchmarks import rows
-from pack.runner import environment
+from pack.runner import commands, environment
 
 SCRIPTS = rows.REPO / "benchmarks"
 RESULTS = SCRIPTS / "results"
@@ -256,7 +255,7 @@ def test_show_prints_the_committed_rows_and_changes_none(name: str, tmp_path: Pa
 
 
 def test_every_script_has_a_case_here():
-    scripts = {path for path in SCRIPTS.glob("*.py") if path.name not in run.NO_BENCHMARKS}
+    scripts = {path for path in SCRIPTS.glob("*.py") if path.name not in commands.NO_BENCHMARKS}
     assert {path.stem for path in scripts} == set(CASES)
     shows = {path.stem for path in scripts if '"--show"' in path.read_text("utf-8")}
     assert shows == set(SHOWN)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 from pack import run
-from pack.runner import environment
+from pack.runner import environment, suite
 
 
 @pytest.mark.parametrize(("source", "code"), [("X = 1\n", 0), ("import os\n", 1), ("X  =  1\n", 1)])
 def test_check_fails_where_one_of_its_tools_finds_something(source, code, tmp_path, monkeypatch):
     (tmp_path / "x.py").write_text(source)
     monkeypatch.setattr(environment, "ROOT", tmp_path)
-    monkeypatch.setattr(run, "prepare", lambda steps: Path(sys.executable))
-    monkeypatch.setattr(run, "install_tools", lambda steps: None)
+    monkeypatch.setattr(suite, "prepare", lambda steps: Path(sys.executable))
+    monkeypatch.setattr(suite, "install_tools", lambda steps: None)
     # pyright, the last, needs seconds for each folder; the tests run it on the whole project.
-    monkeypatch.setattr(run, "CHECKS", run.CHECKS[:2])
+    monkeypatch.setattr(suite, "CHECKS", suite.CHECKS[:2])
     options, rest = run.parse(["check"])
     assert options.run(options, rest) == code

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from pack import run
-from pack.runner import browser, environment
+from pack.runner import browser, environment, setup
 
 REPO = Path(run.__file__).resolve().parent
 posix_only = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and scripts")
@@ -30,54 +30,18 @@ def _no_downloads(tmp_path, monkeypatch):
 
 def test_oldest_host_is_the_one_that_the_pack_requires():
     text = (REPO / "pyproject.toml").read_text()
-    assert re.findall(r'^requires-comfyui = ">=(.*)"$', text, re.M) == [run.OLDEST_HOST]
+    assert re.findall(r'^requires-comfyui = ">=(.*)"$', text, re.M) == [setup.OLDEST_HOST]
 
 
 def test_hosts_are_listed_from_oldest_to_newest_and_the_default_is_among_them():
     versions = [tuple(map(int, version.split("."))) for version in environment.HOSTS]
     assert versions == sorted(versions)
-    assert {run.OLDEST_HOST, run.DEFAULT_HOST} <= set(environment.HOSTS)
+    assert {setup.OLDEST_HOST, setup.DEFAULT_HOST} <= set(environment.HOSTS)
 
 
 def test_installing_the_pack_asks_pip_for_nothing():
     text = (REPO / "pyproject.toml").read_text()
     assert "\ndependencies = []\n" in text
-
-
-def test_counts_are_those_of_a_real_pytest_run(tmp_path):
-    (tmp_path / "test_all.py").write_text(
-        "import pytest\n"
-        "def test_passes(): pass\n"
-        "def test_fails(): assert 0\n"
-        "@pytest.mark.skip\n"
-        "def test_skipped(): pass\n"
-        "@pytest.fixture\n"
-        "def broken(): raise OSError\n"
-        "def test_error_before(broken): pass\n"
-        "@pytest.fixture\n"
-        "def breaks():\n    yield\n    raise OSError\n"
-        "def test_error_after(breaks): pass\n"
-    )
-    (tmp_path / "test_unreadable.py").write_text("import no_such_module\n")
-    report = tmp_path / "junit.xml"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        f"--junitxml={report}",
-        "--continue-on-collection-errors",
-        ".",
-    ]
-    subprocess.run(command, cwd=tmp_path, capture_output=True)
-    assert run.count_tests(report) == {"passed": 1, "failed": 4, "skipped": 1}
-
-
-def test_a_missing_or_broken_report_counts_nothing(tmp_path):
-    nothing = {"passed": 0, "failed": 0, "skipped": 0}
-    assert run.count_tests(tmp_path / "none.xml") == nothing
-    (tmp_path / "half.xml").write_text("<testsuites><testsuite>")
-    assert run.count_tests(tmp_path / "half.xml") == nothing
 
 
 class TestCommandLine:
@@ -127,9 +91,9 @@ class TestCommandLine:
 
 
 def test_a_comfyui_folder_that_is_none_is_named(tmp_path):
-    (tmp_path / "hosts" / run.DEFAULT_HOST / "ComfyUI").mkdir(parents=True)
+    (tmp_path / "hosts" / setup.DEFAULT_HOST / "ComfyUI").mkdir(parents=True)
     with pytest.raises(environment.SetupError, match=r"is no ComfyUI: it has no main\.py"):
-        run.choose_host(run.DEFAULT_HOST, tmp_path)
+        setup.choose_host(setup.DEFAULT_HOST, tmp_path)
 
 
 @posix_only

@@ -1,0 +1,95 @@
+"""The commands demo, host, bench and plan of run.py. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+from . import environment, live_host, model_files
+from .plan import report
+from .setup import DEFAULT_HOST, Steps, choose_host, install_tools, needs_cpu, prepare
+
+NO_BENCHMARKS = ("__init__.py", "rows.py")
+
+
+def demo(options: argparse.Namespace, rest: list[str]) -> int:
+    steps = Steps(5)
+    prepare(steps)
+    steps(f"ComfyUI to run: {options.comfyui or options.version}")
+    python, host_dir = choose_host(options.version, options.comfyui)
+    steps("Demo")
+    command = [python, "-m", "runner.demo", "--host-dir", host_dir, *rest]
+    if options.models:
+        command += ["--models", options.models.expanduser().resolve()]
+    if needs_cpu(python, options.cpu):
+        command.append("--cpu")
+    return environment.call(command, PYTHONDONTWRITEBYTECODE="1", PYTHONUTF8="1")
+
+
+def host(options: argparse.Namespace, rest: list[str]) -> int:
+    steps = Steps(5)
+    prepare(steps)
+    steps(f"ComfyUI to run: {options.comfyui or options.version}")
+    python, host_dir = choose_host(options.version, options.comfyui)
+    steps("Starting the server")
+    base_dir = environment.ROOT / ".demo" / "base"
+    models = model_files.offer_models(options.models, base_dir) if options.models else None
+    server = live_host.LiveHost(
+        host_dir,
+        base_dir,
+        python=str(python),
+        args=rest,
+        extra_model_paths=models.paths_file if models else None,
+        cpu=needs_cpu(python, options.cpu),
+        port=options.port,
+    )
+    try:
+        with server, server.log_path.open(encoding="utf-8", errors="replace") as log:
+            print(f"ComfyUI with this pack: {server.url} (Ctrl-C ends it)", flush=True)
+            while True:
+                print(log.read(), end="", flush=True)
+                server.check_alive()
+                time.sleep(0.5)
+    except live_host.HostError as error:
+        raise environment.SetupError(str(error)) from None
+    except KeyboardInterrupt:
+        print("\nComfyUI has ended.")
+        return 0
+
+
+def benchmark_names() -> list[str]:
+    """The scripts that `bench` runs, by name, and the folders that are one."""
+    folder = environment.ROOT / "benchmarks"
+    scripts = [path.stem for path in folder.glob("*.py") if path.name not in NO_BENCHMARKS]
+    return sorted([*scripts, *(path.parent.name for path in folder.glob("*/__main__.py"))])
+
+
+def bench(options: argparse.Namespace, rest: list[str]) -> int:
+    scripts = benchmark_names()
+    if options.name:
+        if options.name not in scripts:
+            raise environment.SetupError(f"no benchmark {options.name}; there are: {scripts}")
+        scripts = [options.name]
+    steps = Steps(4 + len(scripts))
+    prepare(steps)
+    install_tools(steps)
+    python, host_dir = choose_host(DEFAULT_HOST, None)
+    failed = 0
+    for script in scripts:
+        steps(f"bench {script}")
+        command = [python, "-m", f"benchmarks.{script}", *options.args, *rest]
+        told = {"ZIMAGE_HOST_DIR": str(host_dir), "ZIMAGE_CALLED_FROM": os.getcwd()}
+        failed += environment.call(command, **told) != 0
+    if not options.name:
+        print(f"{len(scripts) - failed} of {len(scripts)} benchmarks ran")
+    return 1 if failed else 0
+
+
+def plan(options: argparse.Namespace, rest: list[str]) -> int:
+    try:
+        text, is_possible = report(options)
+    except ValueError as error:
+        raise environment.SetupError(str(error)) from None
+    print(text)
+    return 0 if is_possible else 1

@@ -1,0 +1,123 @@
+"""The suite's own count and exit code, over real runs of pytest on small folders of tests."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from pack import run
+from pack.runner import browser, environment, suite
+
+PASSES = "def test_passes(): pass\n"
+FAILS = "def test_fails(): assert 0\n"
+
+
+def test_counts_are_those_of_a_real_pytest_run(tmp_path):
+    (tmp_path / "test_all.py").write_text(
+        "import pytest\n"
+        "def test_passes(): pass\n"
+        "def test_fails(): assert 0\n"
+        "@pytest.mark.skip\n"
+        "def test_skipped(): pass\n"
+        "@pytest.fixture\n"
+        "def broken(): raise OSError\n"
+        "def test_error_before(broken): pass\n"
+        "@pytest.fixture\n"
+        "def breaks():\n    yield\n    raise OSError\n"
+        "def test_error_after(breaks): pass\n"
+    )
+    (tmp_path / "test_unreadable.py").write_text("import no_such_module\n")
+    report = tmp_path / "junit.xml"
+    command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}"]
+    command += ["--continue-on-collection-errors", "."]
+    subprocess.run(command, cwd=tmp_path, capture_output=True)
+    assert suite.count_tests(report) == {"passed": 1, "failed": 4, "skipped": 1}
+
+
+def test_a_missing_or_broken_report_counts_nothing(tmp_path):
+    nothing = {"passed": 0, "failed": 0, "skipped": 0}
+    assert suite.count_tests(tmp_path / "none.xml") == nothing
+    (tmp_path / "half.xml").write_text("<testsuites><testsuite>")
+    assert suite.count_tests(tmp_path / "half.xml") == nothing
+
+
+def test_the_seconds_of_a_file_are_those_of_its_tests_and_classes(tmp_path):
+    (tmp_path / "junit.xml").write_text(
+        '<testsuites><testsuite><testcase classname="tests.fit.test_a" name="x" time="1.5"/>'
+        '<testcase classname="tests.fit.test_a.TestB" name="y" time="2"/>'
+        '<testcase classname="tests.test_c" name="z" time="0.5"/></testsuite></testsuites>'
+    )
+    seconds = suite.seconds_of(tmp_path / "junit.xml")
+    assert seconds == {"tests/fit/test_a.py": 3.5, "tests/test_c.py": 0.5}
+
+
+class Folder(NamedTuple):
+    """A folder of tests that run.py is told to run in place of its own."""
+
+    path: Path
+    host_dir: Path
+
+    def write(self, **texts: str) -> None:
+        for name, text in texts.items():
+            (self.path / f"{name}.py").write_text(text)
+
+    def run(self, *options: str) -> int:
+        return run.main(["test", *options, "--", str(self.path), "-p", "no:cacheprovider"])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Folder:
+    """Nothing is downloaded or installed, and the checks are quick; the rest is as it is."""
+    host_dir = tmp_path / "host"
+    host_dir.mkdir()
+    for name in ("main.py", "requirements.txt"):
+        (host_dir / name).touch()
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(environment, "make_venv", lambda env: Path(sys.executable))
+    monkeypatch.setattr(environment, "python_of", lambda env: Path(sys.executable))
+    monkeypatch.setattr(environment, "fetch_host", lambda python, version: host_dir)
+    monkeypatch.setattr(environment, "install", lambda *args: False)
+    monkeypatch.setattr(browser, "find_chromium", lambda python: None)
+    monkeypatch.setattr(suite, "CHECKS", (["py_compile", "host/main.py"],))
+    (tmp_path / "suite").mkdir()
+    return Folder(tmp_path / "suite", host_dir)
+
+
+ONE_HOST = ("--host", "0.30.0")
+
+
+@pytest.mark.parametrize(
+    ("tests", "code", "counted"),
+    [
+        ({"test_a": PASSES}, 0, "2 passed, 0 failed, 0 skipped"),
+        ({"test_a": PASSES + FAILS}, 1, "2 passed, 1 failed, 0 skipped"),
+        ({"test_a": PASSES, "test_b": "import nowhere"}, 1, "1 passed, 1 failed, 0 skipped"),
+        ({"conftest": "import os; os._exit(3)"}, 1, "1 passed, 1 failed, 0 skipped"),
+        ({"test_a": "def test_dies():\n import os; os.abort()"}, 1, None),
+        ({}, 1, "1 passed, 1 failed, 0 skipped"),
+    ],
+    ids=["passes", "fails", "no import", "ends early", "crash", "no test at all"],
+)
+def test_the_exit_code_says_whether_a_test_failed(folder, capfd, tests, code, counted):
+    folder.write(**tests)
+    assert folder.run(*ONE_HOST) == code
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert last == counted or (counted is None and ", 1 failed," in last)
+
+
+def test_a_failure_on_one_host_or_in_a_check_is_a_failure_of_all(folder, capfd):
+    folder.write(test_a="import os\ndef test_once(): os.mkdir('once')\n")
+    assert folder.run("--host", "0.30.0", "--host", "0.16.3") == 1, "the second host's fails"
+    printed = capfd.readouterr().out
+    assert printed.splitlines()[-1] == "2 passed, 1 failed, 0 skipped"
+    assert re.search(r"^ +\d+ s  Tests on ComfyUI 0\.16\.3$", printed, re.M)
+    assert re.search(r"^ +\d+ s  \S*test_a\.py on 0\.30\.0$", printed, re.M)
+
+    folder.write(test_a=PASSES)
+    (folder.host_dir / "main.py").write_text("def")
+    assert folder.run(*ONE_HOST) == 1
+    assert capfd.readouterr().out.splitlines()[-1] == "1 passed, 1 failed, 0 skipped"
