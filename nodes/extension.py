@@ -3,8 +3,9 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention_slice import AttentionSlice
-from .fit_to_vram import FitToVRAM, register_route
+from .fit_to_vram import FitToVRAM
 from .gradient_checkpoint import ApplyGradientCheckpoint
+from .host.fit import route as fit_route
 from .host.probe import route as probe_route
 from .lean_vae import LeanVAE
 from .load_model import LoadZImageTurbo
@@ -15,7 +16,7 @@ class ZImageLowVRAM(ComfyExtension):
     """Z-Image Low VRAM."""
 
     async def on_load(self) -> None:
-        register_route()
+        fit_route.add()
         probe_route.add()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

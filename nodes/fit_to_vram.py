@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
-
 from comfy_api.latest import io
 
-from .denoiser.need import TEXT_TOKENS, of_latent
-from .denoiser.plan import DEFAULT_GROUPS, chunk_for
-from .denoiser.sizes import Request, TransformerSizes
-from .fit import report as fit_report
-from .fit.planner import Planner, answer, what_else
-from .fit.stages import Models, published_models
-from .fit.what_fits import Run
-from .host.attention import patch as attention
+from .denoiser.need import TEXT_TOKENS
+from .denoiser.sizes import Request
+from .fit import report
+from .fit.planner import what_else
 from .host.base.server import NodeLog
-from .host.denoiser import patch as lean_patch
-from .host.denoiser.block import BlockSettings
-from .host.fit import budget, latents
-from .host.fit import patch as fit_patch
-from .host.fit import route as fit_route
-from .host.vae import patch as lean_vae
-from .host.vae.forward import VaeSettings
-from .toolboxes import BLOCK
+from .host.fit import budget
+from .host.fit.inputs import planner_for
+from .host.fit.patch import NAME, with_plan, with_planned_vae
+from .host.fit.route import UI_KEY
+from .units import GIB
 from .vae.plan import PREFERENCES, Prefer
-
-logger = logging.getLogger(__name__)
-
-GIB = 2**30
-LARGEST_PX, LARGEST_BATCH = 16384, 4096
 
 
 class FitToVRAM(io.ComfyNode):
@@ -76,7 +61,7 @@ class FitToVRAM(io.ComfyNode):
                         side,
                         default=1024,
                         min=16,
-                        max=LARGEST_PX,
+                        max=16384,
                         step=16,
                         tooltip="Of the picture, in pixels; not used where a latent is connected.",
                     )
@@ -86,7 +71,7 @@ class FitToVRAM(io.ComfyNode):
                     "batch_size",
                     default=1,
                     min=1,
-                    max=LARGEST_BATCH,
+                    max=4096,
                     tooltip=(
                         "Pictures at a time; fewer save memory. Not used where a latent is "
                         "connected."
@@ -134,90 +119,23 @@ class FitToVRAM(io.ComfyNode):
         latent=None,
         conditioning=None,
     ) -> io.NodeOutput:
-        lean_patch.check_is_z_image(model)
-        sizes = TransformerSizes(**lean_patch.transformer_sizes(model))
-        request = Request(
-            width, height, batch_size, TEXT_TOKENS, lean_patch.activation_bytes(model), sizes
+        asked = Request(width, height, batch_size, TEXT_TOKENS)
+        planner = planner_for(
+            model,
+            asked,
+            named_bytes=int(budget_gib * GIB),
+            prefer=prefer,
+            vae=vae,
+            latent=latent,
+            conditioning=conditioning,
         )
-        if latent is not None:
-            request = of_latent(request, latents.shape_of(latent, sizes.channels))
-        tokens = latents.text_tokens(conditioning)
-        request = replace(request, text_tokens=tokens or TEXT_TOKENS)
-        vae_sizes = None if vae is None else lean_vae.sizes_of(vae)
-        planner = Planner(
-            _models(model, vae, sizes, vae_sizes),
-            request,
-            int(budget_gib * GIB),
-            budget.margin_bytes(),
-            prefer,
-            floor_bytes=budget.floor_bytes(model),
-            run=Run(has_text=conditioning is None, has_lean_vae=vae_sizes is not None),
-        )
-        plan = planner.plan(request, budget.room_bytes(model.load_device))
-        others, headline = what_else(plan), fit_report.headline(plan)
-        notes = [f"Here {budget.enforcement(model)}."]
-        if attention.holds_scores():
-            notes.append(
-                "This host's attention keeps scores, which are not in the figures: add Attention "
-                "Slice."
-            )
-        report = fit_report.text(
-            plan,
-            others=others,
-            copy_bytes_per_s=budget.copy_bytes_per_s(model.load_device),
-            notes=notes,
-        )
-        node_id = cls.hidden.unique_id if cls.hidden else None
-        log = NodeLog("Fit to VRAM", node_id)
-        watch = fit_patch.Watch(planner, log)
-        sample = replace(request, batch=1)  # a block takes them one by one, however many there are
-        settings = BlockSettings(
-            kernels=BLOCK,
-            chunk_tokens=lambda tokens, groups: chunk_for(sample, tokens, groups),
-            groups=DEFAULT_GROUPS,
-        )
-        patched = lean_patch.with_lean_blocks(
-            model, settings, blocks="all", prepare=watch.prepare, node_id=node_id
-        )
-        fit_patch.put_watch(patched, watch)
-        lean = None if vae is None else _lean_vae(vae, planner, node_id)
-        log.say(headline)
-        shown = fit_report.as_json(plan, others=others)
-        shown["card_bytes"] = budget.card_bytes(model.load_device)
-        return io.NodeOutput(patched, lean, report, ui={fit_route.UI_KEY: [shown]})
-
-
-def _models(model, vae, sizes: TransformerSizes, vae_sizes) -> Models:
-    """The run's models: those at hand as they are, the others as they are published."""
-    models = replace(
-        published_models(),
-        denoiser=sizes,
-        denoiser_weight_bytes=budget.weight_bytes(model),
-        has_ram=model.load_device.type == "cuda",
-    )
-    if vae_sizes is None:
-        return models
-    return replace(
-        models,
-        decoder=vae_sizes.decoder,
-        encoder=vae_sizes.encoder,
-        vae_dtype_bytes=vae.vae_dtype.itemsize,
-        vae_weight_bytes=vae.patcher.model_size(),
-    )
-
-
-def _lean_vae(vae, planner: Planner, node_id: str | None):
-    """The VAE in strips, with the preference chosen at each call."""
-    settings = VaeSettings(
-        choose=lambda call, device: planner.vae_choice(call, budget.room_bytes(device)),
-        budget=planner.named_bytes or None,
-    )
-    lean, reason = lean_vae.with_lean_vae(vae, settings, NodeLog("Lean VAE", node_id))
-    if reason is not None:
-        logger.warning("Fit to VRAM: the VAE stays stock: %s", reason)
-    return lean
-
-
-def register_route() -> None:
-    """Lets the page ask what a picture would need."""
-    fit_route.add(lambda asked, room: answer(asked, room, budget.margin_bytes()))
+        device, node_id = model.load_device, cls.hidden.unique_id if cls.hidden else None
+        plan = planner.plan(planner.request, budget.room_bytes(device))
+        others, headline = what_else(plan), report.headline(plan)
+        speed, notes = budget.copy_bytes_per_s(device), budget.notes(model)
+        text = report.text(plan, others=others, copy_bytes_per_s=speed, notes=notes)
+        shown = report.as_json(plan, others=others, card_bytes=budget.card_bytes(device))
+        patched = with_plan(model, planner, node_id)
+        lean = None if vae is None else with_planned_vae(vae, planner, node_id)
+        NodeLog(NAME, node_id).say(headline)
+        return io.NodeOutput(patched, lean, text, ui={UI_KEY: [shown]})

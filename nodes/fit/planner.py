@@ -1,6 +1,6 @@
 """Where a budget is planned: what was set on Fit to VRAM, and the plan for each call.
 
-The budget is enforced in nodes/host/fit/patch.py, which asks for these plans.
+The budget is enforced in nodes/host/fit/enforcer.py, which asks for these plans.
 """
 
 from __future__ import annotations
@@ -186,7 +186,13 @@ def what_else(plan: Fit) -> list[Alternative]:
     return found
 
 
-def answer(asked: Mapping[str, Any], room_bytes: int | None, margin_bytes: int) -> dict[str, Any]:
+def answer(
+    asked: Mapping[str, Any],
+    room_bytes: int | None,
+    margin_bytes: int,
+    *,
+    card_bytes: int | None = None,
+) -> dict[str, Any]:
     """The plan for a question of the page, for the models as they are published.
 
     Args:
@@ -194,6 +200,7 @@ def answer(asked: Mapping[str, Any], room_bytes: int | None, margin_bytes: int) 
             whether a VAE is connected, which comes out as Lean VAE.
         room_bytes: on the card; None without one.
         margin_bytes: see `Planner`.
+        card_bytes: the size of the card; None without one.
 
     Raises:
         ValueError, TypeError, KeyError: the question is not one.
@@ -204,4 +211,4 @@ def answer(asked: Mapping[str, Any], room_bytes: int | None, margin_bytes: int) 
     run = Run(has_lean_vae=bool(asked["has_vae"]))
     planner = Planner(published_models(), request, named, margin_bytes, asked["prefer"], run=run)
     plan = planner.plan(request, room_bytes)
-    return report.as_json(plan, others=list(alternatives(plan)))
+    return report.as_json(plan, others=list(alternatives(plan)), card_bytes=card_bytes)

@@ -96,7 +96,9 @@ def either(others: Sequence[Alternative]) -> str:
     return ", or ".join(words[other.differs_in].format(other.request) for other in others)
 
 
-def as_json(plan: Fit, *, others: Sequence[Alternative] = ()) -> dict[str, Any]:
+def as_json(
+    plan: Fit, *, others: Sequence[Alternative] = (), card_bytes: int | None = None
+) -> dict[str, Any]:
     """The plan for the page: bytes by stage, in the order in which they run."""
     budget, request = plan.budget_bytes, plan.request
     return {
@@ -107,6 +109,7 @@ def as_json(plan: Fit, *, others: Sequence[Alternative] = ()) -> dict[str, Any]:
         "text_tokens": request.text_tokens,
         "verdict": plan.verdict,
         "budget_bytes": budget,
+        "card_bytes": card_bytes,
         "missing_bytes": plan.missing_bytes,
         "others": [
             {

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from pack.nodes.denoiser.sizes import Request
-from pack.nodes.fit import report as fit_report
+from pack.nodes.fit import report
 from pack.nodes.fit.planner import Planner, Situation, answer
 from pack.nodes.fit.stages import Models, denoise_stages, published_models, text_stage, vae_stage
 from pack.nodes.fit.text_encoder import text_encoder_peak_bytes
@@ -138,7 +138,7 @@ def test_what_would_fit_does_and_a_little_more_does_not():
     assert (batch.differs_in, size.differs_in) == ("batch", "size")
     assert (batch.request.width_px, batch.request.height_px) == (4096, 2048)
     count, width, height = batch.request.batch, size.request.width_px, size.request.height_px
-    assert fit_report.either([batch, size]) == f"a batch of {count}, or {width}x{height}"
+    assert report.either([batch, size]) == f"a batch of {count}, or {width}x{height}"
     assert abs(width / height - 2) < 0.1
     for request, fits in (
         (Request(4096, 2048, count), True),
@@ -184,7 +184,7 @@ def test_planning_takes_less_than_50_ms():
 
 def test_report_is_a_table_of_the_stages():
     made = plan(2048, 2048, gib=8)
-    text = fit_report.text(made, copy_bytes_per_s=12.5e9, notes=["last"])
+    text = report.text(made, copy_bytes_per_s=12.5e9, notes=["last"])
     assert text.startswith("2048x2048, batch 1, 256 text tokens, prefer balance; budget 8.00 GiB")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert [row.split(" |")[0].strip("| ") for row in rows[2:]] == [
@@ -195,23 +195,23 @@ def test_report_is_a_table_of_the_stages():
     assert len({len(row) for row in rows}) == 1
     streamed = made.stage("denoise").streamed_bytes(8 * GIB)
     assert f"{streamed / 12.5e9:.2f} s at 12.5 GB/s (measured)" in text
-    assert "(assumed, not measured)" in fit_report.text(made)
+    assert "(assumed, not measured)" in report.text(made)
     assert text.endswith("last")
-    assert "streams" not in fit_report.text(plan(1024, 1024, gib=24))
+    assert "streams" not in report.text(plan(1024, 1024, gib=24))
 
 
 def test_report_says_by_how_much_it_misses():
     made = plan(8192, 8192, gib=2)
     missing = f"{made.missing_bytes / GIB:.2f} GiB short"
-    assert made.verdict == "too large" and f"does not fit: {missing}" in fit_report.text(made)
+    assert made.verdict == "too large" and f"does not fit: {missing}" in report.text(made)
     tight = plan(4096, 4096, batch=4, gib=3)
-    assert "tight: " in fit_report.headline(tight)
-    assert "no budget" in fit_report.headline(plan(64, 64, gib=None))
+    assert "tight: " in report.headline(tight)
+    assert "no budget" in report.headline(plan(64, 64, gib=None))
 
 
 def test_json_adds_up():
     made = plan(2048, 2048, gib=8)
-    seen = fit_report.as_json(made, others=[Alternative("batch", Request(512, 768, 2))])
+    seen = report.as_json(made, others=[Alternative("batch", Request(512, 768, 2))])
     assert seen["verdict"] == "fits"
     assert seen["others"] == [{"differs_in": "batch", "width": 512, "height": 768, "batch_size": 2}]
     for stage in seen["stages"]:

@@ -11,6 +11,7 @@ from typing import Any
 import comfy.model_management as management
 import torch
 
+from ..attention.patch import holds_scores
 from ..base.device import is_card, is_dynamic, weights_bytes
 
 logger = logging.getLogger(__name__)
@@ -69,13 +70,18 @@ def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] |
     return lambda: pages.set_watermark(pages.max_size)
 
 
-def enforcement(patcher: Any) -> str:
-    """How a named budget is kept to for this model, for a reader."""
+def notes(patcher: Any) -> list[str]:
+    """For a reader: how a named budget is enforced for this model, and what is not in the plan."""
     if not is_card(patcher.load_device):
-        return "nothing is enforced: no NVIDIA, AMD or Intel card computes this model"
-    if is_dynamic(patcher):
-        return "a named budget is kept by a limit on the model's pages (dynamic VRAM)"
-    return "a named budget is kept by sending weights beyond it to RAM (loading by estimate)"
+        how = "nothing is enforced: no NVIDIA, AMD or Intel card computes this model"
+    elif is_dynamic(patcher):
+        how = "a named budget is kept by a limit on the model's pages (dynamic VRAM)"
+    else:
+        how = "a named budget is kept by sending weights beyond it to RAM (loading by estimate)"
+    scores = (
+        "This host's attention keeps scores, which are not in the figures: add Attention Slice."
+    )
+    return [f"Here {how}.", *([scores] if holds_scores() else [])]
 
 
 def copy_bytes_per_s(device: torch.device) -> float | None:

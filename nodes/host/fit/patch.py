@@ -1,172 +1,50 @@
-"""Plans a sampling when it begins, and keeps the model within the budget while it runs."""
+"""Puts a plan on a model and on a VAE: lean parts, and settings chosen at each call."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
-from comfy import sampler_helpers
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
-from comfy.samplers import CFGGuider
 
-from ...fit.planner import Decision, Planner, Situation
-from ...units import MIB
-from ..base.device import allocator_bytes, is_card, pages_bytes, weights_bytes
-from ..base.options import FIT, OPTIONS_KEY
-from ..base.reserve import make_room, reserved
+from ...denoiser.plan import DEFAULT_GROUPS, chunk_for
+from ...fit.planner import Planner
+from ...toolboxes import BLOCK
 from ..base.server import NodeLog
-from ..denoiser.forward import HANDOVER_PATCHES
+from ..denoiser.block import BlockSettings
+from ..denoiser.patch import with_lean_blocks
+from ..vae.forward import VaeSettings
+from ..vae.patch import with_lean_vae
 from . import budget
+from .enforcer import Enforcer
 
-_KEY = f"{OPTIONS_KEY}.fit_to_vram"
-# Share by which predicted and measured may differ without a warning.
-APART = 0.05
-
-
-class Watch:
-    """The wrappers of one Fit to VRAM node; between two samplings it holds no tensor."""
-
-    def __init__(self, planner: Planner, log: NodeLog) -> None:
-        self._planner, self._log = planner, log
-        self._is_sampling, self._is_guided, self._is_asked = False, True, False
-        self._decision: Decision | None = None
-        self._lift: Callable[[], None] | None = None
-
-    def prepare(self, executor, model, noise_shape, conds, *args, **kwargs):
-        """PREPARE_SAMPLING: plans, and has the host load within the plan."""
-        self._is_asked = True
-        if kwargs.get("force_full_load") or kwargs.get("force_offload"):  # training
-            return executor(model, noise_shape, conds, *args, **kwargs)
-        options = kwargs.get("model_options") or {}
-        is_guided = self._is_guided or options.get("disable_cfg1_optimization", False)
-        together = _loaded_with(model, conds)
-        decision = self._decision = self._planner.decide(
-            Situation(
-                noise_shape,
-                _prompts(conds, is_guided=is_guided),
-                _text_tokens(conds),
-                budget.weight_bytes(model),
-                sum(other.model_size() for other in together),
-                budget.room_bytes(model.load_device),
-                _is_plain(conds, options.get("transformer_options", {})),
-            )
-        )
-        self._say(decision.text, is_warning=decision.is_warning)
-        _ask_groups(options, decision.groups)
-        make_room([model, *together], decision.peak_bytes, decision.budget_bytes)
-        _, estimate = sampler_helpers.estimate_memory(model, noise_shape, conds)
-        with reserved(model, estimate, decision.need_bytes):
-            result = executor(model, noise_shape, conds, *args, **kwargs)
-        self._lift = budget.limit_weights(model, decision.limit_bytes)
-        return result
-
-    def outer_sample(self, executor, *args, **kwargs):
-        """OUTER_SAMPLE: lifts the limit at the end, and compares the peak with the plan."""
-        if self._is_sampling:  # a sampling inside of a sampling
-            return executor(*args, **kwargs)
-        guider = executor.class_obj
-        device = guider.model_patcher.load_device
-        sampler = args[2] if len(args) > 2 else kwargs.get("sampler")
-        self._is_guided = _is_guided(guider, sampler)
-        self._is_sampling, self._is_asked, self._decision = True, False, None
-        before = _readings(device)
-        try:
-            result = executor(*args, **kwargs)
-        finally:
-            self._is_sampling = False
-            if self._lift is not None:
-                self._lift()
-                self._lift = None
-        if not self._is_asked:
-            self._say("a node behind this one has replaced its plan: nothing is kept to")
-        elif self._decision is not None and before is not None:
-            self._compare(self._decision, before, _readings(device))
-        return result
-
-    def _compare(self, decision: Decision, before: Any, after: Any) -> None:
-        # What neither the models nor this sampling hold was there before.
-        weights_then, current, peak_then = before
-        weights, _, peak = after
-        if peak <= peak_then:
-            line = f"measured: not above the earlier peak of {_mib(peak_then)}"
-            return self._say(f"{decision.text}\n{line}")
-        least, most = (live + weights for live in decision.live_bytes)
-        measured = peak - (current - weights_then)
-        off = max(measured / most - 1, 1 - measured / least, 0)
-        predicted = _mib(most) if least == most else f"{_mib(least)} to {_mib(most)}"
-        line = f"weights and activations: predicted {predicted}, measured {_mib(measured)}"
-        if off > APART:
-            line += f", {100 * off:.0f} % apart"
-        self._say(f"{decision.text}\n{line}", is_warning=off > APART)
-
-    def _say(self, text: str, *, is_warning: bool = False) -> None:
-        self._log.say(text, logging.WARNING if is_warning else logging.INFO)
+NAME = "Fit to VRAM"
 
 
-def _readings(device: torch.device) -> tuple[int, int, int] | None:
-    """Of torch's allocator: the weights in it, current and peak bytes; None without a card."""
-    if not is_card(device):
-        return None
-    return (weights_bytes(device) - pages_bytes(device), *allocator_bytes(device))
-
-
-def put_watch(model: ModelPatcher, watch: Watch) -> None:
-    """Puts the outer wrapper of a watch on a clone that was made for it."""
-    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, _KEY)
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, watch.outer_sample)
-
-
-def _is_guided(guider: Any, sampler: Any) -> bool:
-    """Whether the negative prompt may be computed: not at cfg 1, unless something asks for it."""
-    is_own = type(guider).predict_noise is not CFGGuider.predict_noise
-    function = getattr(sampler, "sampler_function", None)
-    # These ask for it when they begin.
-    is_cfg_pp = "cfg_pp" in getattr(function, "__name__", "")
-    return is_own or is_cfg_pp or not math.isclose(guider.cfg, 1.0)
-
-
-def _prompts(conds: Mapping[str, Any], *, is_guided: bool) -> int:
-    """How many prompts of a picture may go in one call."""
-    computed = (found for name, found in conds.items() if is_guided or name != "negative")
-    return max(1, sum(len(found or ()) for found in computed))
-
-
-def _loaded_with(model: ModelPatcher, conds: Mapping[str, Any]) -> list[Any]:
-    """The models that the host loads with it: patches, ControlNets."""
-    others, _ = sampler_helpers.get_additional_models(conds, model.model_dtype())
-    others += model.get_nested_additional_models()
-    return list(dict.fromkeys([*model.model_patches_models(), *others]))
-
-
-def _text_tokens(conds: Mapping[str, Any]) -> int | None:
-    found = [
-        cond["cross_attn"].shape[1]
-        for prompts in conds.values()
-        for cond in prompts or ()
-        if getattr(cond.get("cross_attn"), "ndim", 0) == 3
-    ]
-    return max(found, default=None)
-
-
-def _is_plain(conds: Mapping[str, Any], transformer_options: Mapping[str, Any]) -> bool:
-    patches = transformer_options.get("patches", {})
-    if any(patches.get(name) for name in HANDOVER_PATCHES):
-        return False
-    handed = ("control", "reference_latents")
-    return not any(
-        name in cond for prompts in conds.values() for cond in prompts or () for name in handed
+def with_plan(model: ModelPatcher, planner: Planner, node_id: str | None) -> ModelPatcher:
+    """A clone with lean blocks whose samplings are planned and kept within the budget."""
+    sample = replace(planner.request, batch=1)  # a block takes them one by one
+    settings = BlockSettings(
+        kernels=BLOCK,
+        chunk_tokens=lambda tokens, groups: chunk_for(sample, tokens, groups),
+        groups=DEFAULT_GROUPS,
     )
+    enforcer = Enforcer(planner, NodeLog(NAME, node_id))
+    patched = with_lean_blocks(
+        model, settings, blocks="all", prepare=enforcer.prepare, node_id=node_id
+    )
+    enforcer.put_on(patched)
+    return patched
 
 
-def _ask_groups(model_options: dict[str, Any], groups: int) -> None:
-    """Leaves the groups where the lean block finds them; the options are this sampling's own."""
-    options = model_options.setdefault("transformer_options", {})
-    options[OPTIONS_KEY] = {**options.get(OPTIONS_KEY, {}), FIT: groups}
-
-
-def _mib(count: int) -> str:
-    return f"{count / MIB:.0f} MiB"
+def with_planned_vae(vae: Any, planner: Planner, node_id: str | None) -> Any:
+    """The VAE in strips, with the preference that fits at each call; as it came if it cannot."""
+    settings = VaeSettings(
+        choose=lambda call, device: planner.vae_choice(call, budget.room_bytes(device)),
+        budget=planner.named_bytes or None,
+    )
+    lean, reason = with_lean_vae(vae, settings, NodeLog("Lean VAE", node_id))
+    if reason is not None:
+        NodeLog(NAME, node_id=None).say(f"the VAE stays stock: {reason}", logging.WARNING)
+    return lean

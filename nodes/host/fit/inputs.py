@@ -1,0 +1,103 @@
+"""What the node's inputs say: sizes of the picture, the prompt and the models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+
+from ...denoiser.need import of_latent
+from ...denoiser.sizes import Request, TransformerSizes
+from ...fit.planner import Planner
+from ...fit.stages import Models, published_models
+from ...fit.what_fits import Run
+from ...vae.plan import Prefer
+from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
+from ..vae.patch import sizes_of
+from . import budget
+
+
+def planner_for(
+    model: ModelPatcher,
+    asked: Request,
+    *,
+    named_bytes: int,
+    prefer: Prefer,
+    vae: Any,
+    latent: dict[str, Any] | None,
+    conditioning: Any,
+) -> Planner:
+    """The planner for what is set on the node and connected to it.
+
+    Args:
+        model: a Z-Image model.
+        asked: the picture, the batch and the prompt's length where nothing connected has them.
+        named_bytes: the budget; 0 for what the card has free.
+        prefer: the node's input.
+        vae: a VAE, or None.
+        latent: of a LATENT wire, or None.
+        conditioning: of a CONDITIONING wire, or None.
+
+    Raises:
+        ValueError: the model is not Z-Image, or the latent not a picture's.
+    """
+    check_is_z_image(model)
+    sizes = TransformerSizes(**transformer_sizes(model))
+    request = replace(asked, dtype_bytes=activation_bytes(model), sizes=sizes)
+    if latent is not None:
+        request = of_latent(request, shape_of(latent, sizes.channels))
+    request = replace(request, text_tokens=text_tokens(conditioning) or asked.text_tokens)
+    models, is_lean = _models(model, vae, sizes)
+    return Planner(
+        models,
+        request,
+        named_bytes,
+        budget.margin_bytes(),
+        prefer,
+        floor_bytes=budget.floor_bytes(model),
+        run=Run(has_text=conditioning is None, has_lean_vae=is_lean),
+    )
+
+
+def _models(model: Any, vae: Any, sizes: TransformerSizes) -> tuple[Models, bool]:
+    """The connected models, with published ones for the rest; and whether the VAE can be lean."""
+    models = replace(
+        published_models(),
+        denoiser=sizes,
+        denoiser_weight_bytes=budget.weight_bytes(model),
+        has_ram=model.load_device.type == "cuda",
+    )
+    if vae is None or (vae_sizes := sizes_of(vae)) is None:
+        return models, False
+    models = replace(
+        models,
+        decoder=vae_sizes.decoder,
+        encoder=vae_sizes.encoder,
+        vae_dtype_bytes=vae.vae_dtype.itemsize,
+        vae_weight_bytes=vae.patcher.model_size(),
+    )
+    return models, True
+
+
+def shape_of(latent: dict[str, Any], channels: int) -> tuple[int, ...]:
+    """Shape [B, C, H, W] of the latent on a LATENT wire.
+
+    Raises:
+        ValueError: it is not an image latent with that many channels.
+    """
+    shape = tuple(latent["samples"].shape)
+    if len(shape) == 5 and shape[2] == 1:  # a video latent of one frame
+        shape = (*shape[:2], *shape[3:])
+    if len(shape) != 4 or shape[1] != channels:
+        raise ValueError(
+            f"latent must have {channels} channels and be a picture's, got shape {list(shape)}: "
+            "use Empty SD3 Latent Image, or VAE Encode with Z-Image's VAE"
+        )
+    return shape
+
+
+def text_tokens(conditioning: Any) -> int | None:
+    """Length of the longest prompt on a CONDITIONING wire; None without one."""
+    found = [entry[0].shape[1] for entry in conditioning or () if entry[0] is not None]
+    return max(found, default=None)
