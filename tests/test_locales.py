@@ -13,6 +13,7 @@ from pack.runner.folder_links import PACK_NAME
 from pack.runner.live_host import REPO
 
 LOCALES = REPO / "locales"
+DOCS = REPO / "js" / "docs"
 FILES = sorted(LOCALES.glob("*/*"))
 # What the host merges into its answer to /i18n; it ignores every other name.
 READ_BY_HOST = {"main.json", "nodeDefs.json", "commands.json", "settings.json"}
@@ -54,7 +55,28 @@ def test_file_is_read_and_holds_plain_sentences(path):
     assert [text for text in texts if re.search(r"[{}@|]", text)] == []
 
 
-def test_english_node_texts_stand_in_the_schema_alone():
+def _by_key(value: Any, above: str = "") -> dict[str, str]:
+    """Every text by the keys that lead to it."""
+    if isinstance(value, str):
+        return {above: value}
+    parts = [_by_key(inner, f"{above}/{key}") for key, inner in value.items()]
+    return {key: text for part in parts for key, text in part.items()}
+
+
+@pytest.mark.parametrize("name", sorted({path.name for path in FILES} - {"nodeDefs.json"}))
+def test_both_languages_have_the_same_keys_and_places(name):
+    """The page shows English for a key that Chinese lacks, and "$1" for a place that has no value.
+
+    nodeDefs.json is Chinese alone: tests/host/test_locales.py compares it with the schemas.
+    """
+    english, chinese = (_by_key(_load(LOCALES / language / name)) for language in ("en", "zh"))
+    assert list(english) == list(chinese)
+    places = re.compile(r"\$\d")
+    for key, text in english.items():
+        assert sorted(places.findall(text)) == sorted(places.findall(chinese[key])), key
+
+
+def test_english_node_texts_are_in_the_schema_alone():
     """The page falls back to the schema, so a second copy could only drift from it."""
     assert not (LOCALES / "en" / "nodeDefs.json").exists()
 
@@ -75,10 +97,15 @@ def test_chinese_node_texts_are_chinese():
 
 @pytest.mark.parametrize("node_id", sorted(_load(LOCALES / "zh" / "nodeDefs.json")))
 def test_both_help_pages_have_the_same_parts(node_id):
-    pages = [REPO / "js" / "docs" / f"{node_id}.md", REPO / "js" / "docs" / node_id / "zh.md"]
     shapes = []
-    for page in pages:
+    for page in (DOCS / f"{node_id}.md", DOCS / node_id / "zh.md"):
         lines = page.read_text(encoding="utf-8").splitlines()
         shapes.append([line.split(" ")[0] for line in lines if re.match(r"#|- ", line)])
     assert shapes[0] == shapes[1]
     assert shapes[0].count("##") >= 3
+
+
+def test_every_help_page_is_of_a_node():
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.*")}
+    nodes = _load(LOCALES / "zh" / "nodeDefs.json")
+    assert pages == {page for node in nodes for page in (f"{node}.md", f"{node}/zh.md")}
