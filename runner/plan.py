@@ -44,7 +44,7 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     notes = [
         f"Transformer in {options.weights}, Qwen3-4B and VAE in bf16; one sample per picture and "
         "call (cfg 1).",
-        "Predicted from the sizes. The driver's own context and the desktop come on top: name "
+        "Predicted from the shapes. The driver's own context and the desktop come on top: name "
         "what is free.",
     ]
     speed = options.copy_gbs and options.copy_gbs * 1e9

@@ -12,8 +12,8 @@ from .what_fits import Alternative, Fit
 COLUMNS = (
     "stage",
     "setting",
-    "weights",
-    "of it resident",
+    "all weights",
+    "of them resident",
     "activations",
     "(ComfyUI alone)",
     "workspace",
@@ -124,7 +124,7 @@ def as_json(
             {
                 "name": stage.name,
                 "setting": stage.setting,
-                "weights": stage.peak_bytes(budget) - stage.need_bytes,
+                "weights": stage.weights_on_card_bytes(budget),
                 "activations": stage.activation_bytes,
                 "stock": stage.stock_bytes,
                 "workspace": stage.workspace_bytes,

@@ -25,7 +25,7 @@ class Stage:
 
     name: text encode, denoise, VAE decode or VAE encode.
     setting: of our nodes, for a reader.
-    weight_bytes: of the stage's model.
+    weight_bytes: of the stage's model, wherever they are.
     buffer_bytes: of the weights that must be on the card at a time where not all of them are.
     activation_bytes: peak of live tensors.
     stock_bytes: peak of live tensors with the host alone.
@@ -65,13 +65,13 @@ class Stage:
         return self.activation_bytes + min(self.buffer_bytes, self.weight_bytes)
 
     def resident_bytes(self, budget_bytes: int | None) -> int:
-        """Weights that stay on the card."""
+        """Of the model's weights, those that stay on the card."""
         if budget_bytes is None or self.need_bytes + self.weight_bytes <= budget_bytes:
             return self.weight_bytes
         return max(0, budget_bytes - self.need_bytes - self.buffer_bytes)
 
     def streamed_bytes(self, budget_bytes: int | None) -> int:
-        """Weights that come from RAM each time."""
+        """Of the model's weights, those that come from RAM each time."""
         return self.weight_bytes - self.resident_bytes(budget_bytes)
 
     def held_bytes(self, budget_bytes: int | None) -> int:
@@ -79,11 +79,14 @@ class Stage:
         is_held = self.is_cast or self.streamed_bytes(budget_bytes) > 0
         return self.block_bytes if is_held else 0
 
+    def weights_on_card_bytes(self, budget_bytes: int | None) -> int:
+        """What weights take of the card: the resident ones, and the buffers for the others."""
+        resident = self.resident_bytes(budget_bytes)
+        return resident + (self.buffer_bytes if resident < self.weight_bytes else 0)
+
     def peak_bytes(self, budget_bytes: int | None) -> int:
         """The most that the stage takes."""
-        resident = self.resident_bytes(budget_bytes)
-        is_whole = resident == self.weight_bytes
-        return self.need_bytes + resident + (0 if is_whole else self.buffer_bytes)
+        return self.need_bytes + self.weights_on_card_bytes(budget_bytes)
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,10 @@ def test_json_adds_up():
     for stage in seen["stages"]:
         parts = stage["weights"] + stage["activations"] + stage["workspace"]
         assert parts == stage["peak"] <= seen["budget_bytes"]
+    streamed = made.stage("denoise")
+    of_page = next(stage for stage in seen["stages"] if stage["name"] == "denoise")
+    on_card = streamed.resident_bytes(8 * GIB) + streamed.buffer_bytes
+    assert of_page["weights"] == on_card < streamed.weight_bytes
 
 
 @pytest.mark.parametrize(
