@@ -2,6 +2,7 @@
 
     python run.py demo     a real ComfyUI with this pack runs the example workflow to a picture
     python run.py test     everything this machine can test; the last line counts
+                           (--quick: in three minutes what needs neither server nor browser)
     python run.py check    ruff and pyright alone, as before a commit
     python run.py host     ComfyUI with this pack in the foreground, for trying things by hand
     python run.py bench    the named script of benchmarks/ with its own options, or all: hours;
@@ -57,6 +58,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     bench.add_argument("args", nargs=argparse.REMAINDER, help="its options")
     host.add_argument("--port", type=int, default=8188)
     test.add_argument("--host", action="append", choices=versions, help="repeat for more")
+    test.add_argument("--quick", action="store_true", help="no server, no browser, newest host")
     plan.add_options(planned)
     planned.set_defaults(run=commands.plan)
     demo.set_defaults(run=commands.demo)

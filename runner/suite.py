@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
@@ -14,8 +16,12 @@ from .setup import DEFAULT_HOST, OLDEST_HOST, Steps, choose_host, install_tools,
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright"])
 # The first host runs every test, the others those that need a host.
 ALL_TESTS, HOST_TESTS = ["tests"], ["tests/host", "tests/e2e"]
+# No server, no browser: what a change to one file needs before it is committed.
+QUICK = ["tests", "--ignore=tests/e2e", "-m", "not slow"]
 # pytest without the repository's root on sys.path: the host has a module `nodes` of its own.
 PYTEST = "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+WORKER_GIB = 6  # of RAM: a worker's own host, and a server that it may have started
+MOST_WORKERS = 4  # more would only start more servers: a file is tested by one worker
 SLOW_FILES_SHOWN = 8
 
 
@@ -37,21 +43,25 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
     Args:
         options: host: the versions to test on, None for the newest and the oldest.
+            quick: on the newest host alone, without server, browser and slow tests.
         rest: arguments for pytest; files or folders among them replace the whole suite.
     """
-    versions = list(dict.fromkeys(options.host or [DEFAULT_HOST, OLDEST_HOST]))
-    steps = Steps(6 + len(versions))
+    hosts = [DEFAULT_HOST] if options.quick else [DEFAULT_HOST, OLDEST_HOST]
+    versions = list(dict.fromkeys(options.host or hosts))
+    steps = Steps(5 + len(versions) + (not options.quick))
     python = prepare(steps)
     install_tools(steps)
-    steps("Chromium for the browser tests")
-    chromium = browser.find_chromium(python)
+    chromium = None
+    if not options.quick:
+        steps("Chromium for the browser tests")
+        chromium = browser.find_chromium(python)
     steps("ruff check, ruff format, pyright: each counts as one test")
     failed = count_failed_checks(python)
     counts = Counter(passed=len(CHECKS) - failed, failed=failed, skipped=0)
     seconds: Counter[str] = Counter()
     for index, version in enumerate(versions):
         steps(f"Tests on ComfyUI {version}")
-        folders = HOST_TESTS if index else ALL_TESTS
+        folders = QUICK if options.quick else HOST_TESTS if index else ALL_TESTS
         report = run_pytest(version, folders, rest, chromium, counts)
         seconds.update({f"{file} on {version}": took for file, took in seconds_of(report).items()})
     print_times(steps, seconds)
@@ -69,7 +79,10 @@ def run_pytest(
     report.unlink(missing_ok=True)
     if any((environment.ROOT / arg.split("::")[0]).exists() for arg in rest):
         folders = []
-    command = [python, "-c", PYTEST, *folders, *rest, f"--junitxml={report}"]
+    # By file, in the order that tests/conftest.py gives them: a file's server is started once.
+    spread = [f"-n{workers()}", "--dist=loadfile", "--no-loadscope-reorder"]
+    spread += ["--max-worker-restart=1"]  # a test that ends its process ends it again
+    command = [python, "-c", PYTEST, *folders, *spread, *rest, f"--junitxml={report}"]
     settings = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
     settings |= {"ZIMAGE_HOST_DIR": str(host_dir)}
     settings |= {"ZIMAGE_CHROMIUM": chromium} if chromium else {}
@@ -81,6 +94,18 @@ def run_pytest(
         found["failed"] = 1
     counts.update(found)
     return report
+
+
+def workers() -> int:
+    """How many processes test at a time: as many as there are cores, and RAM for them."""
+    if hasattr(os, "sched_getaffinity"):  # the cores that this process may use
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    ram_gib = 4 * WORKER_GIB  # where the system does not say
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        ram_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(cores, int(ram_gib / WORKER_GIB), MOST_WORKERS))
 
 
 def cases_of(report: Path) -> list[ElementTree.Element]:

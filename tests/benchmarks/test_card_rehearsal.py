@@ -73,10 +73,13 @@ FIELDS = {
         },
     },
 }  # fmt: skip
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("ZIMAGE_HOST_DIR"),
-    reason="needs a host: set ZIMAGE_HOST_DIR to an unpacked ComfyUI",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not os.environ.get("ZIMAGE_HOST_DIR"),
+        reason="needs a host: set ZIMAGE_HOST_DIR to an unpacked ComfyUI",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from pack import run
-from pack.runner import browser, environment, suite
+from pack.runner import browser, environment, setup, suite
 
 PASSES = "def test_passes(): pass\n"
 FAILS = "def test_fails(): assert 0\n"
@@ -65,8 +65,10 @@ class Folder(NamedTuple):
         for name, text in texts.items():
             (self.path / f"{name}.py").write_text(text)
 
-    def run(self, *options: str) -> int:
-        return run.main(["test", *options, "--", str(self.path), "-p", "no:cacheprovider"])
+    def run(self, *hosts: str, workers: int = 0) -> int:
+        named = [option for host in hosts for option in ("--host", host)]
+        pytest_options = ["-p", "no:cacheprovider", f"-n{workers}"]
+        return run.main(["test", *named, "--", str(self.path), *pytest_options])
 
 
 @pytest.fixture
@@ -87,9 +89,6 @@ def folder(tmp_path, monkeypatch) -> Folder:
     return Folder(tmp_path / "suite", host_dir)
 
 
-ONE_HOST = ("--host", "0.30.0")
-
-
 @pytest.mark.parametrize(
     ("tests", "code", "counted"),
     [
@@ -97,21 +96,24 @@ ONE_HOST = ("--host", "0.30.0")
         ({"test_a": PASSES + FAILS}, 1, "2 passed, 1 failed, 0 skipped"),
         ({"test_a": PASSES, "test_b": "import nowhere"}, 1, "1 passed, 1 failed, 0 skipped"),
         ({"conftest": "import os; os._exit(3)"}, 1, "1 passed, 1 failed, 0 skipped"),
-        ({"test_a": "def test_dies():\n import os; os.abort()"}, 1, None),
+        (
+            {"test_a": "def test_dies():\n import os; os.abort()"},
+            1,
+            "1 passed, 1 failed, 0 skipped",
+        ),
         ({}, 1, "1 passed, 1 failed, 0 skipped"),
     ],
     ids=["passes", "fails", "no import", "ends early", "crash", "no test at all"],
 )
 def test_the_exit_code_says_whether_a_test_failed(folder, capfd, tests, code, counted):
     folder.write(**tests)
-    assert folder.run(*ONE_HOST) == code
-    last = capfd.readouterr().out.splitlines()[-1]
-    assert last == counted or (counted is None and ", 1 failed," in last)
+    assert folder.run("0.30.0") == code
+    assert capfd.readouterr().out.splitlines()[-1] == counted
 
 
 def test_a_failure_on_one_host_or_in_a_check_is_a_failure_of_all(folder, capfd):
     folder.write(test_a="import os\ndef test_once(): os.mkdir('once')\n")
-    assert folder.run("--host", "0.30.0", "--host", "0.16.3") == 1, "the second host's fails"
+    assert folder.run("0.30.0", "0.16.3") == 1, "the second host's fails"
     printed = capfd.readouterr().out
     assert printed.splitlines()[-1] == "2 passed, 1 failed, 0 skipped"
     assert re.search(r"^ +\d+ s  Tests on ComfyUI 0\.16\.3$", printed, re.M)
@@ -119,5 +121,36 @@ def test_a_failure_on_one_host_or_in_a_check_is_a_failure_of_all(folder, capfd):
 
     folder.write(test_a=PASSES)
     (folder.host_dir / "main.py").write_text("def")
-    assert folder.run(*ONE_HOST) == 1
+    assert folder.run("0.30.0") == 1
     assert capfd.readouterr().out.splitlines()[-1] == "1 passed, 1 failed, 0 skipped"
+
+
+def test_several_workers_count_as_one_does_and_one_that_dies_has_failed(folder, capfd):
+    dies = "import os\ndef test_dies(): os._exit(0)\n"
+    skips = "import pytest\n@pytest.mark.skip\ndef test_skipped(): pass\n"
+    folder.write(test_a=PASSES + FAILS, test_b=skips + dies + PASSES)
+    assert folder.run("0.30.0", workers=2) == 1
+    assert capfd.readouterr().out.splitlines()[-1] == "2 passed, 3 failed, 1 skipped"
+
+
+@pytest.mark.parametrize(
+    ("cores", "pages", "wanted"), [(2, 6, 2), (8, 6, 4), (8, 4, 2), (1, 6, 1), (8, 0.5, 1)]
+)
+def test_as_many_workers_as_cores_and_memory_allow(monkeypatch, cores, pages, wanted):
+    sizes = {"SC_PAGE_SIZE": 4 * 2**30, "SC_PHYS_PAGES": pages}
+    monkeypatch.setattr(suite.os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.setattr(suite.os, "sysconf", sizes.__getitem__, raising=False)
+    assert suite.workers() == wanted
+
+
+def test_quick_leaves_out_servers_and_slow_tests_and_takes_the_newest_host(folder, capfd):
+    slow = "import pytest\n@pytest.mark.slow\ndef test_slow(): assert 0\n"
+    for name, text in (("host/test_a", slow + PASSES), ("e2e/test_b", FAILS)):
+        path = environment.ROOT / "tests" / f"{name}.py"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert run.main(["test", "--quick", "--", "-n0", "-p", "no:cacheprovider"]) == 0
+    printed = capfd.readouterr().out
+    assert printed.splitlines()[-1] == "2 passed, 0 failed, 0 skipped"
+    assert re.findall(r"Tests on ComfyUI (\S+) \(", printed) == [setup.DEFAULT_HOST]
+    assert run.main(["test", "--", "-n0", "-p", "no:cacheprovider"]) == 1, "the slow ones fail"
