@@ -53,16 +53,10 @@ def make_block(dtype: torch.dtype) -> Any:
 
 def lean(block: Any, groups: int) -> Any:
     """The block as Apply Gradient Checkpoint puts it into a model, with that many groups."""
-    from pack.nodes.denoiser.plan import denoiser_plan
-    from pack.nodes.denoiser.sizes import Request
+    from pack.nodes.denoiser.sizes import Z_IMAGE
     from pack.nodes.host.denoiser.block import BlockSettings, LeanBlock
-    from pack.nodes.toolboxes import BLOCK
 
-    def chunk_tokens(tokens: int, groups: int) -> int:
-        request = Request(16 * tokens, 16, text_tokens=1)
-        return denoiser_plan(request, groups=groups).chunk_tokens
-
-    return LeanBlock(block, BlockSettings(BLOCK, chunk_tokens, groups))
+    return LeanBlock(block, BlockSettings(Z_IMAGE, groups))
 
 
 def measure(

@@ -95,8 +95,7 @@ def frontier(side_px: int, groups_of_heads: Sequence[int]) -> list[dict[str, Any
         stock_peak_bytes,
     )
     from pack.nodes.denoiser.sizes import Z_IMAGE, Request
-    from pack.nodes.host.denoiser.block import BlockSettings, run_block
-    from pack.nodes.toolboxes import BLOCK
+    from pack.nodes.host.denoiser.block import run_block
     from pack.testing.stock_forward import FakeDenoiser
 
     request = Request(side_px, side_px, text_tokens=TEXT_TOKENS)
@@ -104,12 +103,10 @@ def frontier(side_px: int, groups_of_heads: Sequence[int]) -> list[dict[str, Any
     block = denoiser.model.diffusion_model.layers[0].requires_grad_(False)
 
     def lean(plan: DenoiserPlan) -> Callable[..., Any]:
-        settings = BlockSettings(BLOCK, lambda tokens, groups: plan.chunk_tokens, plan.groups)
-
         def run(x: Any, rope: Any, adaln: Any, options: dict[str, Any]) -> None:
             run_block(
                 block, x, x, rope=lambda start, stop: rope[:, start:stop], adaln_input=adaln,
-                timestep_zero_index=None, transformer_options=options, settings=settings,
+                transformer_options=options, plan=plan,
             )  # fmt: skip
 
         return run

@@ -211,7 +211,9 @@ def told_table(rows: Sequence[dict[str, Any]], requests: Sequence[Request]) -> s
     ]
     for request in requests:
         told = denoiser_need_bytes(
-            dataclasses.replace(request, text_tokens=TEXT_TOKENS), DEFAULT_GROUPS
+            dataclasses.replace(request, text_tokens=TEXT_TOKENS),
+            DEFAULT_GROUPS,
+            is_plain=False,
         )
         area = request.batch * request.width_px * request.height_px // PIXELS_PER_LATENT**2
         # memory_required in the host's comfy/model_base.py, with attention that holds no scores.

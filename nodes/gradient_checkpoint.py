@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
+from typing import Any
 
 from comfy_api.latest import io
 
-from .denoiser.need import TEXT_TOKENS, denoiser_need_bytes, of_latent
-from .denoiser.plan import (
-    DEFAULT_GROUPS,
-    chunk_for,
-    denoiser_plan,
-    lean_peak_bytes,
-    stock_peak_bytes,
-)
-from .denoiser.sizes import Request, TransformerSizes
-from .host.base import server
-from .host.denoiser import patch as lean_patch
+from .denoiser.need import TEXT_TOKENS, predicted_savings
+from .denoiser.plan import DEFAULT_GROUPS
+from .denoiser.sizes import Request
+from .host.base.server import NodeLog
 from .host.denoiser.block import BlockSettings
-from .toolboxes import BLOCK
-
-logger = logging.getLogger(__name__)
-
-MIB = 2**20
+from .host.denoiser.patch import (
+    BLOCKS,
+    activation_bytes,
+    reserve_need,
+    transformer_sizes,
+    with_lean_blocks,
+)
 
 
 class ApplyGradientCheckpoint(io.ComfyNode):
@@ -51,8 +45,8 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                 io.Model.Input("model", tooltip="A Z-Image or Lumina 2 model; it stays as it is."),
                 io.Combo.Input(
                     "blocks",
-                    options=lean_patch.BLOCKS,
-                    default=lean_patch.BLOCKS[0],
+                    options=BLOCKS,
+                    default=BLOCKS[0],
                     tooltip=(
                         "Which blocks are computed in pieces (training: recomputed). all saves "
                         "most, and also runs the forward around the blocks in one buffer; the "
@@ -91,42 +85,17 @@ class ApplyGradientCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, blocks: str = "all", chunk_tokens: int = 0, head_groups: int = 0
+        cls, model: Any, blocks: str = "all", chunk_tokens: int = 0, head_groups: int = 0
     ) -> io.NodeOutput:
-        sizes = TransformerSizes(**lean_patch.transformer_sizes(model))
-        groups = head_groups or DEFAULT_GROUPS
-        request = Request(1024, 1024, 1, TEXT_TOKENS, lean_patch.activation_bytes(model), sizes)
-        settings = BlockSettings(
-            kernels=BLOCK,
-            chunk_tokens=lambda tokens, groups: chunk_for(request, tokens, groups, chunk_tokens),
-            groups=groups,
-        )
+        sizes = transformer_sizes(model)
+        settings = BlockSettings(sizes, head_groups or DEFAULT_GROUPS, chunk_tokens)
+        request = Request(1024, 1024, 1, TEXT_TOKENS, activation_bytes(model), sizes)
         node_id = cls.hidden.unique_id if cls.hidden else None
-        patched = lean_patch.with_lean_blocks(
-            model,
-            settings,
-            blocks=blocks,
-            prepare=lean_patch.tell_need(
-                lambda shape: denoiser_need_bytes(of_latent(request, shape), groups, chunk_tokens)
-            ),
-            node_id=node_id,
-        )
-        text = _report(request, blocks, groups, chunk_tokens)
-        logger.info("Apply Gradient Checkpoint: %s", text)
-        server.show_text(node_id, text)
+        prepare = reserve_need(request, settings)
+        patched = with_lean_blocks(model, settings, blocks=blocks, prepare=prepare, node_id=node_id)
+        if blocks == "all":
+            text = predicted_savings(request, settings.groups, chunk_tokens)
+        else:
+            text = f"{blocks}: computed in pieces under the host's own forward"
+        NodeLog("Apply Gradient Checkpoint", node_id).say(text)
         return io.NodeOutput(patched)
-
-
-def _report(request: Request, blocks: str, groups: int, chunk_tokens: int) -> str:
-    """What the node did, in one line per size."""
-    if blocks != "all":
-        return f"{blocks}: computed in pieces under the host's own forward"
-    parts = []
-    for side in (1024, 2048):
-        shape = replace(request, width_px=side, height_px=side)
-        plan = denoiser_plan(shape, groups=groups, chunk_tokens=chunk_tokens)
-        stock, lean = (
-            round(value / MIB) for value in (stock_peak_bytes(shape), lean_peak_bytes(shape, plan))
-        )
-        parts.append(f"{stock} -> {lean} MiB predicted at {side}x{side}")
-    return f"activations {' · '.join(parts)}, exact"

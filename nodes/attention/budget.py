@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .slices import Geometry, Slices
+from ..units import MIB
 
 MODES = ("auto", "heads", "queries", "max")
 # Slices of queries in multiples of this give the CPU's attention kernel the blocks it makes itself.
 QUERY_MULTIPLE = 64
+# What score and q/k/v buffers may take with mode auto: about what Z-Image's lean block holds at
+# 1024x1024, so that attention is never far above the rest; the CPU is no slower for it.
+BUDGET_BYTES = 128 * MIB
+# Heads in one of the lean block's groups with mode auto: fewer save little memory and cost time.
+AUTO_HEADS = 10
+
+
+class Geometry(NamedTuple):
+    """Sizes of one attention call; kv_heads < heads where query heads share keys and values."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    channels: int
+
+
+class Slices(NamedTuple):
+    """Heads and queries of one slice."""
+
+    heads: int
+    queries: int
 
 
 class Workspace(NamedTuple):
@@ -38,7 +61,7 @@ def workspace_bytes(shape: Geometry, workspace: Workspace, slices: Slices | None
 def fit(shape: Geometry, workspace: Workspace, budget_bytes: int) -> Slices:
     """Returns the fewest equal slices whose workspace is at most budget_bytes.
 
-    Heads are cut first, because slices of queries would make copies of key and value anew each;
+    Heads are cut first, because each slice of queries would copy key and value again;
     one head that is still too large is cut along its queries, at least QUERY_MULTIPLE of them.
 
     Raises:
@@ -82,3 +105,8 @@ def requested(shape: Geometry, mode: str, size: int = 0) -> Slices:
         multiples = -(-(size or -(-shape.queries // 2)) // QUERY_MULTIPLE)
         return Slices(shape.heads, min(shape.queries, multiples * QUERY_MULTIPLE))
     raise ValueError(f"mode must be heads, queries or max, got {mode!r}")
+
+
+def block_heads(mode: str, size: int) -> int | None:
+    """Heads in a group of a block that cuts its heads itself: 0 for half of them, None for all."""
+    return {"auto": AUTO_HEADS, "max": 1, "heads": size}.get(mode)

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
+
+from ..cuts import pieces
+from .budget import Geometry, Slices
 
 # (query, key, value, mask, heads) of one slice, in the caller's layout -> that slice's result.
 AttendFn = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, "torch.Tensor | None", int], torch.Tensor
 ]
-
-
-class Geometry(NamedTuple):
-    """Sizes of one attention call; kv_heads < heads where query heads share keys and values."""
-
-    batch: int
-    heads: int
-    kv_heads: int
-    queries: int
-    keys: int
-    channels: int
-
-
-class Slices(NamedTuple):
-    """Heads and queries of one slice."""
-
-    heads: int
-    queries: int
 
 
 def geometry(
@@ -129,7 +113,7 @@ def sliced_attention(
     if slices.heads < 1 or slices.queries < 1:
         raise ValueError(f"slices must be >= 1, got {slices.heads} heads, {slices.queries} queries")
     head_spans = _head_spans(shape, slices.heads)
-    query_spans = _spans(shape.queries, slices.queries)
+    query_spans = pieces(shape.queries, slices.queries)
     if len(head_spans) * len(query_spans) <= 1:
         return attend(query, key, value, mask, heads)
     shared = shape.heads // shape.kv_heads
@@ -160,17 +144,13 @@ def sliced_attention(
     return out
 
 
-def _spans(length: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(start + size, length)) for start in range(0, length, size)]
-
-
 def _head_spans(shape: Geometry, size: int) -> list[tuple[int, int]]:
     """Runs of heads that hold whole groups of sharing heads, or lie within one."""
     shared = shape.heads // shape.kv_heads
     if size >= shared:
-        return _spans(shape.heads, size // shared * shared)
+        return pieces(shape.heads, size // shared * shared)
     groups = range(0, shape.heads, shared)
-    return [(base + a, base + b) for base in groups for a, b in _spans(shared, size)]
+    return [(base + a, base + b) for base in groups for a, b in pieces(shared, size)]
 
 
 def _cut_heads(

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from .rows import Modulation, Projection, RowsFn, add_rows_, chunks, clamp_fp16_
+from .cuts import QUERY_GROUPS, chunks, head_groups
+from .rows import Modulation, Projection, RowsFn, add_rows_, clamp_fp16_
 
 # Norm and rotary embedding of q or k rows: ([T, heads, head_dim], token of the first row) -> the
 # same layout.
@@ -16,30 +17,12 @@ RotateFn = Callable[[torch.Tensor, int], torch.Tensor]
 AttendFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-# From so many groups on, q of a group is held whole beside its k and v: the source is then normed
-# once per group instead of twice, and q takes no more than a sixteenth of the source.
-QUERY_GROUPS = 16
-
-
 class Heads(NamedTuple):
     """Head counts of an attention layer: query heads, key/value heads, channels per head."""
 
     query: int
     key_value: int
     channels: int
-
-
-def head_groups(heads: Heads, groups: int) -> list[tuple[int, int]]:
-    """Cuts the key/value heads into at most `groups` runs of nearly equal length: (first, last).
-
-    Raises:
-        ValueError: groups < 1.
-    """
-    if groups < 1:
-        raise ValueError(f"groups must be >= 1, got {groups}")
-    size = -(-heads.key_value // groups)
-    firsts = range(0, heads.key_value, size)
-    return [(first, min(first + size, heads.key_value)) for first in firsts]
 
 
 def add_attention(
@@ -97,7 +80,7 @@ def add_attention(
     Exact: bit-exact on CPU.
     """
     tokens = source.shape[0]
-    spans = head_groups(heads, groups if qkv.weight is not None else 1)
+    spans = head_groups(heads.key_value, groups if qkv.weight is not None else 1)
     repeats = heads.query // heads.key_value
     width = heads.query * heads.channels
     key_begin = width

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from .rows import Modulation, Projection, RowsFn, add_rows_, chunks, clamp_fp16_
-
-# The gate's second factor is computed in this many column blocks, so that one hidden-width tensor
-# and a quarter live at once instead of two.
-HIDDEN_BLOCKS = 4
+from ..cuts import pieces
+from .cuts import HIDDEN_BLOCKS, chunks
+from .rows import Modulation, Projection, RowsFn, add_rows_, clamp_fp16_
 
 
 def add_feed_forward(
@@ -59,9 +57,8 @@ def add_feed_forward(
             hidden = functional.silu(hidden, inplace=True).mul_(w3(rows))
         else:
             functional.silu(hidden, inplace=True)
-            block = -(-hidden_width // HIDDEN_BLOCKS)
-            for first in range(0, hidden_width, block):
-                hidden[:, first : first + block].mul_(w3(rows, first, first + block))
+            for first, last in pieces(hidden_width, -(-hidden_width // HIDDEN_BLOCKS)):
+                hidden[:, first:last].mul_(w3(rows, first, last))
         del rows  # before w2 allocates its result
         change = w2(clamp_fp16_(hidden))
         del hidden  # before the norm allocates

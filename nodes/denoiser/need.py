@@ -1,34 +1,40 @@
-"""What a host shall reckon with for a call: the formula's live bytes and what comes on top."""
+"""Bytes that one call of the denoiser needs, for the host and in words for the user."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .plan import denoiser_plan, lean_peak_bytes
+from ..units import MIB
+from .plan import denoiser_plan, lean_peak_bytes, stock_peak_bytes
 from .sizes import PIXELS_PER_LATENT, Request
 
-# Text length that is reckoned with where the prompt is not known.
+# Text length to assume where the prompt is not known.
 TEXT_TOKENS = 512
 # What torch's allocator reserves over the live bytes of the denoiser (simulated: 1.1 to 1.7).
 DENOISER_RESERVED = 1.7
 
 
 def denoiser_need_bytes(
-    request: Request, groups: int, chunk_tokens: int = 0, *, is_plain: bool = False
+    request: Request, groups: int, chunk_tokens: int = 0, *, is_plain: bool
 ) -> int:
-    """Bytes that one call of the lean denoiser may take, weights excluded.
-
-    A request that is not known to be plain may get lean blocks under the host's own forward, which
-    holds at most three streams and two rope tables more.
-    """
-    return int(DENOISER_RESERVED * denoiser_live_bytes(request, groups, chunk_tokens, is_plain))
+    """Bytes to reserve for one call of the lean denoiser, weights excluded."""
+    live = denoiser_live_bytes(request, groups, chunk_tokens, is_plain=is_plain)
+    return int(DENOISER_RESERVED * live)
 
 
 def denoiser_live_bytes(
-    request: Request, groups: int, chunk_tokens: int = 0, is_plain: bool = True
+    request: Request, groups: int, chunk_tokens: int = 0, *, is_plain: bool
 ) -> int:
-    """The live bytes at the peak of such a call; of one that is not plain, at most."""
+    """The live bytes at the peak of one call, weights excluded.
+
+    Args:
+        request: the call.
+        groups: into how many groups the heads are cut.
+        chunk_tokens: rows at a time; 0 chooses.
+        is_plain: the lean forward runs. Otherwise lean blocks may run under the host's own forward,
+            which holds at most three streams and two rope tables more.
+    """
     plan = denoiser_plan(request, groups=groups, chunk_tokens=chunk_tokens)
     around = 0 if is_plain else 3 * request.stream_bytes + 2 * request.rope_bytes
     return lean_peak_bytes(request, plan) + around
@@ -38,3 +44,14 @@ def of_latent(request: Request, latent_shape: Sequence[int]) -> Request:
     """The request for a latent [B, C, H, W]."""
     height, width = (side * PIXELS_PER_LATENT for side in latent_shape[-2:])
     return replace(request, width_px=width, height_px=height, batch=latent_shape[0])
+
+
+def predicted_savings(request: Request, groups: int, chunk_tokens: int) -> str:
+    """The predicted peaks before and after at two picture sizes, in one line."""
+    parts = []
+    for side in (1024, 2048):
+        square = replace(request, width_px=side, height_px=side)
+        lean = denoiser_live_bytes(square, groups, chunk_tokens, is_plain=True)
+        before, after = (round(count / MIB) for count in (stock_peak_bytes(square), lean))
+        parts.append(f"{before} -> {after} MiB predicted at {side}x{side}")
+    return f"activations {' · '.join(parts)}, exact"

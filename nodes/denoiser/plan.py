@@ -1,10 +1,11 @@
-"""The activation peak of one denoiser call as a formula, and the chunk size that suits it."""
+"""How one call of the denoiser is cut, and its activation peak as a formula."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from .sizes import PIXELS_PER_LATENT, Request, TransformerSizes, round_up
+from .cuts import HIDDEN_BLOCKS, QUERY_GROUPS, head_groups, longest_chunk
+from .sizes import Request, TransformerSizes, round_up
 
 # Chunks that keep a card's matrix units full: from 512 rows on, reading the weights again for each
 # chunk hides behind the arithmetic of common cards.
@@ -15,11 +16,6 @@ LEAST_CHUNK_TOKENS = (256, 512)
 DEFAULT_GROUPS = 2
 # A larger chunk is taken where it raises the peak by no more than this factor.
 SLACK, LEAST_SLACK = 1.03, 1.01
-# The same constants as in kernels/; a test compares them.
-HIDDEN_BLOCKS = 4
-SHORTEST_REST = 192
-LONG_CHUNK = 256
-QUERY_GROUPS = 16
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,21 @@ class DenoiserPlan:
 
 
 def denoiser_plan(request: Request, *, groups: int, chunk_tokens: int = 0) -> DenoiserPlan:
-    """The plan for a request; chunk_tokens 0 chooses the chunk from the shape.
+    """The plan of the whole forward; arguments and errors as `plan_for`."""
+    return plan_for(request.sizes, request.batch, request.tokens, groups, chunk_tokens)
+
+
+def plan_for(
+    sizes: TransformerSizes, batch: int, tokens: int, groups: int, chunk_tokens: int = 0
+) -> DenoiserPlan:
+    """The plan for blocks of that many samples and tokens.
+
+    Args:
+        sizes: of the transformer.
+        batch: samples in the stream; a block takes them one by one.
+        tokens: of a sample.
+        groups: into how many groups the heads are cut, >= 1.
+        chunk_tokens: rows at a time; 0 takes the largest chunk that hardly raises the peak.
 
     Raises:
         ValueError: groups < 1 or chunk_tokens < 0.
@@ -46,19 +56,12 @@ def denoiser_plan(request: Request, *, groups: int, chunk_tokens: int = 0) -> De
         raise ValueError(f"chunk_tokens must be >= 0, got {chunk_tokens}")
     if chunk_tokens:
         return DenoiserPlan(groups, chunk_tokens)
-    is_least = groups >= request.sizes.kv_heads
-    sizes = LEAST_CHUNK_TOKENS if is_least else CHUNK_TOKENS
-    plans = [DenoiserPlan(groups, chunk) for chunk in sizes]
-    limit = (LEAST_SLACK if is_least else SLACK) * lean_peak_bytes(request, plans[0])
-    return [p for p in plans if lean_peak_bytes(request, p) <= limit][-1]
-
-
-def chunk_for(request: Request, tokens: int, groups: int, chunk_tokens: int = 0) -> int:
-    """The chunk for a sample of that many tokens, whatever part of it they are; 0 chooses."""
-    # A request whose tokens are these: one row of patches and no text to speak of.
-    side = request.sizes.patch * PIXELS_PER_LATENT
-    shape = replace(request, width_px=side * tokens, height_px=side, text_tokens=1)
-    return denoiser_plan(shape, groups=groups, chunk_tokens=chunk_tokens).chunk_tokens
+    is_least = groups >= sizes.kv_heads
+    choices, slack = (LEAST_CHUNK_TOKENS, LEAST_SLACK) if is_least else (CHUNK_TOKENS, SLACK)
+    plans = [DenoiserPlan(groups, chunk) for chunk in choices]
+    stream = batch * tokens * sizes.dim
+    peaks = [stream + _block_elements(sizes, tokens, plan) for plan in plans]
+    return [p for p, peak in zip(plans, peaks, strict=True) if peak <= slack * peaks[0]][-1]
 
 
 def lean_peak_bytes(request: Request, plan: DenoiserPlan) -> int:
@@ -80,13 +83,11 @@ def lean_peak_bytes(request: Request, plan: DenoiserPlan) -> int:
 def _block_elements(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan) -> int:
     """Elements that a block holds beside the stream, for a sample of that many tokens."""
     chunk = longest_chunk(tokens, plan.chunk_tokens)
-    per_group = -(-sizes.kv_heads // plan.groups)
-    before_last = (sizes.kv_heads - 1) // per_group * per_group
+    runs = head_groups(sizes.kv_heads, plan.groups)
     repeats = sizes.heads // sizes.kv_heads
-    held = before_last * repeats * sizes.head_dim
-    group, last = (heads * sizes.head_dim for heads in (per_group, sizes.kv_heads - before_last))
-    is_query_held = -(-sizes.kv_heads // per_group) >= QUERY_GROUPS
-    held_parts = 3 if is_query_held else 2
+    held = runs[-1][0] * repeats * sizes.head_dim
+    group, last = ((stop - start) * sizes.head_dim for start, stop in (runs[0], runs[-1]))
+    held_parts = 3 if len(runs) >= QUERY_GROUPS else 2
     # A chunk normed beside k projected and rotated; in the last group also before and after the
     # last norm.
     attention = max(
@@ -103,8 +104,8 @@ def _block_elements(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan) ->
 def stock_peak_bytes(request: Request) -> int:
     """The peak of the host's own forward, in bytes; weights and kernel workspaces excluded.
 
-    It stands where a feed-forward holds four hidden tensors: in a main block or, with the embedding
-    held twice, in the second image refiner.
+    The peak is where a feed-forward holds four hidden tensors: in a main block, or in the second
+    image refiner, which holds the embedding twice.
 
     Source: JointTransformerBlock and patchify_and_embed in the host's comfy/ldm/lumina/model.py.
     """
@@ -116,13 +117,6 @@ def stock_peak_bytes(request: Request) -> int:
     refiner = 4 * image * hidden_row_bytes + (5 * image + 2 * text) * row_bytes
     padded = _padded_latent_bytes(request)
     return max(main, refiner + 2 * request.rope_bytes) + _latent_and_text_bytes(request) + padded
-
-
-def longest_chunk(tokens: int, chunk_tokens: int) -> int:
-    """Rows of the longest chunk: a short rest joins the last one."""
-    rest = tokens % chunk_tokens
-    joins = 0 < rest < SHORTEST_REST and chunk_tokens >= LONG_CHUNK
-    return min(tokens, chunk_tokens + (rest if joins else 0))
 
 
 def _latent_and_text_bytes(request: Request) -> int:

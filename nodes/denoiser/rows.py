@@ -1,11 +1,11 @@
-"""What the lean block is made of: operations that map rows (tokens) to rows, and views of them.
+"""Operations of a block that map rows (tokens) to rows.
 
 Rows are independent in every operation but attention, so doing them chunk by chunk is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,10 +13,6 @@ from torch.nn import functional
 
 # Maps rows [T, C_in] to new rows [T, C_out].
 RowsFn = Callable[[torch.Tensor], torch.Tensor]
-# The CPU's attention kernel works in blocks of fewer rows where it gets fewer than this, which
-# changes last bits; so a shorter rest joins the last chunk, unless the chunks are small anyway.
-SHORTEST_REST = 192
-LONG_CHUNK = 256
 
 
 class Projection(NamedTuple):
@@ -62,23 +58,6 @@ class Modulation(NamedTuple):
             if first < stop and last > start:
                 rows[max(first - start, 0) : last - start].mul_(factors)
         return rows
-
-
-def chunks(tokens: int, chunk_tokens: int) -> Iterator[tuple[int, int]]:
-    """Cuts `tokens` rows into runs of `chunk_tokens`: (start, stop); a short rest joins the last.
-
-    Raises:
-        ValueError: chunk_tokens < 1.
-    """
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be >= 1, got {chunk_tokens}")
-    start = 0
-    while start < tokens:
-        stop = start + chunk_tokens
-        if chunk_tokens >= LONG_CHUNK and tokens - stop < SHORTEST_REST:
-            stop = tokens
-        yield start, min(stop, tokens)
-        start = stop
 
 
 def clamp_fp16_(rows: torch.Tensor) -> torch.Tensor:

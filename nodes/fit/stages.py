@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..attention.budget import AUTO_HEADS
 from ..denoiser.need import denoiser_live_bytes, denoiser_need_bytes
 from ..denoiser.plan import DEFAULT_GROUPS, stock_peak_bytes
 from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
@@ -12,9 +13,6 @@ from ..vae.peak import vae_parameters, vae_peak_bytes
 from ..vae.plan import PREFERENCES, Prefer, VaeSizes, is_fused_in, vae_plan
 from .text_encoder import QWEN3_4B, TextEncoderSizes, text_encoder_peak_bytes
 
-# Heads in a group with Attention Slice auto; the same constant as in host/attention.py, a test
-# compares them.
-SLICE_HEADS = 10
 FLUX_DECODER = VaeSizes()
 FLUX_ENCODER = VaeSizes(is_decoder=False, widths=(128, 256, 512, 512), blocks=2, latent_channels=32)
 
@@ -170,7 +168,7 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
 
 def head_groups(sizes: TransformerSizes) -> tuple[int, int, int]:
     """Groups of heads with the settings of `denoise_stages`."""
-    auto = max(DEFAULT_GROUPS, -(-sizes.kv_heads // SLICE_HEADS))
+    auto = max(DEFAULT_GROUPS, -(-sizes.kv_heads // AUTO_HEADS))
     return DEFAULT_GROUPS, auto, max(auto, sizes.kv_heads)
 
 

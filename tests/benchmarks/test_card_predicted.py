@@ -60,10 +60,10 @@ def test_predictions_are_those_of_the_pack_for_the_settings_of_each_variant():
         return predicted.denoiser_bytes(found, models, request)
 
     assert of(HOST) == stock_peak_bytes(shape)
-    assert of(DEFAULT) == denoiser_live_bytes(shape, fast)
+    assert of(DEFAULT) == denoiser_live_bytes(shape, fast, is_plain=True)
     assert of("Fit to VRAM speed") is None  # it plans by what is free
-    assert of("+ Attention Slice auto") == denoiser_live_bytes(shape, middle)
-    assert of("+ Attention Slice max") == denoiser_live_bytes(shape, small)
+    assert of("+ Attention Slice auto") == denoiser_live_bytes(shape, middle, is_plain=True)
+    assert of("+ Attention Slice max") == denoiser_live_bytes(shape, small, is_plain=True)
     assert of(HOST, "1024x1024x1 fp8") is None
 
     decode = predicted.Measured("1024x1024x1 decode", "Lean VAE speed", None, None)

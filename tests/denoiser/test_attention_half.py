@@ -9,12 +9,11 @@ import pytest
 import torch
 from pack.nodes.denoiser import reference
 from pack.nodes.denoiser.attention_half import (
-    QUERY_GROUPS,
     Heads,
     RotateFn,
     add_attention,
-    head_groups,
 )
+from pack.nodes.denoiser.cuts import QUERY_GROUPS
 from pack.nodes.denoiser.rows import Modulation, Projection, RowsFn
 from pack.nodes.probe.tracker import PeakTracker
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -229,21 +228,6 @@ def test_half_precision_is_made_finite_after_the_output_projection() -> None:
     half.run(source, target, groups=1, chunk_tokens=16)
     assert (torch.cat(attended) @ half.weights["out"].T).isinf().any()
     assert target.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("key_value", "groups", "wanted"),
-    [
-        (30, 1, [(0, 30)]),
-        (30, 2, [(0, 15), (15, 30)]),
-        (30, 4, [(0, 8), (8, 16), (16, 24), (24, 30)]),
-        (5, 4, [(0, 2), (2, 4), (4, 5)]),
-        (3, 3, [(0, 1), (1, 2), (2, 3)]),
-        (3, 9, [(0, 1), (1, 2), (2, 3)]),
-    ],
-)
-def test_head_groups(key_value: int, groups: int, wanted: list[tuple[int, int]]) -> None:
-    assert head_groups(Heads(2 * key_value, key_value, 8), groups) == wanted
 
 
 def _peak(half: Half, *, groups: int, chunk: int) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.denoiser import reference
-from pack.nodes.denoiser.feed_forward_half import HIDDEN_BLOCKS, add_feed_forward
+from pack.nodes.denoiser.cuts import HIDDEN_BLOCKS
+from pack.nodes.denoiser.feed_forward_half import add_feed_forward
 from pack.nodes.denoiser.rows import Modulation, Projection, RowsFn
 from pack.nodes.probe.tracker import PeakTracker
 from torch._subclasses.fake_tensor import FakeTensorMode

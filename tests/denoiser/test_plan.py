@@ -5,11 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pack.nodes.denoiser import attention_half as attention
-from pack.nodes.denoiser import feed_forward_half as feed_forward
-from pack.nodes.denoiser import plan, rows
 from pack.nodes.denoiser.plan import (
     CHUNK_TOKENS,
     LEAST_CHUNK_TOKENS,
@@ -18,7 +13,6 @@ from pack.nodes.denoiser.plan import (
     DenoiserPlan,
     denoiser_plan,
     lean_peak_bytes,
-    longest_chunk,
     stock_peak_bytes,
 )
 from pack.nodes.denoiser.sizes import Request, TransformerSizes
@@ -28,25 +22,6 @@ LUMINA_2 = TransformerSizes(
     dim=2304, heads=24, kv_heads=8, head_dim=96, ffn_dim=9216, layers=26, cap_dim=2304,
     pad_multiple=1, rope_axes=(32, 32, 32),
 )  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["SHORTEST_REST", "LONG_CHUNK"])
-def test_constants_are_those_of_the_chunks(name: str) -> None:
-    assert getattr(plan, name) == getattr(rows, name)
-
-
-def test_constants_are_those_of_the_kernels() -> None:
-    assert plan.HIDDEN_BLOCKS == feed_forward.HIDDEN_BLOCKS
-    assert plan.QUERY_GROUPS == attention.QUERY_GROUPS
-
-
-@given(st.integers(1, 20000), st.integers(1, 5000))
-@settings(deadline=None, derandomize=True)
-def test_longest_chunk_is_that_of_the_kernels(tokens: int, chunk: int) -> None:
-    if tokens > 100 * chunk:
-        chunk = tokens // 100
-    runs = rows.chunks(tokens, chunk)
-    assert longest_chunk(tokens, chunk) == max(stop - start for start, stop in runs)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 5, 30])

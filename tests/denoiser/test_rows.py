@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from pack.nodes.denoiser.cuts import chunks
 from pack.nodes.denoiser.rows import (
-    LONG_CHUNK,
-    SHORTEST_REST,
     Modulation,
     Projection,
     add_rows_,
-    chunks,
     clamp_fp16_,
 )
 from pack.nodes.probe.tracker import PeakTracker
@@ -23,43 +19,6 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 def _draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "chunk_tokens", "wanted"),
-    [
-        (0, 512, []),
-        (1, 512, [(0, 1)]),
-        (512, 512, [(0, 512)]),
-        (3, 1, [(0, 1), (1, 2), (2, 3)]),
-        (7, 3, [(0, 3), (3, 6), (6, 7)]),  # small chunks: the rest stays on its own
-        (512 + 191, 512, [(0, 703)]),  # too short a rest joins
-        (512 + 192, 512, [(0, 512), (512, 704)]),
-        (1024 + 1, 512, [(0, 512), (512, 1025)]),
-        (255 + 1, 255, [(0, 255), (255, 256)]),
-        (256 + 1, 256, [(0, 257)]),
-    ],
-)
-def test_chunks(tokens: int, chunk_tokens: int, wanted: list[tuple[int, int]]) -> None:
-    assert list(chunks(tokens, chunk_tokens)) == wanted
-
-
-@given(st.integers(0, 20000), st.integers(1, 5000))
-@settings(deadline=None, derandomize=True)
-def test_chunks_cover_every_row_once_and_start_at_multiples(tokens: int, chunk: int) -> None:
-    runs = list(chunks(tokens, chunk)) if tokens <= 50 * chunk else []
-    assert [row for run in runs for row in range(*run)] == list(range(tokens if runs else 0))
-    assert all(start % chunk == 0 for start, _ in runs)
-    longest = chunk + SHORTEST_REST - 1 if chunk >= LONG_CHUNK else chunk
-    assert all(0 < stop - start <= longest for start, stop in runs)
-    if chunk >= LONG_CHUNK and len(runs) > 1:
-        assert min(stop - start for start, stop in runs) >= SHORTEST_REST
-
-
-@pytest.mark.parametrize("chunk", [0, -1])
-def test_chunks_refuses_less_than_one_row(chunk: int) -> None:
-    with pytest.raises(ValueError, match=f"chunk_tokens must be >= 1, got {chunk}"):
-        list(chunks(4, chunk))
 
 
 def _projection(*, has_bias: bool, has_weight: bool, dtype: torch.dtype) -> Projection:

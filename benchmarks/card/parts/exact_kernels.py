@@ -57,17 +57,17 @@ class Kernel(NamedTuple):
 
 def chunks() -> Iterator[slice]:
     """The default's chunks of the tokens."""
-    from pack.nodes.denoiser import rows
+    from pack.nodes.denoiser import cuts
 
-    for start, stop in rows.chunks(TOKENS, CHUNK_TOKENS):
+    for start, stop in cuts.chunks(TOKENS, CHUNK_TOKENS):
         yield slice(start, stop)
 
 
 def groups(heads: int, count: int) -> Iterator[slice]:
     """So many runs of heads."""
-    from pack.nodes.denoiser.attention_half import Heads, head_groups
+    from pack.nodes.denoiser.cuts import head_groups
 
-    for first, last in head_groups(Heads(heads, heads, 1), count):
+    for first, last in head_groups(heads, count):
         yield slice(first, last)
 
 
@@ -188,10 +188,10 @@ def half_of_block(closed: int | None) -> Kernel:
         return block
 
     def cut(given: Inputs) -> torch.Tensor:
+        from pack.nodes.denoiser.sizes import Z_IMAGE
         from pack.nodes.host.denoiser.block import BlockSettings, LeanBlock
-        from pack.nodes.toolboxes import BLOCK
 
-        settings = BlockSettings(BLOCK, lambda tokens, groups: CHUNK_TOKENS, GROUPS)
+        settings = BlockSettings(Z_IMAGE, GROUPS, CHUNK_TOKENS)
         return LeanBlock(block_of(given), settings)(given.x, None, given.table, given.factors)
 
     return Kernel(lambda given: block_of(given)(given.x, None, given.table, given.factors), cut)

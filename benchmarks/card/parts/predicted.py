@@ -45,7 +45,7 @@ class Measured(NamedTuple):
 def run(job: Job, rows: Recorder) -> None:
     host = start(job, rows)
     from pack.nodes.denoiser.need import DENOISER_RESERVED
-    from pack.nodes.denoiser.sizes import Request, TransformerSizes
+    from pack.nodes.denoiser.sizes import Request
     from pack.nodes.fit.stages import published_models
     from pack.nodes.host.denoiser import patch as lean_patch
     from pack.nodes.host.fit.budget import copy_bytes_per_s
@@ -53,7 +53,7 @@ def run(job: Job, rows: Recorder) -> None:
 
     loaded = host.load("whole")
     encode_texts(host, rows, loaded.clip)
-    sizes = TransformerSizes(**lean_patch.transformer_sizes(loaded.model))
+    sizes = lean_patch.transformer_sizes(loaded.model)
     models = replace(published_models(), denoiser=sizes)
     dtype_bytes = lean_patch.activation_bytes(loaded.model)
     request = Request(1024, 1024, 1, TEXT_TOKENS, dtype_bytes, sizes)
@@ -144,7 +144,7 @@ def denoiser_bytes(found: Measured, models: Any, request: Any) -> int | None:
     if found.variant == HOST:
         return stock_peak_bytes(shape)
     groups = dict(zip(SETTINGS, head_groups(models.denoiser), strict=True)).get(found.variant)
-    return None if groups is None else denoiser_live_bytes(shape, groups)
+    return None if groups is None else denoiser_live_bytes(shape, groups, is_plain=True)
 
 
 def vae_bytes(found: Measured, models: Any, request: Any) -> int | None:

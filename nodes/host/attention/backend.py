@@ -1,4 +1,4 @@
-"""What the host's attention functions hold while they run, and which kernel torch would take.
+"""What the host's attention functions hold while they run.
 
 Figures for one head of one sample. Those of the functions that run on a CPU are checked by a
 memory tracker in the tests; those of sage attention follow from its published data types.
@@ -6,38 +6,27 @@ memory tracker in the tests; those of sage attention follow from its published d
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import comfy.ldm.modules.attention as attention
 import comfy.model_management
-import comfy.ops
 import torch
-from torch.backends import cuda
-from torch.nn.attention import sdpa_kernel
 
+from ...attention.budget import Workspace
+from ..base.sdpa import HALF_TYPES, sdpa_choice
 from .call import AttentionCall
 
-_HALF_TYPES = (torch.float16, torch.bfloat16)
 # `attention_sub_quad` never gives more queries than this to one score buffer.
 _SUB_QUAD_QUERIES = 4096
 # `attention3_sage` leaves calls of at most so many queries to `attention_pytorch`.
 _SAGE3_SHORT = 1024
 
 
-class Buffers(NamedTuple):
-    """Bytes beside the result for one head of one sample; see kernels' Workspace."""
-
-    per_score: int = 0
-    per_query: int = 0
-    per_key: int = 0
-    max_queries: int | None = None
-
-
 class Backend(NamedTuple):
-    """Who computes a call. buffers is None where that cannot be known."""
+    """Who computes a call, and what it holds meanwhile; None where that cannot be known."""
 
     name: str
-    buffers: Buffers | None
+    workspace: Workspace | None
 
 
 def backend_of(call: AttentionCall) -> Backend:
@@ -47,69 +36,6 @@ def backend_of(call: AttentionCall) -> Backend:
     name = call.function_name
     known = _FUNCTIONS.get(name) if call.is_of_host else None
     return known(call) if known else Backend(name or "an unknown attention function", None)
-
-
-def sdpa_choice(query: Any, key: Any, value: Any, mask: Any, *, enable_gqa: bool) -> str | None:
-    """Returns which kernel torch's scaled_dot_product_attention takes, or None if it won't tell.
-
-    Args:
-        query: [B, H, T, D].
-        key: [B, Hk, S, D].
-        value: [B, Hk, S, Dv].
-        mask: None, or with 2 or 4 axes.
-        enable_gqa: Hk < H is allowed.
-
-    Returns:
-        "fused" (flash, cuDNN or memory-efficient: no scores), "math" (scores exist), or None.
-    """
-    device = query.device.type
-    if device == "cpu":
-        return "fused" if _cpu_fuses(query, key, value, mask, enable_gqa) else "math"
-    if device == "mps":
-        return "math"
-    if device != "cuda":
-        return None
-    if torch.compiler.is_compiling():
-        return "fused"  # the questions below would break the graph; math is a rare fallback
-    params = cuda.SDPAParams(query, key, value, mask, 0.0, False, enable_gqa)
-    priority = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
-    if priority is None:
-        return _cuda_choice(params)
-    with sdpa_kernel(priority):  # as the host calls it: what a user switched off is on again
-        return _cuda_choice(params)
-
-
-def _cuda_choice(params: Any) -> str:
-    asked = (
-        cuda.can_use_flash_attention,
-        cuda.can_use_efficient_attention,
-        cuda.can_use_cudnn_attention,
-    )
-    return "fused" if any(can_use(params) for can_use in asked) else "math"
-
-
-def _cpu_fuses(query: Any, key: Any, value: Any, mask: Any, enable_gqa: bool) -> bool:
-    """The conditions of torch's CPU kernel (sdp_utils_cpp.cpp); tests compare with its choice."""
-    batch, heads, queries, channels = query.shape
-    same_heads = key.shape[1] == value.shape[1] == heads
-    shares = enable_gqa and key.shape[1] == value.shape[1] and heads % key.shape[1] == 0
-    # While a graph is compiled the question cannot be asked; switched on is torch's default.
-    is_enabled = torch.compiler.is_compiling() or cuda.flash_sdp_enabled()
-    fits = (
-        is_enabled
-        and query.dtype in (torch.float64, torch.float32, *_HALF_TYPES)
-        and key.shape[0] == value.shape[0] == batch
-        and (same_heads or shares)
-        and key.shape[-1] == value.shape[-1] == channels
-        and queries * key.shape[2] > 0
-        and all(t.stride(-1) == 1 for t in (query, key, value))
-    )
-    if not fits or mask is None:
-        return fits
-    if mask.ndim not in (2, 4) or mask.requires_grad:
-        return False
-    wanted = (batch, heads, queries, key.shape[2])[-mask.ndim :]
-    return all(n in (1, m) for n, m in zip(mask.shape, wanted, strict=True))
 
 
 def _pytorch(call: AttentionCall) -> Backend:
@@ -122,27 +48,27 @@ def _pytorch(call: AttentionCall) -> Backend:
     if choice == "fused":
         if comfy.model_management.is_nvidia():
             repeated = 0
-        return Backend("PyTorch's fused attention", Buffers(per_key=repeated))
-    if call.q.dtype in _HALF_TYPES and call.q.device.type != "cpu":
+        return Backend("PyTorch's fused attention", Workspace(per_key=repeated))
+    if call.q.dtype in HALF_TYPES and call.q.device.type != "cpu":
         item = 4  # torch computes in float32 here
     copies = channels * item
     # Scores, their softmax, and a flag for each that says whether it is masked.
-    buffers = Buffers(2 * item + 1, 2 * copies, 4 * copies)
-    return Backend("PyTorch's math attention", buffers)
+    workspace = Workspace(2 * item + 1, 2 * copies, 4 * copies)
+    return Backend("PyTorch's math attention", workspace)
 
 
 def _basic(call: AttentionCall) -> Backend:
     size = _score_size(call)
     score = 2 * size + _mask_copy(call)
     query, key = _copies(call, of_query=1 + (size > call.q.element_size()))
-    return Backend("attention_basic", Buffers(score, query, key))
+    return Backend("attention_basic", Workspace(score, query, key))
 
 
 def _split(call: AttentionCall) -> Backend:
     item, size = call.q.element_size(), _score_size(call)
     score = 2 * size + (item if size > item else 0) + _mask_copy(call)
     query, key = _copies(call, of_query=2 + (size > item))
-    return Backend("attention_split", Buffers(score, query, key))
+    return Backend("attention_split", Workspace(score, query, key))
 
 
 def _sub_quad(call: AttentionCall) -> Backend:
@@ -151,7 +77,7 @@ def _sub_quad(call: AttentionCall) -> Backend:
     query, key = _copies(call, of_query=3)
     if size > call.q.element_size():
         query, key = query + call.channels * size, key + call.channels * size
-    return Backend("attention_sub_quad", Buffers(score, query, key, _SUB_QUAD_QUERIES))
+    return Backend("attention_sub_quad", Workspace(score, query, key, _SUB_QUAD_QUERIES))
 
 
 def _sage(call: AttentionCall) -> Backend:
@@ -160,7 +86,9 @@ def _sage(call: AttentionCall) -> Backend:
     if is_exact or (call.mask is not None and not takes_mask) or not _is_half_on_cuda(call):
         return _pytorch(call)
     # q and k in int8, v in fp8 after a transposed copy in its own type.
-    return Backend("sage attention", Buffers(0, call.channels, 4 * call.channels + _repeats(call)))
+    return Backend(
+        "sage attention", Workspace(0, call.channels, 4 * call.channels + _repeats(call))
+    )
 
 
 def _sage3(call: AttentionCall) -> Backend:
@@ -170,18 +98,18 @@ def _sage3(call: AttentionCall) -> Backend:
     copied = 0 if call.skip_reshape else call.channels * call.q.element_size()
     half = call.channels // 2  # four bits for each of q, k and v
     return Backend(
-        "sage attention 3", Buffers(0, half + copied, 2 * (half + copied) + _repeats(call))
+        "sage attention 3", Workspace(0, half + copied, 2 * (half + copied) + _repeats(call))
     )
 
 
 def _flash(call: AttentionCall) -> Backend:
     if call.mask is not None or call.channels > 256 or not _is_half_on_cuda(call):
         return _pytorch(call)  # the host's own fallback
-    return Backend("flash attention", Buffers())
+    return Backend("flash attention", Workspace())
 
 
 def _xformers(call: AttentionCall) -> Backend:
-    return Backend("xformers attention", Buffers(per_key=_repeats(call)))
+    return Backend("xformers attention", Workspace(per_key=_repeats(call)))
 
 
 _FUNCTIONS = {
@@ -198,7 +126,7 @@ _FUNCTIONS = {
 
 def _is_half_on_cuda(call: AttentionCall) -> bool:
     """Where sage and flash attention run at all; elsewhere the host falls back to PyTorch's."""
-    return call.q.device.type == "cuda" and call.q.dtype in _HALF_TYPES
+    return call.q.device.type == "cuda" and call.q.dtype in HALF_TYPES
 
 
 def _score_size(call: AttentionCall) -> int:

@@ -24,15 +24,15 @@ _OTHER_NAMES = {"query": "q", "key": "k", "value": "v"}
 
 
 class AttentionCall:
-    """Reads the arguments wherever they stand, and repeats the call with some of them replaced.
+    """Reads the arguments of a call, and repeats the call with some of them replaced.
 
-    Everything it does not know (positional or by keyword) goes on unchanged.
+    Arguments that it does not know (by position or by keyword) are passed on unchanged.
 
     Args:
         function: the host function that the model asked for, not wrapped.
         args: its positional arguments.
         kwargs: its keyword arguments.
-        previous: the override that stood in the slot before ours, or None.
+        previous: the override that was there before ours, or None.
         is_foreign: that override, or one below it, is not ours.
 
     Raises:
@@ -50,14 +50,15 @@ class AttentionCall:
     ) -> None:
         self.function, self.args, self.options = function, args, kwargs
         self.previous, self.is_foreign = previous, is_foreign
-        named = {_OTHER_NAMES.get(name, name): value for name, value in kwargs.items()}
+        named: dict[str, Any] = dict.fromkeys((*_NAMES, "enable_gqa"))
+        named.update((_OTHER_NAMES.get(name, name), value) for name, value in kwargs.items())
         named.update(zip(_NAMES, args, strict=False))
-        self.q, self.k, self.v = (named.get(name) for name in "qkv")
-        self.heads, self.mask = named.get("heads"), named.get("mask")
-        self.attn_precision = named.get("attn_precision")
-        self.skip_reshape = bool(named.get("skip_reshape", False))
-        self.skip_output_reshape = bool(named.get("skip_output_reshape", False))
-        self.enable_gqa = bool(named.get("enable_gqa", False))
+        self.q, self.k, self.v = (named[name] for name in "qkv")
+        self.heads, self.mask = named["heads"], named["mask"]
+        self.attn_precision = named["attn_precision"]
+        self.skip_reshape = bool(named["skip_reshape"])
+        self.skip_output_reshape = bool(named["skip_output_reshape"])
+        self.enable_gqa = bool(named["enable_gqa"])
         tensors = (self.q, self.k, self.v, *(() if self.mask is None else (self.mask,)))
         if not isinstance(self.heads, int) or not all(
             isinstance(t, torch.Tensor) and t.ndim >= 2 for t in tensors
@@ -86,16 +87,17 @@ class AttentionCall:
 
     @property
     def sliceable_mask(self) -> torch.Tensor | None:
-        """The mask, unless its second axis are keys: `attention_basic` reads bool masks as [B, S],
-        so that every slice gets them whole."""
+        """The mask; None where every slice must get it whole.
+
+        `attention_basic` reads bool masks as [B, S], with no axis of queries.
+        """
         is_by_key = self.function_name == "attention_basic" and self.is_of_host
         if self.mask is not None and self.mask.dtype == torch.bool and is_by_key:
             return None
         return self.mask
 
     def by_head(self) -> tuple[Any, Any, Any, Any]:
-        """Views of query, key, value as [B, H, T, D], and of the mask with 4 axes, as the host's
-        SDPA call has them."""
+        """Views: query, key, value as [B, H, T, D], mask with 4 axes, as for SDPA."""
         q, k, v, mask = self.q, self.k, self.v, self.mask
         if not self.skip_reshape:
             q, k, v = (t.unflatten(-1, (-1, self.channels)).transpose(1, 2) for t in (q, k, v))
@@ -106,7 +108,7 @@ class AttentionCall:
         return q, k, v, mask
 
     def whole(self) -> Any:
-        """Runs the call as it came."""
+        """Runs the call unchanged."""
         return self._run(self.args, self.options)
 
     def attend(

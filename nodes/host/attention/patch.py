@@ -1,4 +1,4 @@
-"""Puts our slicing between a model and its attention, and tells the lean block what was asked."""
+"""Puts our slicing between a model and its attention, and leaves word for the lean block."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import comfy.ldm.modules.attention as attention
 import comfy.model_base
-import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..base import server
-from ..base.options import LEAN_HEADS, OPTIONS_KEY, SLICE
+from ...attention.budget import AUTO_HEADS, BUDGET_BYTES, block_heads
+from ...units import MIB
+from ..base.options import OPTIONS_KEY, SLICE
+from ..base.server import NodeLog
 from .call import AttentionCall
-
-logger = logging.getLogger(__name__)
+from .slicer import attend
 
 _OVERRIDE = "optimized_attention_override"
-
 # Functions that hold no scores, and those that do.
 _WITHOUT_SCORES = ("attention_pytorch", "attention_flash", "attention_xformers")
 _WITH_SCORES = ("attention_basic", "attention_split", "attention_sub_quad")
@@ -28,53 +28,59 @@ _UNASKED = (
     "replaced this one"
 )
 # How the lean Z-Image block cuts its heads, by mode.
-_LEAN = {"auto": f"{LEAN_HEADS} heads", "max": "one head", "heads": "so many heads"}
-
-Slicer = Callable[[AttentionCall, "Reporter"], torch.Tensor]
+_LEAN = {"auto": f"{AUTO_HEADS} heads", "max": "one head", "heads": "so many heads"}
 
 
-class Reporter:
-    """Says each kind of decision once, in the log and on the node."""
+class _Seen:
+    """Whether an attention call came since a sampling began."""
 
-    def __init__(self, node_id: str | None) -> None:
-        self.was_asked = False  # whether an attention call came since a sampling began
-        self._node_id = node_id
-        self._lines: dict[str, str] = {}
-
-    def say(self, kind: str, line: Callable[[], str], level: int = logging.INFO) -> None:
-        """Logs the line and adds it to the node's text, unless that kind was said before."""
-        # A compiled graph is not broken for a line of text.
-        if torch.compiler.is_compiling() or kind in self._lines:
-            return
-        self._lines[kind] = line()
-        logger.log(level, "Attention Slice: %s", self._lines[kind])
-        server.show_text(self._node_id, "\n".join(self._lines.values()))
+    any_call = False
 
 
 def with_attention_slice(
-    model: Any, slicer: Slicer, *, mode: str, size: int, budget_bytes: int, node_id: str | None
-) -> Any:
-    """Returns a clone of the model whose attention calls go through `slicer`.
+    model: ModelPatcher, *, mode: str, size: int, node_id: str | None
+) -> ModelPatcher:
+    """Returns a clone of the model whose attention is computed in slices.
 
     Args:
-        model: a ModelPatcher; left as it is.
-        slicer: computes one call; gets the call and who to tell.
-        mode: kept for the lean block, see `head_groups`.
-        size: the same.
-        budget_bytes: what mode auto keeps to, for the text.
+        model: left as it is.
+        mode: one of the node's modes.
+        size: of a slice, in heads or queries; 0 for half.
         node_id: the node that shows the decisions.
     """
     clone = model.clone()
     options = clone.model_options.setdefault("transformer_options", {})
-    reporter = Reporter(node_id)
-    override = _override(slicer, options.get(_OVERRIDE), reporter)
-    asked = {"mode": mode, "size": size}
-    options[OPTIONS_KEY] = {**options.get(OPTIONS_KEY, {}), SLICE: asked}
-    options[_OVERRIDE] = override
-    watch = _watch(reporter, type(clone.model).__name__)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, f"{OPTIONS_KEY}.{SLICE}", watch)
-    budget = f"{budget_bytes / 2**20:.0f} MiB"
-    reporter.say("expected", lambda: _expected(clone, override.is_foreign, mode, size, budget))
+    log, seen = NodeLog("Attention Slice", node_id), _Seen()
+    previous = options.get(_OVERRIDE)
+    is_foreign = previous is not None and getattr(previous, "is_foreign", True)
+
+    # A closure, so that clones of the model share it.
+    def override(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        seen.any_call = True
+        try:
+            call = AttentionCall(function, args, kwargs, previous=previous, is_foreign=is_foreign)
+        except ValueError:
+            log.say_once("unknown", "a call with unknown arguments: not sliced")
+            if previous is not None:
+                return previous(function, *args, **kwargs)
+            return function(*args, **kwargs)
+        return attend(call, log, mode=mode, size=size)
+
+    ours: Any = override
+    ours.is_foreign = is_foreign
+    options[_OVERRIDE] = ours
+    options[OPTIONS_KEY] = {**options.get(OPTIONS_KEY, {}), SLICE: block_heads(mode, size)}
+    family = type(clone.model).__name__
+
+    def outer_sample(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        seen.any_call = False
+        result = executor(*args, **kwargs)
+        if not seen.any_call:
+            log.say_once("unasked", _UNASKED.format(family), logging.WARNING)
+        return result
+
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, f"{OPTIONS_KEY}.{SLICE}", outer_sample)
+    log.say_once("expected", _expected(clone, is_foreign, mode, size))
     return clone
 
 
@@ -83,46 +89,14 @@ def holds_scores() -> bool:
     return attention.optimized_attention.__name__ in _WITH_SCORES
 
 
-def _override(slicer: Slicer, previous: Callable[..., Any] | None, reporter: Reporter) -> Any:
-    """Our function for the host's slot; a closure, so that clones of the model share it."""
-
-    is_foreign = previous is not None and getattr(previous, "is_foreign", True)
-
-    def override(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        reporter.was_asked = True
-        try:
-            call = AttentionCall(function, args, kwargs, previous=previous, is_foreign=is_foreign)
-        except ValueError:
-            reporter.say("unknown", lambda: "a call with unknown arguments: not sliced")
-            if previous is not None:
-                return previous(function, *args, **kwargs)
-            return function(*args, **kwargs)
-        return slicer(call, reporter)
-
-    override.is_foreign = is_foreign
-    return override
-
-
-def _watch(reporter: Reporter, family: str) -> Callable[..., Any]:
-    """Wraps a whole sampling: says so if the model did not ask for its attention once."""
-
-    def outer_sample(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        reporter.was_asked = False
-        result = executor(*args, **kwargs)
-        if not reporter.was_asked:
-            reporter.say("unasked", lambda: _UNASKED.format(family), logging.WARNING)
-        return result
-
-    return outer_sample
-
-
-def _expected(model: Any, is_foreign: bool, mode: str, size: int, budget: str) -> str:
+def _expected(model: ModelPatcher, is_foreign: bool, mode: str, size: int) -> str:
     """What can be said before the first call: model and backend are known, sizes are not."""
     name = attention.optimized_attention.__name__
     where = f"{name} on {model.load_device}"
     if mode == "auto" and is_foreign:
         line = "auto: an override of another pack computes the attention, nothing will be sliced"
     elif mode == "auto" and name in _WITH_SCORES:
+        budget = f"{BUDGET_BYTES / MIB:.0f} MiB"
         line = f"auto: {where} holds scores, sliced where they exceed {budget}"
     elif mode == "auto" and name in _WITHOUT_SCORES:
         line = f"auto: {where} holds no scores unless it falls back, nothing to slice"

@@ -13,7 +13,6 @@ from typing import Any
 import comfy.ops
 import torch
 from comfy.cli_args import args
-from torch import nn
 from torch.nn import functional
 
 RowsFn = Callable[[torch.Tensor], torch.Tensor]
@@ -24,7 +23,7 @@ _PIECE_ELEMENTS = 2**17
 _PLAIN = comfy.ops.disable_weight_init
 
 
-def is_plain(layer: nn.Module, kind: type) -> bool:
+def is_plain(layer: Any, kind: type) -> bool:
     """True where the layer multiplies as torch does, after the host's cast.
 
     False for quantised layers, whose own forward decides how they multiply, for layers of other
@@ -44,7 +43,7 @@ def _function(method: Callable[..., Any]) -> Callable[..., Any]:
     return getattr(method, "__func__", method)
 
 
-def fetch_linear(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> Fetched:
+def fetch_linear(layer: Any, like: torch.Tensor, until: ExitStack) -> Fetched:
     """Fetches the weight and bias of a linear layer.
 
     Args:
@@ -61,7 +60,7 @@ def fetch_linear(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> Fetc
     return weight, bias, lambda rows: functional.linear(rows, weight, bias)
 
 
-def fetch_norm(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> RowsFn:
+def fetch_norm(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
     """Fetches the weight of an RMS norm; returns the norm of rows. Arguments as `fetch_linear`."""
     if not is_plain(layer, _PLAIN.RMSNorm):
         return layer
@@ -90,20 +89,20 @@ def by_pieces(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> tor
     return result
 
 
-def fetch_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> torch.Tensor:
+def fetch_weight(layer: Any, like: torch.Tensor, until: ExitStack) -> torch.Tensor:
     """Fetches the weight of a plain layer. Arguments as `fetch_linear`."""
     return _fetch(layer, like, until)[0]
 
 
 def fetch_weights(
-    layer: nn.Module, like: torch.Tensor, until: ExitStack
+    layer: Any, like: torch.Tensor, until: ExitStack
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Fetches the weight and bias of a plain layer. Arguments as `fetch_linear`."""
     return _fetch(layer, like, until)
 
 
 def _fetch(
-    layer: nn.Module, like: torch.Tensor, until: ExitStack
+    layer: Any, like: torch.Tensor, until: ExitStack
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     comfy.ops.run_every_op()  # ends a cancelled prompt, as each call of a layer does
     has_functions = layer.weight_function or layer.bias_function
@@ -118,7 +117,7 @@ def _fetch(
     return weight, bias
 
 
-def _is_in_shared_buffer(layer: nn.Module, weight: torch.Tensor, stream: Any) -> bool:
+def _is_in_shared_buffer(layer: Any, weight: torch.Tensor, stream: Any) -> bool:
     """True where the second next fetch would write over the weight.
 
     The host streams through one buffer for each of its two copy streams, and a layer is done before

@@ -1,4 +1,4 @@
-"""What our nodes tell one another inside transformer_options: plain data, one entry each."""
+"""What our nodes leave for one another inside transformer_options: plain data, one entry each."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ from collections.abc import Mapping
 from typing import Any
 
 OPTIONS_KEY = "z_image_low_vram"
-SLICE, FIT = "attention_slice", "fit_to_vram"
+# Of Attention Slice: the heads in a group, 0 for half of them, None for all.
+SLICE = "attention_slice"
+# Of Fit to VRAM: the number of groups.
+FIT = "fit_to_vram"
 _IS_GROUPED = "is_grouped"
-# Heads in one of the lean Z-Image block's groups with mode auto: the knee of memory against time.
-LEAN_HEADS = 10
 
 
-def head_groups(transformer_options: Mapping[str, Any], heads: int) -> int:
-    """Returns into how many groups a block that computes q, k, v itself should cut its heads.
+def asked_groups(transformer_options: Mapping[str, Any], heads: int) -> int:
+    """Into how many groups a block that computes q, k, v itself should cut its heads.
 
-    Mode auto asks for groups of LEAN_HEADS heads, max for one head, heads for groups of its size
-    (0: two groups); queries, and a model without the node, for one group of all heads. Fit to VRAM
-    asks for a number of groups; the larger one counts.
+    The larger of what Attention Slice and Fit to VRAM ask for; 1 without them.
 
     Args:
         transformer_options: the request's.
         heads: the block's heads; those of key and value where query heads share them.
     """
-    told = transformer_options.get(OPTIONS_KEY, {})
-    fitted, asked = told.get(FIT, 1), told.get(SLICE)
-    if asked is None or asked["mode"] == "queries":
-        return fitted
-    of_mode = {"auto": LEAN_HEADS, "max": 1, "heads": asked["size"] or -(-heads // 2)}
-    return max(fitted, -(-heads // min(heads, of_mode[asked["mode"]])))
+    asked = transformer_options.get(OPTIONS_KEY, {})
+    sliced = asked.get(SLICE)
+    if sliced is None:
+        sliced = heads
+    sliced = min(heads, sliced or -(-heads // 2))
+    return max(asked.get(FIT, 1), -(-heads // sliced))
 
 
 def within_groups(transformer_options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options for the attention calls of a block that honours `head_groups`.
+    """The options for the attention calls of a block that honours `asked_groups`.
 
-    Marks that the heads are cut, so that modes heads and queries do not take half of what is left
-    (size 0) once more. Sizes in numbers, max and auto hold for a group as for any other call.
+    Marks that the heads are cut, so that Attention Slice does not halve them again. Modes with a
+    size of their own treat a group like any other call.
     """
     asked = transformer_options.get(OPTIONS_KEY)
     if not asked or SLICE not in asked:

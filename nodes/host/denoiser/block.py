@@ -1,17 +1,16 @@
-"""The host's Z-Image block, computed in chunks from the outside.
+"""Runs the host's Z-Image block in chunks, from the outside.
 
-`run_block` reads the block's own layers and never changes the block. `LeanBlock` stands in for a
-block in a patched model; its layers are the block's own, so weights, LoRA and offload find them by
-name.
+`run_block` reads the block's own layers and never changes the block. `LeanBlock` replaces a block
+in a patched model. Its layers are the block's own, so weights, LoRA and offload find them by name.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeVar, cast
 
 import comfy.ldm.lumina.model as lumina
 import comfy.model_management
@@ -21,51 +20,57 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from ..base import fetch
-from ..base.options import head_groups, within_groups
+from ...denoiser.attention_half import Heads, add_attention
+from ...denoiser.feed_forward_half import add_feed_forward
+from ...denoiser.plan import DEFAULT_GROUPS, DenoiserPlan, plan_for
+from ...denoiser.rows import Modulation, Projection, RowsFn
+from ...denoiser.sizes import TransformerSizes
+from ..base.fetch import by_pieces, fetch_linear, fetch_norm, fetch_weight, is_plain
+from ..base.options import asked_groups, within_groups
 
 # Hosts from 0.28 on fuse norm and rotary embedding; the older ones call them one after the other.
 IS_FUSED = "rms_rope" in lumina.JointAttention.forward.__code__.co_names
 
-Segments = Sequence[tuple[int, int, torch.Tensor]]
 # Rotary table of the tokens start:stop of a sample, [1, stop - start, 1, head_dim / 2, 2, 2].
 RopeFn = Callable[[int, int], torch.Tensor]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Kernels(Protocol):
-    """The pure kernels, handed in by the node file: this room does not import them."""
+def eager(function: F) -> F:
+    """Keeps torch.compile out of a function, which then runs between the compiled parts.
 
-    add_attention: Callable[..., None]
-    add_feed_forward: Callable[..., None]
-    projection: Callable[..., Any]
-    modulation: Callable[[Segments], Any]
-    heads: Callable[..., Any]
-    chunks: Callable[[int, int], Iterator[tuple[int, int]]]
+    It would unroll the loops over chunks into a graph that writes into views of its own inputs,
+    which it cannot build.
+    """
+    return cast(F, torch.compiler.disable(function))
 
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """How a block is cut.
+    """How the blocks of a model are cut.
 
-    chunk_tokens: rows at a time, by the number of tokens of a sample and the groups.
+    sizes: of the transformer.
     groups: into how many groups the heads are cut at least; Attention Slice may ask for more.
+    chunk_tokens: rows at a time; 0 chooses by the number of tokens.
     """
 
-    kernels: Kernels
-    chunk_tokens: Callable[[int, int], int]
-    groups: int
+    sizes: TransformerSizes
+    groups: int = DEFAULT_GROUPS
+    chunk_tokens: int = 0
 
-    def runs(self, tokens: int) -> Iterator[tuple[int, int]]:
-        """Cuts that many rows into chunks: (start, stop)."""
-        return self.kernels.chunks(tokens, self.chunk_tokens(tokens, self.groups))
+    @eager  # else the sizes of one call become guards of the graph
+    def plan(self, batch: int, tokens: int, transformer_options: dict[str, Any]) -> DenoiserPlan:
+        """The plan for blocks of that many samples and tokens."""
+        groups = max(self.groups, asked_groups(transformer_options, self.sizes.kv_heads))
+        return plan_for(self.sizes, batch, tokens, groups, self.chunk_tokens)
 
 
-def is_known_block(block: nn.Module) -> bool:
+def is_known_block(block: Any) -> bool:
     """True for the host's own block class with its own forward."""
     return type(block) is lumina.JointTransformerBlock
 
 
-def is_untouched(block: nn.Module) -> bool:
+def is_untouched(block: Any) -> bool:
     """True where the block's layers alone decide what it computes: no forward replaced, no hook."""
     if type(block) is LeanBlock:
         if "forward" in vars(block):
@@ -87,19 +92,17 @@ def is_untouched(block: nn.Module) -> bool:
     )
 
 
-# Loops over chunks would be unrolled into a graph that writes into views of its own inputs, which
-# torch.compile cannot build; so the pieces run eagerly between the compiled parts.
-@torch.compiler.disable
+@eager
 def run_block(
-    block: nn.Module,
+    block: Any,
     source: torch.Tensor,
     target: torch.Tensor,
     *,
     rope: RopeFn,
     adaln_input: torch.Tensor | None,
-    timestep_zero_index: Sequence[tuple[int, int]] | None,
+    timestep_zero_index: Sequence[tuple[int, int]] | None = None,
     transformer_options: dict[str, Any],
-    settings: BlockSettings,
+    plan: DenoiserPlan,
 ) -> None:
     """Runs the block sample by sample: target = block(source).
 
@@ -111,82 +114,71 @@ def run_block(
         adaln_input: timestep embedding, [B, 256 or 1024], or [2B, ...] with timestep_zero_index.
         timestep_zero_index: runs of tokens that take the second half of the batch's modulation.
         transformer_options: the request's, handed to the attention.
-        settings: how to cut.
+        plan: how to cut.
     """
-    kernels = settings.kernels
     batch, tokens, _ = source.shape
     attention, feed_forward = block.attention, block.feed_forward
-    asked = head_groups(transformer_options, attention.n_local_kv_heads)
-    groups = max(settings.groups, asked)
-    chunk = settings.chunk_tokens(tokens, groups)
-    modulation = _modulation(block, adaln_input, batch, tokens, timestep_zero_index)
-
-    def factors(index: int, sample: int) -> Any:
-        return None if modulation is None else kernels.modulation(modulation[index][sample])
-
+    scale, gate, feed_scale, feed_gate = _modulation(
+        block, adaln_input, batch, tokens, timestep_zero_index
+    )
     with ExitStack() as until:
-        linear = functools.partial(fetch.fetch_linear, like=source, until=until)
-        norm = functools.partial(fetch.fetch_norm, like=source, until=until)
-        qkv = kernels.projection(*linear(attention.qkv))
-        out = kernels.projection(*linear(attention.out))
-        norm_in, norm_out = norm(block.attention_norm1), norm(block.attention_norm2)
-        query_norm = _norm_weight(attention.q_norm, source, until)
-        key_norm = _norm_weight(attention.k_norm, source, until)
-        heads = kernels.heads(
-            attention.n_local_heads, attention.n_local_kv_heads, attention.head_dim
+        qkv, out = _projections(source, until, attention.qkv, attention.out)
+        norm_in = fetch_norm(block.attention_norm1, source, until)
+        norm_out = fetch_norm(block.attention_norm2, source, until)
+        rotate_query, rotate_key = (
+            functools.partial(_rotate, rope, layer, _norm_weight(layer, source, until))
+            for layer in (attention.q_norm, attention.k_norm)
         )
         for sample in range(batch):
-            kernels.add_attention(
+            add_attention(
                 source[sample],
                 target[sample],
                 norm_in=norm_in,
-                scale=factors(0, sample),
+                scale=scale[sample],
                 qkv=qkv,
-                rotate_query=functools.partial(_rotate, rope, attention.q_norm, query_norm),
-                rotate_key=functools.partial(_rotate, rope, attention.k_norm, key_norm),
+                rotate_query=rotate_query,
+                rotate_key=rotate_key,
                 attend=functools.partial(_attend, within_groups(transformer_options)),
                 out=out,
                 norm_out=norm_out,
-                gate=factors(1, sample),
-                heads=heads,
-                groups=groups,
-                chunk_tokens=chunk,
+                gate=gate[sample],
+                heads=Heads(
+                    attention.n_local_heads, attention.n_local_kv_heads, attention.head_dim
+                ),
+                groups=plan.groups,
+                chunk_tokens=plan.chunk_tokens,
                 scratch=None if target is source else target[sample],
             )
     with ExitStack() as until:
-        linear = functools.partial(fetch.fetch_linear, like=source, until=until)
-        norm = functools.partial(fetch.fetch_norm, like=source, until=until)
-        w1, w2, w3 = (
-            kernels.projection(*linear(layer))
-            for layer in (feed_forward.w1, feed_forward.w2, feed_forward.w3)
-        )
-        norm_in, norm_out = norm(block.ffn_norm1), norm(block.ffn_norm2)
+        w1, w2, w3 = _projections(source, until, feed_forward.w1, feed_forward.w2, feed_forward.w3)
+        norm_in = fetch_norm(block.ffn_norm1, source, until)
+        norm_out = fetch_norm(block.ffn_norm2, source, until)
         for sample in range(batch):
-            kernels.add_feed_forward(
+            add_feed_forward(
                 target[sample],
                 target[sample],
                 norm_in=norm_in,
-                scale=factors(2, sample),
+                scale=feed_scale[sample],
                 w1=w1,
                 w2=w2,
                 w3=w3,
                 norm_out=norm_out,
-                gate=factors(3, sample),
-                chunk_tokens=chunk,
-                is_clamped=modulation is not None,
+                gate=feed_gate[sample],
+                chunk_tokens=plan.chunk_tokens,
+                is_clamped=block.modulation,
             )
 
 
 class LeanBlock(nn.Module):
-    """Stands in for a block of the host under the host's own forward.
+    """Replaces a block of the host under the host's own forward.
 
     Sampling: `run_block` into a new tensor. With gradients: the block itself under
     torch.utils.checkpoint, so that its activations are computed again in the backward pass.
-    Whatever it does not know (a mask, other arguments, a block that another node changed) goes to
-    the block as it is.
+    Calls that it does not know (a mask, other arguments, a block that another node changed) go to
+    the block as they are.
     """
 
-    def __init__(self, block: nn.Module, settings: BlockSettings) -> None:
+    def __init__(self, block: Any, settings: BlockSettings) -> None:
         super().__init__()
         for name, layer in block.named_children():
             self.add_module(name, layer)
@@ -210,6 +202,8 @@ class LeanBlock(nn.Module):
         is_unknown = x_mask is not None or args or set(kwargs) - known
         if is_unknown or comfy.model_management.in_training or not is_untouched(block):
             return block(x, x_mask, freqs_cis, adaln_input, *args, **kwargs)
+        options = kwargs.get("transformer_options", {})
+        batch, tokens, _ = x.shape
         target = torch.empty_like(x)
         run_block(
             block,
@@ -218,28 +212,32 @@ class LeanBlock(nn.Module):
             rope=lambda start, stop: freqs_cis[:, start:stop],
             adaln_input=adaln_input,
             timestep_zero_index=kwargs.get("timestep_zero_index"),
-            transformer_options=kwargs.get("transformer_options", {}),
-            settings=self.settings,
+            transformer_options=options,
+            plan=self.settings.plan(batch, tokens, options),
         )
         return target
 
 
-def _needs_gradients(block: nn.Module, *inputs: torch.Tensor | None) -> bool:
+def _needs_gradients(block: Any, *inputs: torch.Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in inputs) or any(
         p.requires_grad for p in block.parameters()
     )
 
 
+def _projections(like: torch.Tensor, until: ExitStack, *layers: nn.Module) -> list[Projection]:
+    return [Projection(*fetch_linear(layer, like, until)) for layer in layers]
+
+
 def _modulation(
-    block: nn.Module,
+    block: Any,
     adaln_input: torch.Tensor | None,
     batch: int,
     tokens: int,
     timestep_zero_index: Sequence[tuple[int, int]] | None,
-) -> list[list[Segments]] | None:
-    """Segments of factors: scale and gate of the attention, scale and gate of the feed-forward."""
+) -> list[list[Modulation | None]]:
+    """By sample: scale and gate of the attention, scale and gate of the feed-forward."""
     if not block.modulation:
-        return None
+        return [[None] * batch] * 4
     scale_msa, gate_msa, scale_mlp, gate_mlp = block.adaLN_modulation(adaln_input).chunk(4, dim=1)
     factors = (1 + scale_msa, gate_msa.tanh(), 1 + scale_mlp, gate_mlp.tanh())
     runs = [(0, tokens, 0)]
@@ -247,20 +245,23 @@ def _modulation(
         others = lumina.invert_slices(timestep_zero_index, tokens)
         runs = sorted([(*r, batch) for r in timestep_zero_index] + [(*r, 0) for r in others])
     return [
-        [[(first, last, f[sample + half]) for first, last, half in runs] for sample in range(batch)]
+        [
+            Modulation([(first, last, f[sample + half]) for first, last, half in runs])
+            for sample in range(batch)
+        ]
         for f in factors
     ]
 
 
-def _norm_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> Any:
+def _norm_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> torch.Tensor | RowsFn:
     """What `_rotate` needs of q's or k's norm: its weight, or the norm itself on older hosts."""
-    if IS_FUSED and fetch.is_plain(layer, comfy.ops.disable_weight_init.RMSNorm):
-        return fetch.fetch_weight(layer, like, until)
-    return fetch.fetch_norm(layer, like, until)
+    if IS_FUSED and is_plain(layer, comfy.ops.disable_weight_init.RMSNorm):
+        return fetch_weight(layer, like, until)
+    return fetch_norm(layer, like, until)
 
 
 def _rotate(
-    rope: RopeFn, layer: nn.Module, norm: Any, rows: torch.Tensor, start: int
+    rope: RopeFn, layer: Any, norm: torch.Tensor | RowsFn, rows: torch.Tensor, start: int
 ) -> torch.Tensor:
     """Norm and rotary embedding of [T, H, C] rows, whose first is token `start`, as the host's."""
 
@@ -271,7 +272,7 @@ def _rotate(
         epsilon = layer.eps if layer.eps is not None else torch.finfo(torch.float32).eps
         return comfy.quant_ops.ck.rms_rope1(part[None], table[None], norm, epsilon)[0]
 
-    return fetch.by_pieces(rotate, rows, rope(start, start + rows.shape[0])[0])
+    return by_pieces(rotate, rows, rope(start, start + rows.shape[0])[0])
 
 
 def _attend(

@@ -1,7 +1,7 @@
 """The host's Z-Image forward with one residual stream that every block updates in place.
 
-Taken for plain requests through the host's DIFFUSION_MODEL wrapper; everything else goes to the
-host's own forward, under which the lean blocks stand.
+A DIFFUSION_MODEL wrapper runs it for plain requests. All others go to the host's own forward, which
+then calls the lean blocks.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import comfy.ldm.lumina.model as lumina
 import comfy.utils
 import torch
 from comfy.ldm.flux.math import rope
-from torch import nn
 
-from ..base import fetch
+from ...denoiser.cuts import chunks
+from ...denoiser.plan import DenoiserPlan
+from ...denoiser.rows import Projection
 from ..base.block_events import block_ended
-from .block import BlockSettings, RopeFn, is_untouched, run_block
+from ..base.fetch import fetch_linear
+from .block import BlockSettings, RopeFn, eager, is_untouched, run_block
 
 # Patches that only the host's own forward calls.
 HANDOVER_PATCHES = ("double_block", "noise_refiner")
@@ -30,7 +32,8 @@ def make_wrapper(settings: BlockSettings, on_handover: Callable[[str], None]) ->
 
     Args:
         settings: how to cut.
-        on_handover: told, in a few words, why a request went to the host's own forward.
+        on_handover: called with the reason, in a few words, when a request goes to the host's own
+            forward.
     """
 
     def wrapper(executor, x, timesteps, context, num_tokens, attention_mask=None, **kwargs):
@@ -48,7 +51,7 @@ def make_wrapper(settings: BlockSettings, on_handover: Callable[[str], None]) ->
 
 
 def _why_not_plain(
-    model: nn.Module, x: torch.Tensor, context: torch.Tensor, kwargs: Mapping[str, Any]
+    model: Any, x: torch.Tensor, context: torch.Tensor, kwargs: Mapping[str, Any]
 ) -> str | None:
     """Why the request needs the host's own forward; None for a plain one."""
     if type(model) is not lumina.NextDiT or model.clip_text_pooled_proj is not None:
@@ -70,13 +73,13 @@ def _why_not_plain(
     return None
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+def _blocks(model: Any) -> list[Any]:
     return [*model.context_refiner, *model.noise_refiner, *model.layers]
 
 
-@torch.compiler.disable  # as run_block
+@eager
 def run_forward(
-    model: nn.Module,
+    model: Any,
     x: torch.Tensor,
     timesteps: torch.Tensor,
     context: torch.Tensor,
@@ -101,33 +104,35 @@ def run_forward(
     x = comfy.ldm.common_dit.pad_to_patch_size(x, (patch, patch))
     rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
     t = model.t_embedder((1.0 - timesteps) * model.time_scale, dtype=x.dtype)
-    stream, text_tokens = _embed(model, x, context, settings)
-    batch, tokens, _ = stream.shape
+    text_tokens = _padded(context.shape[1], model)
+    tokens = text_tokens + _padded(rows * columns, model)
+    plan = settings.plan(x.shape[0], tokens, transformer_options)
+    stream = _embed(model, x, context, tokens, plan)
     table = _rope_table(model, x.device, tokens, text_tokens, rows, columns, transformer_options)
     del x  # the padded copy
 
-    _run_blocks(model, stream, text_tokens, table, t, transformer_options, settings)
+    _run_blocks(model, stream, text_tokens, table, t, transformer_options, plan)
     image_tokens = rows * columns
-    out = _final(model, stream[:, text_tokens : text_tokens + image_tokens], t, settings)
+    out = _final(model, stream[:, text_tokens : text_tokens + image_tokens], t, plan)
     del stream  # before the picture is put together
-    sizes = [(rows * patch, columns * patch)] * batch
-    picture = model.unpatchify(out, sizes, [0] * batch, return_tensor=True)
+    sizes = [(rows * patch, columns * patch)] * len(out)
+    picture = model.unpatchify(out, sizes, [0] * len(out), return_tensor=True)
     del out
     return -picture[:, :, :height, :width]
 
 
 def _run_blocks(
-    model: nn.Module,
+    model: Any,
     stream: torch.Tensor,
     text_tokens: int,
     table: RopeFn,
     t: torch.Tensor,
     transformer_options: dict[str, Any],
-    settings: BlockSettings,
+    plan: DenoiserPlan,
 ) -> None:
     """Runs text refiners, image refiners and main layers on their part of the stream, in place."""
 
-    def run(block: nn.Module, first: int, last: int, adaln_input: torch.Tensor | None) -> None:
+    def run(block: Any, first: int, last: int, adaln_input: torch.Tensor | None) -> None:
         part = stream[:, first:last]
         run_block(
             block,
@@ -135,9 +140,8 @@ def _run_blocks(
             part,
             rope=lambda start, stop: table(first + start, first + stop),
             adaln_input=adaln_input,
-            timestep_zero_index=None,
             transformer_options=transformer_options,
-            settings=settings,
+            plan=plan,
         )
 
     tokens = stream.shape[1]
@@ -156,44 +160,41 @@ def _run_blocks(
         block_ended(transformer_options, f"layers.{index}")
 
 
-def _padded(tokens: int, model: nn.Module) -> int:
+def _padded(tokens: int, model: Any) -> int:
     multiple = model.pad_tokens_multiple
     return tokens if multiple is None else tokens + (-tokens) % multiple
 
 
 def _embed(
-    model: nn.Module, x: torch.Tensor, context: torch.Tensor, settings: BlockSettings
-) -> tuple[torch.Tensor, int]:
-    """Text and image tokens in one buffer, [B, T, D], and the number of text tokens in it."""
+    model: Any, x: torch.Tensor, context: torch.Tensor, tokens: int, plan: DenoiserPlan
+) -> torch.Tensor:
+    """Text and image tokens in one buffer, [B, T, D]."""
     batch, channels, height, width = x.shape
     patch = model.patch_size
     text = comfy.utils.repeat_to_batch_size(model.cap_embedder(context), batch)
     text_tokens = _padded(text.shape[1], model)
     image_tokens = height // patch * (width // patch)
-    total = text_tokens + _padded(image_tokens, model)
-    stream = x.new_empty(batch, total, model.dim)
+    stream = x.new_empty(batch, tokens, model.dim)
     stream[:, : text.shape[1]] = text
     if text_tokens > text.shape[1]:
         stream[:, text.shape[1] : text_tokens] = model.cap_pad_token.to(stream)
-    if total > text_tokens + image_tokens:
+    if tokens > text_tokens + image_tokens:
         stream[:, text_tokens + image_tokens :] = model.x_pad_token.to(stream)
     del text
     # [B, C, H, W] -> [B, H / 2 * W / 2, 2 * 2 * C]
     patches = x.view(batch, channels, height // patch, patch, width // patch, patch)
     patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     with ExitStack() as until:
-        projection = settings.kernels.projection(
-            *fetch.fetch_linear(model.x_embedder, patches, until)
-        )
+        projection = Projection(*fetch_linear(model.x_embedder, patches, until))
         image = stream[:, text_tokens:]
         for sample in range(batch):
-            for start, stop in settings.runs(image_tokens):
+            for start, stop in chunks(image_tokens, plan.chunk_tokens):
                 image[sample, start:stop] = projection(patches[sample, start:stop])
-    return stream, text_tokens
+    return stream
 
 
 def _rope_table(
-    model: nn.Module,
+    model: Any,
     device: torch.device,
     tokens: int,
     text_tokens: int,
@@ -237,18 +238,16 @@ def _rope_table(
     return gather
 
 
-def _final(
-    model: nn.Module, image: torch.Tensor, t: torch.Tensor, settings: BlockSettings
-) -> torch.Tensor:
+def _final(model: Any, image: torch.Tensor, t: torch.Tensor, plan: DenoiserPlan) -> torch.Tensor:
     """The final layer on the image's rows: [B, N, D] -> [B, N, 2 * 2 * 16]."""
     layer = model.final_layer
     scale = 1 + layer.adaLN_modulation(t)
     batch, tokens, _ = image.shape
     with ExitStack() as until:
-        linear = settings.kernels.projection(*fetch.fetch_linear(layer.linear, image, until))
+        linear = Projection(*fetch_linear(layer.linear, image, until))
         out = image.new_empty(batch, tokens, layer.linear.out_features)
         for sample in range(batch):
-            for start, stop in settings.runs(tokens):
+            for start, stop in chunks(tokens, plan.chunk_tokens):
                 rows = layer.norm_final(image[sample, start:stop]).mul_(scale[sample])
                 out[sample, start:stop] = linear(rows)
     return out

@@ -1,9 +1,8 @@
-"""Puts the lean blocks and the lean forward on a clone of a model, and tells the host the need."""
+"""Puts the lean blocks and the lean forward on a clone of a model, and reserves what they need."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import comfy.ldm.lumina.model as lumina
@@ -12,53 +11,50 @@ import comfy.supported_models
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ..base import server
+from ...denoiser.need import denoiser_need_bytes, of_latent
+from ...denoiser.sizes import Request, TransformerSizes
 from ..base.options import OPTIONS_KEY
 from ..base.reserve import reserved
+from ..base.server import NodeLog
 from .block import BlockSettings, LeanBlock, is_known_block
 from .forward import make_wrapper
 
-logger = logging.getLogger(__name__)
-
 BLOCKS = ["all", "main layers", "every second", "refiners only"]
 _KEY = f"{OPTIONS_KEY}.gradient_checkpoint"
-# Activation bytes that a latent of this shape needs.
-NeedFn = Callable[[Sequence[int]], int]
 
 
-def transformer_sizes(model: ModelPatcher) -> dict[str, Any]:
-    """The sizes of the model's transformer, by the names of memory's TransformerSizes.
+def transformer_sizes(model: ModelPatcher) -> TransformerSizes:
+    """The sizes of the model's transformer.
 
     Raises:
-        ValueError: the model is none of the host's NextDiT (Z-Image, Lumina 2).
+        ValueError: the model is not the host's NextDiT (Z-Image, Lumina 2).
     """
-    denoiser = model.get_model_object("diffusion_model")
+    denoiser: Any = model.get_model_object("diffusion_model")
     if type(denoiser) is not lumina.NextDiT:
         raise ValueError(
             "Apply Gradient Checkpoint works on Z-Image and Lumina 2, this model is "
             f"{type(model.model).__name__}: use Attention Slice, which works on every model"
         )
-    # A layer of another pack is no measure.
-    layers = (
-        model.get_model_object(f"diffusion_model.layers.{i}") for i in range(len(denoiser.layers))
-    )
-    block = next((b for b in layers if isinstance(b, LeanBlock) or is_known_block(b)), None)
+    # Ignore replaced blocks when reading sizes.
+    names = (f"diffusion_model.layers.{index}" for index in range(len(denoiser.layers)))
+    blocks = map(model.get_model_object, names)
+    block: Any = next((b for b in blocks if type(b) is LeanBlock or is_known_block(b)), None)
     if block is None:
         raise ValueError("another node replaced every block: place this node before that one")
-    return {
-        "dim": denoiser.dim,
-        "heads": denoiser.n_heads,
-        "kv_heads": block.attention.n_local_kv_heads,
-        "head_dim": block.attention.head_dim,
-        "ffn_dim": block.feed_forward.w1.out_features,
-        "layers": len(denoiser.layers),
-        "refiner_layers": len(denoiser.noise_refiner),
-        "cap_dim": denoiser.cap_embedder[1].in_features,
-        "patch": denoiser.patch_size,
-        "channels": denoiser.in_channels,
-        "pad_multiple": denoiser.pad_tokens_multiple or 1,
-        "rope_axes": tuple(denoiser.axes_dims),
-    }
+    return TransformerSizes(
+        dim=denoiser.dim,
+        heads=denoiser.n_heads,
+        kv_heads=block.attention.n_local_kv_heads,
+        head_dim=block.attention.head_dim,
+        ffn_dim=block.feed_forward.w1.out_features,
+        layers=len(denoiser.layers),
+        refiner_layers=len(denoiser.noise_refiner),
+        cap_dim=denoiser.cap_embedder[1].in_features,
+        patch=denoiser.patch_size,
+        channels=denoiser.in_channels,
+        pad_multiple=denoiser.pad_tokens_multiple or 1,
+        rope_axes=tuple(denoiser.axes_dims),
+    )
 
 
 def check_is_z_image(model: ModelPatcher) -> None:
@@ -96,17 +92,21 @@ def with_lean_blocks(
         model: left as it is.
         settings: how to cut.
         blocks: one of `BLOCKS`.
-        prepare: a PREPARE_SAMPLING wrapper that tells the host the need, put there with "all".
-        node_id: the node that says why a request went to the host's own forward.
+        prepare: a PREPARE_SAMPLING wrapper that reserves the memory; used with "all" only.
+        node_id: the node that shows why a request went to the host's own forward.
     """
+    log = NodeLog("Apply Gradient Checkpoint", node_id)
+
+    def on_handover(reason: str) -> None:
+        log.say_once(reason, f"{reason}: only the blocks are lean, not the forward around them")
+
     clone = model.clone()
     _put_blocks(clone, settings, blocks)
     for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING):
         clone.remove_wrappers_with_key(kind, _KEY)
     if blocks == "all":
-        clone.add_wrapper_with_key(
-            WrappersMP.DIFFUSION_MODEL, _KEY, make_wrapper(settings, _Once(node_id))
-        )
+        wrapper = make_wrapper(settings, on_handover)
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
         clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, prepare)
 
     def on_copy(source: ModelPatcher, copy: ModelPatcher) -> None:
@@ -129,7 +129,7 @@ def _put_blocks(patcher: ModelPatcher, settings: BlockSettings, blocks: str) -> 
             put = patcher.object_patches.get(name)
             if isinstance(put, LeanBlock):  # of this node before, or of the model that was copied
                 del patcher.object_patches[name]
-            # Not the module that stands there: the model may be in use with another clone's.
+            # Not the model's own attribute: another clone in use may have patched it.
             block = patcher.get_model_object(name)
             if _is_chosen(stack, index, blocks) and name not in patcher.object_patches:
                 if not is_known_block(block):
@@ -146,27 +146,14 @@ def _is_chosen(stack: str, index: int, blocks: str) -> bool:
     return blocks in ("all", "refiners only")
 
 
-class _Once:
-    """Says each reason once, in the log and on the node."""
-
-    def __init__(self, node_id: str | None) -> None:
-        self.node_id = node_id
-        self.said: set[str] = set()
-
-    def __call__(self, reason: str) -> None:
-        if reason not in self.said:
-            self.said.add(reason)
-            text = f"{reason}: only the blocks are lean, not the forward around them"
-            logger.info("Apply Gradient Checkpoint: %s", text)
-            server.show_text(self.node_id, text)
-
-
-def tell_need(need: NeedFn) -> Callable[..., Any]:
-    """A PREPARE_SAMPLING wrapper: the host plans with our need instead of its estimate."""
+def reserve_need(request: Request, settings: BlockSettings) -> Callable[..., Any]:
+    """A PREPARE_SAMPLING wrapper: ComfyUI plans with our need instead of its own estimate."""
 
     def prepare(executor, model, noise_shape, *args, **kwargs):
         estimate = model.model.memory_required(list(noise_shape))
-        with reserved(model, estimate, need(noise_shape)):
+        latent = of_latent(request, noise_shape)
+        need = denoiser_need_bytes(latent, settings.groups, settings.chunk_tokens, is_plain=False)
+        with reserved(model, estimate, need):
             return executor(model, noise_shape, *args, **kwargs)
 
     return prepare

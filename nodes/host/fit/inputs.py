@@ -43,7 +43,7 @@ def planner_for(
         ValueError: the model is not Z-Image, or the latent not a picture's.
     """
     check_is_z_image(model)
-    sizes = TransformerSizes(**transformer_sizes(model))
+    sizes = transformer_sizes(model)
     request = replace(asked, dtype_bytes=activation_bytes(model), sizes=sizes)
     if latent is not None:
         request = of_latent(request, shape_of(latent, sizes.channels))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
-from ...denoiser.plan import DEFAULT_GROUPS, chunk_for
 from ...fit.planner import Planner
-from ...toolboxes import BLOCK
 from ..base.server import NodeLog
 from ..denoiser.block import BlockSettings
 from ..denoiser.patch import with_lean_blocks
@@ -24,13 +21,8 @@ NAME = "Fit to VRAM"
 
 def with_plan(model: ModelPatcher, planner: Planner, node_id: str | None) -> ModelPatcher:
     """A clone with lean blocks whose samplings are planned and kept within the budget."""
-    sample = replace(planner.request, batch=1)  # a block takes them one by one
-    settings = BlockSettings(
-        kernels=BLOCK,
-        chunk_tokens=lambda tokens, groups: chunk_for(sample, tokens, groups),
-        groups=DEFAULT_GROUPS,
-    )
     enforcer = Enforcer(planner, NodeLog(NAME, node_id))
+    settings = BlockSettings(planner.request.sizes)
     patched = with_lean_blocks(
         model, settings, blocks="all", prepare=enforcer.prepare, node_id=node_id
     )

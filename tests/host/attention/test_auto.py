@@ -48,7 +48,7 @@ def _counted(model: Any) -> tuple[Counter, dict[str, Any]]:
 def test_auto_keeps_score_buffers_within_the_budget(
     model: Any, name: str, tokens: int, slices: int
 ) -> None:
-    from pack.nodes.attention_slice import BUDGET_BYTES
+    from pack.nodes.attention.budget import BUDGET_BYTES
 
     counter, options = _counted(model)
     with FakeTensorMode():

@@ -58,7 +58,7 @@ def test_sdpa_choice_is_what_torch_chooses(
     dtype: torch.dtype, kv_heads: int, value_channels: int
 ) -> None:
     """torch's own answer is private: it judges here, and is asked nowhere else."""
-    from pack.nodes.host.attention.backend import sdpa_choice
+    from pack.nodes.host.base.sdpa import sdpa_choice
 
     fused = torch.nn.attention.SDPBackend.FLASH_ATTENTION.value
     compared = 0
@@ -79,14 +79,14 @@ def test_sdpa_choice_is_what_torch_chooses(
 
 
 def test_sdpa_choice_with_the_kernel_switched_off(math_only: None) -> None:
-    from pack.nodes.host.attention.backend import sdpa_choice
+    from pack.nodes.host.base.sdpa import sdpa_choice
 
     q = torch.zeros(1, 2, 8, 16)
     assert sdpa_choice(q, q, q, None, enable_gqa=False) == "math"
 
 
 def test_sdpa_choice_where_torch_does_not_tell() -> None:
-    from pack.nodes.host.attention.backend import sdpa_choice
+    from pack.nodes.host.base.sdpa import sdpa_choice
 
     q = torch.zeros(1, 2, 8, 16, device="meta")
     assert sdpa_choice(q, q, q, None, enable_gqa=False) is None
@@ -95,7 +95,7 @@ def test_sdpa_choice_where_torch_does_not_tell() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sdpa_choice_on_a_gpu(dtype: torch.dtype) -> None:
-    from pack.nodes.host.attention.backend import sdpa_choice
+    from pack.nodes.host.base.sdpa import sdpa_choice
 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
@@ -121,8 +121,7 @@ def test_buffers_are_a_close_upper_bound(
     skip_reshape: bool,
     mask_shape: tuple[int, ...] | None,
 ) -> None:
-    from pack.nodes.attention.budget import Workspace, workspace_bytes
-    from pack.nodes.attention.slices import Geometry
+    from pack.nodes.attention.budget import Geometry, workspace_bytes
     from pack.nodes.host.attention.backend import backend_of
 
     batch, heads, queries, keys, channels = 2, 4, 1024, 512, 64
@@ -133,12 +132,12 @@ def test_buffers_are_a_close_upper_bound(
             q, k, v = (t.unflatten(-1, (heads, channels)).transpose(1, 2) for t in (q, k, v))
         mask = None if mask_shape is None else torch.empty(mask_shape, dtype=dtype)
         options = {"attn_precision": precision, "skip_reshape": skip_reshape, "mask": mask}
-        buffers = backend_of(_call(name, q, k, v, heads, **options)).buffers
+        workspace = backend_of(_call(name, q, k, v, heads, **options)).workspace
         with PeakTracker() as tracker:
             out = function(name)(q, k, v, heads, **options)
-    assert buffers is not None
+    assert workspace is not None
     shape = Geometry(batch, heads, heads, queries, keys, channels)
-    estimate = workspace_bytes(shape, Workspace(*buffers))
+    estimate = workspace_bytes(shape, workspace)
     assert tracker.peak_bytes <= estimate + out.nbytes
     assert estimate <= 1.3 * tracker.peak_bytes
 
@@ -156,12 +155,12 @@ def test_shared_keys_and_values_are_repeated_for_a_mask_alone(with_mask: bool) -
         mask = torch.empty(tokens, tokens) if with_mask else None
         options = {"enable_gqa": True, "mask": mask, "skip_reshape": True}
         options["skip_output_reshape"] = True
-        buffers = backend_of(_call("attention_pytorch", q, k, v, 8, **options)).buffers
+        workspace = backend_of(_call("attention_pytorch", q, k, v, 8, **options)).workspace
         with PeakTracker() as tracker:
             out = function("attention_pytorch")(q, k, v, 8, **options)
-    assert buffers is not None
+    assert workspace is not None
     sums = 8 * tokens * 4  # one of each row of scores, beside the result
-    assert 8 * tokens * buffers.per_key == tracker.peak_bytes - out.nbytes - sums
+    assert 8 * tokens * workspace.per_key == tracker.peak_bytes - out.nbytes - sums
 
 
 def _fake_cuda_call(name: str, dtype: torch.dtype, **options: Any) -> Any:

@@ -152,8 +152,8 @@ def test_the_model_that_came_in_is_left_as_it_was(model: Any) -> None:
     first = models.sliced(model, "heads", 3)
     second = models.sliced(first, "max")
     assert models.options(model) == before
-    assert models.options(first)[OPTIONS_KEY] == {"attention_slice": {"mode": "heads", "size": 3}}
-    assert models.options(second)[OPTIONS_KEY] == {"attention_slice": {"mode": "max", "size": 0}}
+    assert models.options(first)[OPTIONS_KEY] == {"attention_slice": 3}
+    assert models.options(second)[OPTIONS_KEY] == {"attention_slice": 1}
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,13 @@ def test_the_model_that_came_in_is_left_as_it_was(model: Any) -> None:
     [("auto", 0, 3), ("auto", 9, 3), ("max", 0, 30), ("heads", 0, 2), ("heads", 4, 8),
      ("heads", 99, 1), ("queries", 64, 1)],
 )  # fmt: skip
-def test_head_groups_for_the_lean_block(model: Any, mode: str, size: int, wanted: int) -> None:
+def test_groups_for_the_lean_block(model: Any, mode: str, size: int, wanted: int) -> None:
     from pack.nodes.host.base import options
 
-    assert options.head_groups(models.options(models.sliced(model, mode, size)), 30) == wanted
-    assert options.head_groups(models.options(model), 30) == 1
-    assert options.head_groups({}, 30) == 1
-    assert options.head_groups(models.options(models.sliced(model, mode, size)), 1) == 1
+    assert options.asked_groups(models.options(models.sliced(model, mode, size)), 30) == wanted
+    assert options.asked_groups(models.options(model), 30) == 1
+    assert options.asked_groups({}, 30) == 1
+    assert options.asked_groups(models.options(models.sliced(model, mode, size)), 1) == 1
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_between_the_peak_and_the_hosts_figure_at_full_size(width, height, batch
     from pack.nodes.denoiser.plan import denoiser_plan, lean_peak_bytes
 
     request = Request(width, height, batch, 512, 2, Z_IMAGE)
-    need = denoiser_need_bytes(request, groups)
+    need = denoiser_need_bytes(request, groups, is_plain=False)
     peak = lean_peak_bytes(request, denoiser_plan(request, groups=groups))
     # Source: memory_required in the host's comfy/model_base.py, factor 2.8.
     hosts = width * height // 64 * batch * 2 * 0.01 * 2.8 * 2**20

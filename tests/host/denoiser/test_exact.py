@@ -41,10 +41,10 @@ def _relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def _settings(*, groups: int = 2, chunk: int = CHUNK) -> Any:
+    from pack.nodes.denoiser.sizes import Z_IMAGE
     from pack.nodes.host.denoiser.block import BlockSettings
-    from pack.nodes.toolboxes import BLOCK
 
-    return BlockSettings(kernels=BLOCK, chunk_tokens=lambda *_: chunk, groups=groups)
+    return BlockSettings(Z_IMAGE, groups, chunk)
 
 
 def _options(backend: str) -> tuple[dict[str, Any], list[int]]:

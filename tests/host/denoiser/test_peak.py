@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from pack.nodes.denoiser.cuts import longest_chunk
 from pack.nodes.denoiser.plan import (
     DenoiserPlan,
     denoiser_plan,
     lean_peak_bytes,
-    longest_chunk,
     stock_peak_bytes,
 )
 from pack.nodes.denoiser.sizes import Z_IMAGE, Request

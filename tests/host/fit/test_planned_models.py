@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.denoiser.sizes import Z_IMAGE
-from pack.nodes.fit.stages import FLUX_DECODER, FLUX_ENCODER, SLICE_HEADS
+from pack.nodes.fit.stages import FLUX_DECODER, FLUX_ENCODER
 from pack.nodes.fit.text_encoder import QWEN3_4B, text_encoder_peak_bytes
 from pack.nodes.vae.peak import vae_parameters
 from pack.testing.fake_text_encoder import FakeTextEncoder
@@ -18,12 +18,6 @@ pytestmark = [
     pytest.mark.usefixtures("host"),
     pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs torch with CUDA"),
 ]
-
-
-def test_groups_are_those_of_attention_slice() -> None:
-    from pack.nodes.host.base.options import LEAN_HEADS
-
-    assert LEAN_HEADS == SLICE_HEADS
 
 
 def test_elements_of_all_weights() -> None:
