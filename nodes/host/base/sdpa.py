@@ -37,6 +37,8 @@ def sdpa_choice(
         return None
     if torch.compiler.is_compiling():
         return "fused"  # the questions below would break the graph; math is a rare fallback
+    if not torch.cuda.is_available():  # fake tensors
+        return None
     params = cuda.SDPAParams(query, key, value, mask, 0.0, False, enable_gqa)
     priority = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
     if priority is None:

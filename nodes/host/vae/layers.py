@@ -9,6 +9,7 @@ import comfy.ops
 import torch
 from torch import nn
 
+from ...cuts import pieces
 from ...vae.layers import (
     AttentionLayers,
     BlockLayers,
@@ -20,6 +21,7 @@ from ...vae.layers import (
 )
 from ...vae.plan import VaeSizes
 from ..base.fetch import fetch_weights, is_plain
+from ..base.sdpa import sdpa_choice
 
 _PLAIN = comfy.ops.disable_weight_init
 # Scores of one part of the queries where attention is not fused, in bytes.
@@ -152,23 +154,11 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     Memory: the result; where the device has no fused attention for this, `_SCORE_BYTES` beside.
     Exact: equal up to rounding, queries are independent.
     """
-    if _is_fused(query, key, value):
+    if sdpa_choice(query, key, value) == "fused":
         return comfy.ops.scaled_dot_product_attention(query, key, value)
     # Math attention holds the scores about twice in float32.
-    part = max(1, _SCORE_BYTES // (8 * key.shape[2]))
     result = torch.empty_like(query)
-    for start in range(0, query.shape[2], part):
-        rows = slice(start, start + part)
-        result[:, :, rows] = comfy.ops.scaled_dot_product_attention(query[:, :, rows], key, value)
+    for start, stop in pieces(query.shape[2], max(1, _SCORE_BYTES // (8 * key.shape[2]))):
+        part = comfy.ops.scaled_dot_product_attention(query[:, :, start:stop], key, value)
+        result[:, :, start:stop] = part
     return result
-
-
-def _is_fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    if query.device.type == "cpu":
-        return True
-    if query.device.type != "cuda" or not torch.cuda.is_available():
-        return False
-    params = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, False)
-    return torch.backends.cuda.can_use_flash_attention(
-        params, False
-    ) or torch.backends.cuda.can_use_efficient_attention(params, False)
