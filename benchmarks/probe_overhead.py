@@ -71,12 +71,12 @@ def make_model(heads: int) -> Any:
 @contextmanager
 def clocked(*, counter_only: bool) -> Iterator[dict[str, float]]:
     """Counts seconds inside of the probe: of its points, of them in events, and the events."""
-    from pack.nodes.host.probe import sampling as probe_sampling
-    from pack.nodes.host.probe.sampling_run import SamplingRun
+    from pack.nodes.host.probe import wrappers
+    from pack.nodes.host.probe.sampling import Sampling
 
     spent = {"points": 0.0, "events": 0.0, "count": 0.0}
 
-    class Clocked(SamplingRun):
+    class Clocked(Sampling):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             if counter_only:
@@ -99,11 +99,11 @@ def clocked(*, counter_only: bool) -> Iterator[dict[str, float]]:
             super().end(state)
             spent.update(before)  # the end is no part of a step
 
-    probe_sampling.SamplingRun = Clocked
+    wrappers.Sampling = Clocked
     try:
         yield spent
     finally:
-        probe_sampling.SamplingRun = SamplingRun
+        wrappers.Sampling = Sampling
 
 
 def sample(model: Any, steps: int, side_px: int) -> list[float]:

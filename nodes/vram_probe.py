@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from typing import Any
 
 from comfy_api.latest import io
 
-from .host.probe import chart as probe_chart
-from .host.probe import sampling as probe_sampling
-from .host.probe import stretch as probe_stretch
+from .host.probe import interval
+from .host.probe.chart import draw
 from .host.probe.settings import DETAILS, MODES, NODE_ID, RESET_ONLY, ProbeSettings
-from .probe import chart, record, recorder, report, snapshot
-from .probe import history as rows
-from .probe.counter import Count, PeakCounter
-from .probe.tracker import PeakTracker
+from .host.probe.wrappers import is_model, with_probe
+from .probe.chart import drawing
+from .probe.record import Detail
+from .units import GIB
 
-TOOLS = SimpleNamespace(
-    record=record.Record,
-    device=record.Device,
-    figure=record.Figure,
-    tensor=record.LiveTensor,
-    recorder=recorder.Recorder,
-    pace=recorder.Pace,
-    parts_of=recorder.parts_of,
-    counter=PeakCounter,
-    count=Count,
-    tracker=PeakTracker,
-    completed=report.completed,
-    missed=report.missed,
-    row=rows.row,
-    append=rows.append,
-    write_snapshot=snapshot.write,
-    workflow_hash=rows.workflow_hash,
-)
-GIB = 2**30
 HISTORY = ["off", "append a row"]
 
 
@@ -146,21 +126,21 @@ class VRAMProbe(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        value=None,
+        value: Any = None,
         label: str = "",
         mode: str = MODES[0],
-        detail: str = "steps",
+        detail: Detail = "steps",
         history: str = HISTORY[0],
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id if cls.hidden else None
-        settings = ProbeSettings(TOOLS, label, mode, detail, history != HISTORY[0], node_id)
-        seen = probe_stretch.measure(value, settings)
+        settings = ProbeSettings(label, mode, detail, history != HISTORY[0], node_id)
+        seen = interval.measure(value, settings)
         settings.live.update(seen.as_json())
-        if mode != RESET_ONLY and probe_sampling.is_model(value):
-            value = probe_sampling.with_probe(value, settings)
+        if mode != RESET_ONLY and is_model(value):
+            value = with_probe(value, settings)
         peak_gib = float("nan") if seen.peak_bytes is None else seen.peak_bytes / GIB
-        picture = probe_chart.draw(chart.drawing(seen))
-        probe_stretch.begin(value, settings)
+        picture = draw(drawing(seen))
+        interval.begin(value, settings)
         # The host keeps this very dict: what the probe sees later is written into it.
         ui = {"z_image_vram_probe": [settings.live]}
         return io.NodeOutput(value, seen.report, peak_gib, picture, ui=ui)

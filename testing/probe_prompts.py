@@ -194,10 +194,10 @@ def is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def can_set_back() -> bool:
+def can_reset() -> bool:
     from pack.nodes.host.probe import device as probe_device
 
-    return probe_device.gauge_of(torch.device("cpu")).set_back is not None
+    return probe_device.gauge_of(torch.device("cpu")).reset is not None
 
 
 def resident(mib: int) -> None:

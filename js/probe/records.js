@@ -1,9 +1,10 @@
 // The newest record of each probe, by workflow and node, kept over a reload of the page.
 //
-// A probe on a MODEL wire ends after its node has run, so its last record comes by event only and
-// stands in no output. It is kept in the tab's session storage: the workflow's file stays small and
-// unchanged, and pictures carry no measurements along.
+// A probe on a MODEL wire ends after its node has run, so its last record comes only by event.
+// Records are kept in the tab's session storage: the workflow's file stays small and unchanged, and
+// pictures carry no measurements.
 
+export const OUTPUT = "z_image_vram_probe"; // where a probe's output has its record
 const STORAGE_KEY = "z-image-low-vram.probe";
 const KEPT_RECORDS = 24;
 const KEPT_CHARACTERS = 1_000_000; // of the 5 million that the page shares with ComfyUI itself
@@ -69,6 +70,36 @@ export function isFinal(entry) {
 export function isEarlier(entry) {
   const { prompt_id: measured } = entry.record;
   return Boolean(measured) && measured !== entry.prompt;
+}
+
+/** The running prompt that was made of the workflow and has one of its probes, by their ids.
+ *
+ * @param prompts what runs now: `id`, `workflow` and `nodes`.
+ */
+export function promptOf(workflow, probes, prompts) {
+  const hasProbe = ({ nodes }) => Object.keys(nodes ?? {}).some((id) => probes.has(id));
+  return prompts.find((prompt) => prompt.workflow === workflow && hasProbe(prompt))?.id;
+}
+
+/** Gives an entry for each record in the history that is newer than the one that is known.
+ *
+ * @param ended the history's prompts, the oldest first: `id`, `workflow` and `outputs`.
+ * @param probes the ids of the workflow's probes.
+ */
+export function* newerEntries(ended, workflow, probes, records) {
+  const prompts = ended.map((prompt) => prompt.id);
+  for (const { id, outputs } of ended.filter((prompt) => prompt.workflow === workflow)) {
+    for (const [node, output] of Object.entries(outputs)) {
+      const record = output[OUTPUT]?.[0];
+      if (!record || !probes.has(node)) continue;
+      // A later run of the cached node has written into the same output.
+      const isLater = prompts.indexOf(record.prompt_id) > prompts.indexOf(id);
+      const prompt = isLater ? record.prompt_id : id;
+      if (isNewer(prompt, records.get(workflow, node), prompts)) {
+        yield { workflow, node, prompt, record };
+      }
+    }
+  }
 }
 
 /** Whether the history's record of a prompt takes the place of the one that is known.

@@ -6,21 +6,19 @@ import { addPanel, viewOf } from "../shared/node_panel.js";
 import { getJson, history, nodeAt, nodesOf, queued, running } from "../shared/prompts.js";
 import { loadTexts } from "../shared/texts.js";
 import { copyText } from "./export.js";
-import { Follower } from "./follower.js";
-import { Records, isEarlier, isFinal, isNewer } from "./records.js";
+import { OUTPUT, Records, isEarlier, isFinal, newerEntries, promptOf } from "./records.js";
 import { text } from "./texts.js";
 import { ProbeView } from "./view.js";
 
 const NODE_TYPE = "ZImageVRAMProbe";
 const EVENT = "z_image_low_vram.probe";
-const OUTPUT = "z_image_vram_probe";
 const WIDGET = "vram_chart";
 const SIZE_PX = { width: 380, height: 240, least: 190 };
 
 const records = new Records(window.sessionStorage);
-const follower = new Follower();
 let isGraphLoaded = false;
 let heard = null; // the prompt whose events this tab gets
+let followed = null; // the prompt of another tab whose events this tab has asked for
 let turns = 0; // of asking what runs
 
 function show(node, entry) {
@@ -35,10 +33,7 @@ function keep(entry) {
 /** Keeps a record that has come over the socket, and shows it where its workflow is open. */
 async function receive(prompt, node, record) {
   // The last record may come a moment after its prompt, when another one runs already.
-  if (record.state === "running") {
-    heard = prompt;
-    follower.stop();
-  }
+  if (record.state === "running") heard = prompt;
   const { workflow } = await queued(prompt);
   keep({ workflow: workflow ?? app.rootGraph.id, node, prompt, record });
 }
@@ -54,22 +49,29 @@ function tryTo(act) {
   act().catch((error) => console.warn("VRAM Probe: the host does not answer:", error));
 }
 
-/** Follows the running prompt where it is the open workflow's and this tab hears nothing of it. */
+/** Asks for the events of a running prompt that another tab has queued.
+ *
+ * The answer is what its probes saw until then.
+ */
 async function follow() {
   const workflow = app.rootGraph.id;
   const ids = new Set([...nodesOf(NODE_TYPE)].map(([id]) => id));
-  if (ids.size === 0) return follower.stop();
+  if (ids.size === 0) return;
   const turn = ++turns;
-  const isOurs = (entry) => entry.workflow === workflow;
-  const hasProbe = (entry) => Object.keys(entry.nodes ?? {}).some((id) => ids.has(id));
-  const prompt = (await running()).find((entry) => isOurs(entry) && hasProbe(entry))?.id;
+  const prompt = promptOf(workflow, ids, await running());
   if (turn !== turns) return; // the queue has changed meanwhile
-  if (follower.prompt && follower.prompt !== prompt) await askHistory(); // how that one ended
-  if (!prompt || prompt === heard) return follower.stop();
-  const ask = () => getJson(`/z_image_low_vram/probes/${prompt}`);
-  follower.start(prompt, ask, (node, record) => {
-    if (ids.has(node) && workflow === app.rootGraph.id) keep({ workflow, node, prompt, record });
-  });
+  if (followed && followed !== prompt) {
+    followed = null;
+    await askHistory(); // how that one ended
+  }
+  if (!prompt || prompt === heard || prompt === followed || !api.clientId) return;
+  followed = prompt;
+  const seen = await getJson(`/z_image_low_vram/probes/${prompt}?clientId=${api.clientId}`);
+  for (const [node, record] of Object.entries(seen)) {
+    const known = records.get(workflow, node);
+    const hasEnded = known?.prompt === prompt && isFinal(known); // by an event, meanwhile
+    if (ids.has(node) && !hasEnded) keep({ workflow, node, prompt, record });
+  }
 }
 
 async function askHistory() {
@@ -81,20 +83,7 @@ async function askHistory() {
     if (entry) show(node, entry);
   }
   if (ids.size === 0) return;
-  const ended = await history();
-  const prompts = ended.map((entry) => entry.id);
-  for (const { id, outputs, workflow: madeOf } of ended) {
-    if (madeOf !== workflow) continue;
-    for (const [node, output] of Object.entries(outputs)) {
-      const record = output[OUTPUT]?.[0];
-      if (!record || !ids.has(node)) continue;
-      // A later run of the cached node has written into the same output.
-      const isLater = prompts.indexOf(record.prompt_id) > prompts.indexOf(id);
-      const prompt = isLater ? record.prompt_id : id;
-      if (!isNewer(prompt, records.get(workflow, node), prompts)) continue;
-      keep({ workflow, node, prompt, record });
-    }
-  }
+  for (const entry of newerEntries(await history(), workflow, ids, records)) keep(entry);
   await endLostRuns(workflow);
 }
 
@@ -131,7 +120,6 @@ app.registerExtension({
     // Only the tab that has queued a prompt hears this.
     api.addEventListener("execution_start", ({ detail }) => {
       heard = detail.prompt_id;
-      follower.stop();
     });
     api.addEventListener(EVENT, ({ detail }) =>
       receive(detail.prompt_id, String(detail.node_id), detail.record),

@@ -1,8 +1,8 @@
-"""One peak counter that can be set back, shared by readers who must not disturb one another.
+"""One peak counter that can be reset, shared by readers who must not disturb one another.
 
-An allocator counts its highest value since it was last set back, and so does the kernel for a
-process. Whoever sets it back takes the peak away from everybody else. Here every reader has an
-interval of its own, and setting back hands each of them its share first.
+An allocator counts its highest value since its last reset, and so does the kernel for a process.
+A reset takes the peak away from every other reader. Here each reader has an interval of its own,
+and a reset first gives every open interval its share.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Count(NamedTuple):
-    """Bytes now, and the highest since the counter was set back."""
+    """Bytes now, and the highest since the counter was reset."""
 
     current: int
     peak: int
@@ -21,8 +21,8 @@ class Count(NamedTuple):
 class High(NamedTuple):
     """The highest of an interval.
 
-    is_exact: False where the counter stood higher from before and was not set back: then `bytes`
-        is the highest of the readings, and what lay between them is not known.
+    is_exact: False where the counter already showed a higher peak and was not reset. Then `bytes`
+        is the highest of the readings, and what happened between them is not known.
     """
 
     bytes: int
@@ -34,40 +34,40 @@ class PeakCounter:
 
     Args:
         read: reads the counter.
-        set_back: sets the peak to the current value; None where that cannot be done.
+        reset: sets the peak to the current value; None where that cannot be done.
     """
 
-    def __init__(self, read: Callable[[], Count], set_back: Callable[[], None] | None) -> None:
+    def __init__(self, read: Callable[[], Count], reset: Callable[[], None] | None) -> None:
         self._read = read
-        self._set_back = set_back
+        self._reset = reset
         self._intervals: list[Interval] = []
 
-    def open(self, *, set_back: bool) -> Interval:
+    def open(self, *, reset: bool) -> Interval:
         """Begins an interval now.
 
         Args:
-            set_back: whether the counter may be set back, which others outside of here may notice.
+            reset: whether the counter may be reset; readers outside of here may notice.
         """
-        count = self.settle(set_back=set_back)
-        was_set = set_back and self._set_back is not None
-        interval = Interval(self, count.current, -1 if was_set else count.peak)
+        count = self.settle(reset=reset)
+        was_reset = reset and self._reset is not None
+        interval = Interval(self, count.current, -1 if was_reset else count.peak)
         self._intervals.append(interval)
         return interval
 
-    def open_since_set_back(self) -> Interval:
-        """Begins an interval that reaches back to when the counter was last set back."""
-        interval = self.open(set_back=False)
+    def open_since_reset(self) -> Interval:
+        """Begins an interval that reaches back to the last reset."""
+        interval = self.open(reset=False)
         interval._stale = -1
         interval._note(self._read())
         return interval
 
-    def settle(self, *, set_back: bool) -> Count:
+    def settle(self, *, reset: bool) -> Count:
         """Reads the counter, gives every open interval its share, and returns what was read."""
         count = self._read()
         for interval in self._intervals:
             interval._note(count)
-        if set_back and self._set_back is not None:
-            self._set_back()
+        if reset and self._reset is not None:
+            self._reset()
             for interval in self._intervals:
                 interval._stale = -1
         return count
@@ -79,7 +79,7 @@ class PeakCounter:
 
 
 class Interval:
-    """What a reader has seen since it began, or since its last `take`."""
+    """What one reader has seen since it began, or since its last `take`."""
 
     def __init__(self, counter: PeakCounter, current: int, stale: int) -> None:
         self.current = current
@@ -90,9 +90,9 @@ class Interval:
         # Up to here it may have risen without being seen.
         self._unseen = -1
 
-    def take(self, *, set_back: bool) -> High:
-        """Returns the highest since the last call, and begins anew."""
-        self._counter.settle(set_back=set_back)
+    def take(self, *, reset: bool) -> High:
+        """Returns the highest since the last call, and begins again."""
+        self._counter.settle(reset=reset)
         high = High(self._high, self._high >= self._unseen)
         self._high, self._unseen = self.current, -1
         return high

@@ -1,8 +1,8 @@
 """A tracked run in the format of torch's memory viewer, on any device and with any allocator.
 
-It is what `torch.cuda.memory._dump_snapshot` pickles, of which only a CUDA device with torch's
-native allocator can give one: every allocation and free in order, and what is alive at the end.
-Addresses are made up, each given out once, so that the viewer tells the allocations apart.
+It has the form that `torch.cuda.memory._dump_snapshot` pickles, which needs a CUDA device with
+torch's native allocator: every allocation and free in order, and what is alive at the end.
+Addresses are made up. Each is used once, so that the viewer tells the allocations apart.
 """
 
 from __future__ import annotations
@@ -10,20 +10,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .tracker import Allocation
 
 
-class Allocated(Protocol):
-    """As the tracker logs it; `where` is ``file.py:line function``, or empty."""
-
-    op: str
-    nbytes: int
-    born: int
-    died: int | None
-    where: str
-
-
-def snapshot(log: Sequence[Allocated]) -> dict[str, Any]:
+def snapshot(log: Sequence[Allocation]) -> dict[str, Any]:
     """Returns the run as plain dicts and lists.
 
     Args:
@@ -61,7 +54,7 @@ def snapshot(log: Sequence[Allocated]) -> dict[str, Any]:
     }
 
 
-def write(path: Path, log: Sequence[Allocated]) -> None:
+def write_snapshot(path: Path, log: Sequence[Allocation]) -> None:
     """Pickles the run; makes the folder.
 
     Raises:
@@ -72,7 +65,7 @@ def write(path: Path, log: Sequence[Allocated]) -> None:
         pickle.dump(snapshot(log), file)
 
 
-def _frames(allocation: Allocated) -> list[dict[str, Any]]:
+def _frames(allocation: Allocation) -> list[dict[str, Any]]:
     """The operation, and the code line that called it; the innermost first."""
     frames = [{"name": allocation.op, "filename": "", "line": 0}]
     place, _, function = allocation.where.partition(" ")

@@ -3,10 +3,9 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { Follower } from "../../js/probe/follower.js";
 import { bytesText } from "../../js/shared/bytes.js";
 import * as numbers from "../../js/probe/numbers.js";
-import { Records, isEarlier, isNewer } from "../../js/probe/records.js";
+import { Records, isEarlier, isNewer, newerEntries, promptOf } from "../../js/probe/records.js";
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
@@ -150,28 +149,39 @@ test("the history's record counts where it is newer than the known one", () => {
   assert.ok(!isNewer("c", known("running now", "running"), history));
 });
 
-test("a run is followed until it is stopped, at most a few times a second", async () => {
-  const asked = [];
-  const shown = [];
-  const ask = (prompt) => async () => {
-    asked.push(prompt);
-    if (asked.length === 1) throw new Error("the host is away");
-    return { 20: { count: asked.length } };
-  };
-  const until = async (count) => {
-    while (asked.length < count) await new Promise((done) => setTimeout(done, 20));
-  };
-  const follower = new Follower();
-  follower.start("a", ask("a"), (node, record) => shown.push([node, record.count]));
-  follower.start("a", ask("a"), () => assert.fail("it is followed already"));
-  assert.equal(follower.prompt, "a");
-  const start = performance.now();
-  await until(2);
-  assert.ok(performance.now() - start > 800);
-  await new Promise((done) => setTimeout(done, 0));
-  follower.start("b", ask("b"), () => assert.fail("it was stopped"));
-  follower.stop();
-  await new Promise((done) => setTimeout(done, 700));
-  assert.deepEqual(asked, ["a", "a"]);
-  assert.deepEqual(shown, [["20", 2]]);
+const told = (measured, state = "done") => [{ prompt_id: measured, state }];
+
+test("a probe shows the records of its own node, workflow and newest prompt alone", () => {
+  const records = new Records(new Storage());
+  const ended = [
+    { id: "a", workflow: "w", outputs: { 20: { z_image_vram_probe: told("a") } } },
+    { id: "b", workflow: "other", outputs: { 20: { z_image_vram_probe: told("b") } } },
+    { id: "c", workflow: "w", outputs: { 7: { images: [] }, 99: { z_image_vram_probe: told("c") } } },
+    { id: "d", workflow: "w", outputs: { 21: { z_image_vram_probe: told("d") } } },
+  ];
+  const found = [];
+  for (const entry of newerEntries(ended, "w", new Set(["20", "21"]), records)) {
+    found.push([entry.node, entry.prompt, entry.record.prompt_id]);
+    records.put(entry);
+  }
+  assert.deepEqual(found, [["20", "a", "a"], ["21", "d", "d"]]);
+  const later = [...ended, { id: "e", workflow: "w", outputs: { 20: { z_image_vram_probe: told("a") } } }];
+  const cached = [...newerEntries(later, "w", new Set(["20"]), records)].at(-1);
+  assert.equal(cached.prompt, "e");
+  assert.ok(isEarlier(cached), "the host took the probe from its cache: the record is older");
+  // The output of a prompt whose sampling went on in a later one has the later one's record.
+  ended[0].outputs[20].z_image_vram_probe = told("d");
+  const [written] = newerEntries(ended, "w", new Set(["20"]), new Records(new Storage()));
+  assert.equal(written.prompt, "d");
+});
+
+test("what runs is followed only where it was made of the open workflow and has its probes", () => {
+  const prompts = [
+    { id: "a", workflow: "other", nodes: { 20: {} } },
+    { id: "b", workflow: "w", nodes: { 7: {} } },
+    { id: "c", workflow: "w", nodes: null },
+    { id: "d", workflow: "w", nodes: { 7: {}, 20: {} } },
+  ];
+  assert.equal(promptOf("w", new Set(["20", "21"]), prompts), "d");
+  assert.equal(promptOf("w", new Set(["20"]), prompts.slice(0, 3)), undefined);
 });

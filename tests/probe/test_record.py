@@ -42,7 +42,7 @@ class Allocator:
     def read(self) -> Count:
         return Count(self.current, self.peak)
 
-    def set_back(self) -> None:
+    def reset(self) -> None:
         self.peak = self.current
 
 
@@ -85,64 +85,64 @@ class TestCounter:
     def test_one_readers_setting_back_takes_nothing_from_another(self):
         """Two probes on one model: both see the peak between their own readings."""
         allocator = Allocator()
-        counter = PeakCounter(allocator.read, allocator.set_back)
-        slow, fast = counter.open(set_back=True), counter.open(set_back=True)
+        counter = PeakCounter(allocator.read, allocator.reset)
+        slow, fast = counter.open(reset=True), counter.open(reset=True)
         allocator.use(500)
         allocator.use(100)
-        assert fast.take(set_back=True) == (500, True)
+        assert fast.take(reset=True) == (500, True)
         allocator.use(300)
         allocator.use(50)
-        assert fast.take(set_back=True) == (300, True)
-        assert slow.take(set_back=True) == (500, True)
+        assert fast.take(reset=True) == (300, True)
+        assert slow.take(reset=True) == (500, True)
 
     def test_a_peak_from_before_is_not_the_intervals(self):
         allocator = Allocator()
-        counter = PeakCounter(allocator.read, allocator.set_back)
+        counter = PeakCounter(allocator.read, allocator.reset)
         allocator.use(900)
         allocator.use(100)
-        interval = counter.open(set_back=False)
+        interval = counter.open(reset=False)
         allocator.use(400)
         allocator.use(200)
-        assert interval.take(set_back=False) == (200, False), "nobody has seen the 400"
+        assert interval.take(reset=False) == (200, False), "nobody has seen the 400"
         allocator.use(1000)
         allocator.use(10)
-        assert interval.take(set_back=False) == (1000, True)
-        assert interval.take(set_back=False) == (10, False)
+        assert interval.take(reset=False) == (1000, True)
+        assert interval.take(reset=False) == (10, False)
         assert allocator.peak == 1000, "nothing was set back"
 
     def test_what_rises_above_the_peak_from_before_is_exact_whatever_was_read_earlier(self):
         """Bug: one low reading in the interval, and its peak was called the least for good."""
         allocator = Allocator()
-        counter = PeakCounter(allocator.read, allocator.set_back)
+        counter = PeakCounter(allocator.read, allocator.reset)
         allocator.use(900)
         allocator.use(100)
-        whole = counter.open(set_back=False)
-        counter.settle(set_back=False)
+        whole = counter.open(reset=False)
+        counter.settle(reset=False)
         allocator.use(1000)
         allocator.use(10)
-        assert whole.take(set_back=False) == (1000, True)
+        assert whole.take(reset=False) == (1000, True)
         allocator.use(20)
-        counter.settle(set_back=True)
+        counter.settle(reset=True)
         allocator.use(999)
-        assert whole.take(set_back=False) == (999, False), "nobody knows what was before the 20"
+        assert whole.take(reset=False) == (999, False), "nobody knows what was before the 20"
 
-    def test_a_counter_that_cannot_be_set_back_is_asked_all_the_same(self):
+    def test_a_counter_that_cannot_be_reset_is_asked_all_the_same(self):
         allocator = Allocator()
         allocator.use(900)
         allocator.use(100)
         counter = PeakCounter(allocator.read, None)
-        interval = counter.open(set_back=True)
-        assert interval.take(set_back=True) == (100, False)
-        assert counter.open_since_set_back().take(set_back=False) == (900, True)
+        interval = counter.open(reset=True)
+        assert interval.take(reset=True) == (100, False)
+        assert counter.open_since_reset().take(reset=False) == (900, True)
 
     def test_a_closed_interval_is_told_nothing(self):
         allocator = Allocator()
-        counter = PeakCounter(allocator.read, allocator.set_back)
-        interval = counter.open(set_back=True)
+        counter = PeakCounter(allocator.read, allocator.reset)
+        interval = counter.open(reset=True)
         interval.close()
         interval.close()
         allocator.use(500)
-        counter.settle(set_back=True)
+        counter.settle(reset=True)
         assert interval.current == 0
 
 

@@ -1,9 +1,9 @@
-"""The host's server: the page that waits, routes of ours, and what a node says while it runs."""
+"""The host's server: pages that wait, our routes, and what a node says while it runs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import comfy.model_management
@@ -22,15 +22,16 @@ class Page(NamedTuple):
     client_id: str
 
 
-def waiting_page() -> Page | None:
-    """The page that asked for the running prompt; None without a server or without such a page.
+def waiting_pages(followers: Iterable[str] = ()) -> list[Page]:
+    """The page that asked for the running prompt and those that follow it; none without a server.
 
-    Without a client's name the host would send to every open page.
+    Each has a name: without one the host would send to every open page.
     """
     server = getattr(PromptServer, "instance", None)
-    if server is None or server.client_id is None:
-        return None
-    return Page(server, server.client_id)
+    if server is None:
+        return []
+    names = dict.fromkeys([server.client_id, *followers])
+    return [Page(server, name) for name in names if name is not None]
 
 
 def add_route(method: str, path: str, handler: Callable[[Any], Any]) -> None:
@@ -51,8 +52,7 @@ def add_route(method: str, path: str, handler: Callable[[Any], Any]) -> None:
 
 def show_text(node_id: str | None, text: str) -> None:
     """Shows a line on the node; nothing where there is no node, or no page that waits for it."""
-    page = waiting_page()
-    if page is not None and node_id is not None:
+    for page in waiting_pages() if node_id is not None else ():
         page.server.send_progress_text(text, node_id, page.client_id)
 
 

@@ -1,1 +1,1 @@
-"""Watches the host's memory while a prompt runs."""
+"""Measures the host's memory while a prompt runs, and shows it in the page."""

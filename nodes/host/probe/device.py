@@ -1,4 +1,4 @@
-"""What a device, the process and the host can say about memory, each figure under its own name."""
+"""What a device, the process and the host report about memory, each figure under its own name."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import comfyui_version
 import psutil
 import torch
 
+from ...probe.counter import Count
+from ...probe.record import Device, Figure
 from ..base.device import (
     allocator_bytes,
     is_card,
@@ -30,20 +32,18 @@ _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _AND_PAGES = ", and the pages of dynamic VRAM as they are at each reading"
 _RSS = re.compile(rb"VmHWM:\s+(\d+) kB\s+VmRSS:\s+(\d+) kB")
-# bytes, and why there are none
-Amount = tuple[int | None, str | None]
 
 
 class Gauge(NamedTuple):
     """A counter of bytes in use.
 
-    read: current and highest bytes since the counter was set back.
-    set_back: sets the highest to the current; None where that cannot be done.
+    read: current and highest bytes since the counter was reset.
+    reset: sets the highest to the current; None where that cannot be done.
     measured_with: its name for a reader.
     """
 
-    read: Callable[[], tuple[int, int]]
-    set_back: Callable[[], None] | None
+    read: Callable[[], Count]
+    reset: Callable[[], None] | None
     measured_with: str
 
 
@@ -59,13 +59,13 @@ def device_of(value: Any) -> torch.device:
 def gauge_of(device: torch.device) -> Gauge:
     """The best counter of that device: the allocator's own, or the process' memory."""
     counts = getattr(torch, device.type, None)
-    if is_card(device) and hasattr(counts, "memory_stats"):
+    if is_card(device) and counts is not None and hasattr(counts, "memory_stats"):
 
-        def read() -> tuple[int, int]:
+        def read() -> Count:
             # One call for both numbers; pages of dynamic VRAM are not the allocator's.
             current, peak = allocator_bytes(device)
             pages = pages_bytes(device)
-            return current + pages, peak + pages
+            return Count(current + pages, peak + pages)
 
         return Gauge(
             read,
@@ -75,7 +75,7 @@ def gauge_of(device: torch.device) -> Gauge:
     return _process_gauge()
 
 
-def describe(device: torch.device) -> dict[str, Any]:
+def describe(device: torch.device) -> Device:
     """Name, type, total bytes and allocator of the device."""
     total: int | None = None
     with suppress(RuntimeError, AttributeError, KeyError):
@@ -84,12 +84,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         name = f"{device} {getattr(torch, device.type).get_device_name(device)}"
     else:
         name = f"{device.type} ({platform.machine() or 'unknown machine'})"
-    return {
-        "name": name,
-        "type": device.type,
-        "total_bytes": total,
-        "allocator": _allocator() if device.type == "cuda" else None,
-    }
+    return Device(name, device.type, total, _allocator() if device.type == "cuda" else None)
 
 
 def versions() -> dict[str, str]:
@@ -107,31 +102,30 @@ def versions() -> dict[str, str]:
     return found
 
 
-def figures(
-    device: torch.device, streamed: Iterable[tuple[str, int | None, str | None]] | None = None
-) -> Iterator[tuple[str, int | None, str | None]]:
-    """Name, bytes, and the reason where there are no bytes, of everything that can be asked.
+def figures(device: torch.device, streamed: Iterable[Figure] | None = None) -> Iterator[Figure]:
+    """Everything that this machine can be asked for, with the reason where there is no answer.
 
     Args:
-        device: of which it is asked.
-        streamed: figures of that kind of a watched sampling.
+        device: the device that is asked.
+        streamed: what a watched sampling saw; None outside of one.
     """
     yield from _allocator_figures(device)
     yield from _driver_figures(device)
     for patcher in models_on(device):
         yield from _model_figures(patcher)
     if not any(is_dynamic(patcher) for patcher in models_on(device)):
-        yield "pages of dynamic VRAM", None, "no model here is loaded with dynamic VRAM"
+        reason = "no model here is loaded with dynamic VRAM"
+        yield Figure("pages of dynamic VRAM", None, reason)
     if streamed is None:
-        yield "weights streamed per step", None, _streams_unseen(device)
+        yield Figure("weights streamed per step", None, _streams_unseen(device))
     else:
         yield from streamed
-    yield "pinned RAM of the host", *_pinned()
+    yield _pinned("pinned RAM of the host")
     ram = psutil.virtual_memory()
-    yield "RAM of this process", psutil.Process().memory_info().rss, None
-    _, peak = _process_gauge().read()
-    yield "RAM of this process, highest since it was set back", peak, None
-    yield "RAM in use on this machine", ram.total - ram.available, None
+    yield Figure("RAM of this process", psutil.Process().memory_info().rss)
+    peak = _process_gauge().read().peak
+    yield Figure("RAM of this process, highest since it was set back", peak)
+    yield Figure("RAM in use on this machine", ram.total - ram.available)
 
 
 def _streams_unseen(device: torch.device) -> str:
@@ -147,58 +141,56 @@ def _allocator() -> str:
     return f"{backend}, expandable segments" if is_expandable else backend
 
 
-def _allocator_figures(device: torch.device) -> Iterator[tuple[str, int | None, str | None]]:
+def _allocator_figures(device: torch.device) -> Iterator[Figure]:
     names = ("torch allocated", "torch reserved")
-    if device.type not in ("cuda", "xpu"):
+    if device.type == "mps":
+        yield Figure(names[0], torch.mps.current_allocated_memory())
+        yield Figure(names[1], torch.mps.driver_allocated_memory())
+        return
+    if not is_card(device):
         reason = f"torch keeps no such count on {device.type}"
-        if device.type == "mps":
-            yield "torch allocated", torch.mps.current_allocated_memory(), None
-            yield "torch reserved", torch.mps.driver_allocated_memory(), None
-            return
-        for name in names:
-            yield name, None, reason
+        yield from (Figure(name, None, reason) for name in names)
         return
     for name, kind in zip(names, ("allocated_bytes", "reserved_bytes"), strict=True):
         current, peak = allocator_bytes(device, kind)
-        yield name, current, None
-        yield f"{name}, highest since it was set back", peak, None
+        yield Figure(name, current)
+        yield Figure(f"{name}, highest since it was set back", peak)
 
 
-def _driver_figures(device: torch.device) -> Iterator[tuple[str, int | None, str | None]]:
+def _driver_figures(device: torch.device) -> Iterator[Figure]:
     names = ("driver used on the device", "other processes and driver contexts")
     info = getattr(getattr(torch, device.type, None), "mem_get_info", None)
     if info is None:
         reason = f"a {device.type} device has no memory of its own to ask for"
-        yield from ((name, None, reason) for name in names)
+        yield from (Figure(name, None, reason) for name in names)
         return
     try:
         free, total = info(device)
     except (RuntimeError, AssertionError) as error:
         reason = f"the driver does not answer ({type(error).__name__})"
-        yield from ((name, None, reason) for name in names)
+        yield from (Figure(name, None, reason) for name in names)
         return
-    used = total - free
-    reserved, _ = allocator_bytes(device, "reserved_bytes")
-    yield names[0], used, None
-    yield names[1], max(0, used - reserved - pages_bytes(device)), None
+    own = allocator_bytes(device, "reserved_bytes")[0] + pages_bytes(device)
+    yield Figure(names[0], total - free)
+    yield Figure(names[1], max(0, total - free - own))
 
 
-def _model_figures(patcher: Any) -> Iterator[tuple[str, int | None, str | None]]:
+def _model_figures(patcher: Any) -> Iterator[Figure]:
     name = type(patcher.model).__name__
     loaded, whole = patcher.loaded_size(), patcher.model_size()
-    yield f"{name}: weights on the device", loaded, None
-    yield f"{name}: weights elsewhere", max(0, whole - loaded), None
+    yield Figure(f"{name}: weights on the device", loaded)
+    yield Figure(f"{name}: weights elsewhere", max(0, whole - loaded))
     if is_dynamic(patcher):
-        yield f"{name}: pages resident", resident_page_bytes(patcher), None
+        yield Figure(f"{name}: pages resident", resident_page_bytes(patcher))
 
 
-def _pinned() -> Amount:
+def _pinned(name: str) -> Figure:
     total = getattr(management, "TOTAL_PINNED_MEMORY", None)
     if total is None:
-        return None, "this host does not count it"
+        return Figure(name, None, "this host does not count it")
     if getattr(management, "MAX_PINNED_MEMORY", -1) <= 0:
-        return None, "the host pins no memory on this machine"
-    return int(total), None
+        return Figure(name, None, "the host pins no memory on this machine")
+    return Figure(name, int(total))
 
 
 def _process_gauge() -> Gauge:
@@ -211,35 +203,35 @@ def _process_gauge() -> Gauge:
     process = psutil.Process()
     if sys.platform == "win32":
 
-        def read() -> tuple[int, int]:
+        def read() -> Count:
             info = process.memory_info()
-            return info.rss, info.peak_wset
+            return Count(info.rss, info.peak_wset)
 
         return Gauge(read, None, "RAM of the process (working set)")
 
-    def read_now() -> tuple[int, int]:
+    def read_now() -> Count:
         rss = process.memory_info().rss
-        return rss, rss
+        return Count(rss, rss)
 
     return Gauge(read_now, None, "RAM of the process (RSS), at the readings only")
 
 
-def _read_status() -> tuple[int, int]:
+def _read_status() -> Count:
     found = _RSS.search(_STATUS.read_bytes())
     if found is None:  # some containers leave the lines out
         rss = psutil.Process().memory_info().rss
-        return rss, rss
+        return Count(rss, rss)
     peak, current = (int(number) * 1024 for number in found.groups())
-    return current, max(current, peak)
+    return Count(current, max(current, peak))
 
 
 def _peak_reset() -> Callable[[], None] | None:
-    """What sets the kernel's peak of this process back; None where that is not allowed."""
+    """Returns what resets the kernel's peak of this process; None where that is not allowed."""
     if not os.access(_CLEAR_REFS, os.W_OK):
         return None
 
-    def set_back() -> None:
+    def reset() -> None:
         with suppress(OSError):
             _CLEAR_REFS.write_bytes(b"5")  # 5: the peak alone, see the kernel's proc(5)
 
-    return set_back
+    return reset

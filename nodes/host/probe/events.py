@@ -1,20 +1,23 @@
-"""Sends a probe's record to the page that asked for the prompt, and to no other."""
+"""Sends a probe's record to the page that asked for the prompt, and to pages that follow it."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import Any, NamedTuple
 
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
-from ..base import server
+from ...probe.recorder import Pace
+from ..base.server import Page, waiting_pages
 
 EVENT = "z_image_low_vram.probe"
 # With the node's own event, which goes out at once, below ten in any second.
 EVENTS_PER_SECOND = 8
+# By a page's name: the prompt that it follows. A page that was closed goes with the next question.
+_followed: dict[str, str] = {}
 
 
 class Place(NamedTuple):
@@ -25,7 +28,7 @@ class Place(NamedTuple):
 
 
 def place_of(node_id: str | None) -> Place:
-    """Where a node stands in the prompt that runs now; its prompt is "" outside of any."""
+    """The place of a node in the prompt that runs now; outside of any, the prompt is ""."""
     context = get_executing_context()
     registry = get_progress_state()
     prompt_id = context.prompt_id if context is not None else registry.prompt_id
@@ -34,22 +37,30 @@ def place_of(node_id: str | None) -> Place:
     return Place(prompt_id, registry.dynprompt.get_display_node_id(node_id))
 
 
+def follow(client_id: str, prompt_id: str, open_pages: Container[str]) -> None:
+    """From now on, a page that did not queue this prompt gets its events too."""
+    for name in [name for name in _followed if name not in open_pages]:
+        del _followed[name]
+    _followed[client_id] = prompt_id
+
+
 def send(place: Place, record: dict[str, Any]) -> None:
-    """Sends a snapshot; nothing without a node, or a page that waits for the prompt."""
-    _send(server.waiting_page(), place, record)
+    """Sends a record; nothing without a node, or without a page that waits for the prompt."""
+    _send(_pages(place), place, record)
 
 
-class Outlet:
+class Sender:
     """Sends what one probe sees in all its samplings, at a pace; the newest always goes out.
 
-    What comes too soon waits on the server's loop until it is due or a newer one takes its place.
-    So the last one reaches the page also where no node runs behind the sampling, or one fails.
+    A record that comes too soon waits for its time on the server's loop, or until a newer one takes
+    its place. So the last one reaches the page also if no node runs after the sampling, or one
+    fails.
 
     Args:
         pace: says when the next may go out.
     """
 
-    def __init__(self, pace: Any) -> None:
+    def __init__(self, pace: Pace) -> None:
         self._pace = pace
         self._waiting: Callable[[], None] | None = None
         self._place: Place | None = None  # of what waits
@@ -57,31 +68,33 @@ class Outlet:
         self._lock = threading.Lock()  # the loop and the prompts run in threads of their own
 
     def is_open(self) -> bool:
-        """True if a snapshot would go out at once."""
+        """True if a record would go out at once."""
         return self._pace.wait_s() == 0
 
     def send(self, place: Place, record: dict[str, Any]) -> None:
-        """Sends a snapshot now or when it is due, to the page that waits for the prompt now."""
-        to = server.waiting_page()
+        """Sends a record now or when it is due, to the pages that wait for the prompt now."""
+        to = _pages(place)
         with self._lock:
             if self._waiting is not None and self._place != place:
                 self._waiting()  # the last of an earlier prompt, which nothing newer replaces
             self._waiting = None
             if self._pace.is_due():
                 _send(to, place, record)
-                return
-            if to is None:
-                return
-            self._waiting, self._place = partial(_send, to, place, record), place
-            if not self._is_timed:
-                self._is_timed = True
-                to.server.loop.call_soon_threadsafe(self._send_waiting, to.server.loop)
+            elif to:
+                self._waiting, self._place = partial(_send, to, place, record), place
+                loop = to[0].server.loop
+                if not self._is_timed:
+                    self._is_timed = True
+                    loop.call_soon_threadsafe(self._set_timer, loop)
+
+    def _set_timer(self, loop: Any) -> None:
+        loop.call_later(self._pace.wait_s(), self._send_waiting, loop)
 
     def _send_waiting(self, loop: Any) -> None:
-        """Runs on the loop, again and again until nothing waits."""
+        """Runs on the loop when the next record is due."""
         with self._lock:
             if self._waiting is not None and not self._pace.is_due():
-                loop.call_later(self._pace.wait_s(), self._send_waiting, loop)
+                self._set_timer(loop)  # something newer went out since the timer was set
                 return
             self._is_timed = False
             if self._waiting is not None:
@@ -89,8 +102,14 @@ class Outlet:
                 self._waiting = None
 
 
-def _send(to: server.Page | None, place: Place, record: dict[str, Any]) -> None:
-    if to is None or place.node_id is None:
+def _pages(place: Place) -> list[Page]:
+    followers = [name for name, prompt in list(_followed.items()) if prompt == place.prompt_id]
+    return waiting_pages(followers)
+
+
+def _send(to: list[Page], place: Place, record: dict[str, Any]) -> None:
+    if place.node_id is None:
         return
     data = {"prompt_id": place.prompt_id, "node_id": place.node_id, "record": record}
-    to.server.send_sync(EVENT, data, to.client_id)
+    for page in to:
+        page.server.send_sync(EVENT, data, page.client_id)

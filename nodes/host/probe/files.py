@@ -13,8 +13,12 @@ import folder_paths
 import torch
 from comfy_execution.progress import get_progress_state
 
-from . import device as probe_device
-from .settings import ProbeSettings, Tools
+from ...probe.history import append, row, workflow_hash
+from ...probe.record import Figure, Record
+from ...probe.recorder import Recorder
+from ...probe.snapshot import write_snapshot
+from ...probe.tracker import PeakTracker
+from .device import figures, versions
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ def about_sampling(patcher: Any, noise: Any) -> dict[str, Any]:
 
 
 def about_value(value: Any) -> dict[str, Any]:
-    """Shape and dtype of what travels on the wire: a latent or an image."""
+    """Shape and dtype of a latent or an image; nothing for other values."""
     tensor = value.get("samples") if isinstance(value, dict) else value
     if not isinstance(tensor, torch.Tensor):
         return {}
@@ -51,29 +55,22 @@ def about_value(value: Any) -> dict[str, Any]:
 
 
 def keep(
-    recorder: Any,
-    record: Any,
-    settings: ProbeSettings,
+    recorder: Recorder,
+    record: Record,
     about: dict[str, Any],
     device: torch.device,
-    streamed: Sequence[tuple[str, int | None, str | None]] | None = None,
+    streamed: Sequence[Figure] | None = None,
 ) -> None:
     """Appends a row to the history; what prevents it becomes a note."""
-    tools = settings.tools
     prompt = get_progress_state().dynprompt.get_original_prompt()
-    figures = tuple(tools.figure(*figure) for figure in probe_device.figures(device, streamed))
-    row = tools.row(
+    entry = row(
         record,
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        figures=figures,
-        about={
-            "workflow": tools.workflow_hash(prompt),
-            **about,
-            "versions": probe_device.versions(),
-        },
+        figures=tuple(figures(device, streamed)),
+        about={"workflow": workflow_hash(prompt), **about, "versions": versions()},
     )
     try:
-        tools.append(_output() / HISTORY, row)
+        append(_output() / HISTORY, entry)
     except OSError as error:
         _complain(recorder, f"the history was not written: {error.strerror}")
     else:
@@ -82,11 +79,11 @@ def keep(
 
 @contextmanager
 def memory_history(
-    device: torch.device, recorder: Any, tracker: Any, tools: Tools
+    device: torch.device, recorder: Recorder, tracker: PeakTracker
 ) -> Iterator[None]:
     """Writes what is allocated meanwhile as torch's memory viewer opens it.
 
-    It is torch's own history where torch keeps one; else what the tracker has logged.
+    This is torch's own history where torch keeps one, else the tracker's log.
     """
     why_not = _begin_history() if device.type == "cuda" else f"on {device.type}"
     try:
@@ -99,7 +96,7 @@ def memory_history(
             if why_not is None:
                 torch.cuda.memory._dump_snapshot(str(path))
             else:
-                tools.write_snapshot(path, tracker.log)
+                write_snapshot(path, tracker.log)
                 recorder.note(f"{_TRACKED}: torch keeps no such history {why_not}")
         except OSError as error:
             _complain(recorder, f"no file for torch's memory viewer: {error.strerror}")
@@ -113,7 +110,7 @@ def memory_history(
 
 
 def _begin_history() -> str | None:
-    """Has torch record its history of CUDA; returns why not where it refuses."""
+    """Starts torch's record of CUDA's allocations; returns the reason where torch refuses."""
     try:
         # Underscored, yet the documented way to this file.
         torch.cuda.memory._record_memory_history(max_entries=_ENTRIES, stacks="python")
@@ -126,6 +123,6 @@ def _output() -> Path:
     return Path(folder_paths.get_output_directory())
 
 
-def _complain(recorder: Any, text: str) -> None:
+def _complain(recorder: Recorder, text: str) -> None:
     logger.warning("VRAM Probe: %s", text)
     recorder.note(text)

@@ -1,8 +1,8 @@
 """Follows the running prompt: what ran since the last probe, and how high the memory rose.
 
-The host's registry of progress is made anew for each prompt, and calls its handlers when a node
-starts, moves on and ends. Our handler stands in it from the first probe of a prompt on, so all that
-is kept about a prompt goes with it: there is no thread and no global of ours.
+The host makes a new registry of progress for each prompt. It calls the registry's handlers when a
+node starts, moves on and ends. Our handler is added by the first probe of a prompt, so everything
+that is kept about a prompt goes with its registry: no thread and no global of ours.
 """
 
 from __future__ import annotations
@@ -14,43 +14,46 @@ from typing import Any
 import torch
 from comfy_execution.progress import ProgressHandler, get_progress_state
 
-from ..base import device as loaded
-from . import device as probe_device
-from . import events as probe_events
-from .settings import NODE_ID, ProbeSettings, Tools
+from ...probe.counter import Interval, PeakCounter
+from ...probe.record import Figure, Record
+from ...probe.recorder import Recorder, parts_of
+from ...probe.report import completed, missed
+from ..base.device import weights_bytes
+from .device import Gauge, describe, figures, gauge_of, versions
+from .events import Place, send
+from .settings import NODE_ID, ProbeSettings
 
 _NAME = "z_image_low_vram.probe"
 _FIRST = (
     "the first probe of this prompt on this device: its peak is the highest since the counter was "
-    "last set back, be it by an earlier prompt"
+    "last reset, which may have been in an earlier prompt"
 )
 AT_LEAST = (
-    "the counter stood higher from before and was not set back: a peak below that is the highest "
-    "of the readings, at least"
+    "the counter already showed a higher peak and was not reset: a lower peak is the highest of "
+    "the readings, at least"
 )
 
 
 @dataclass
-class _Stretch:
-    """What is open on one device since the last probe."""
+class _SinceProbe:
+    """What one device has done since the last probe."""
 
-    whole: Any  # the Interval from the last probe on
-    part: Any  # the Interval since the last event
-    recorder: Any
-    before: int
+    whole: Interval  # since the last probe
+    part: Interval  # since the last event of the host
+    recorder: Recorder
+    before: int  # bytes other than weights that were there when it began
     is_first: bool
 
 
-class PromptWatch(ProgressHandler):
-    """The probes and stretches of one prompt."""
+class PromptProbes(ProgressHandler):
+    """The probes of one prompt, and what is measured between them."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self) -> None:
         super().__init__(_NAME)
-        self.records: dict[str, Any] = {}  # by node id, in the order in which they were measured
+        self.records: dict[str, Record] = {}  # by node id, in the order in which they were measured
         self.live: dict[str, dict[str, Any]] = {}  # by the id that the page knows: the newest
-        self._tools = tools
-        self._counters: dict[torch.device, tuple[Any, probe_device.Gauge]] = {}
-        self._stretches: dict[torch.device, _Stretch] = {}
+        self._counters: dict[torch.device, tuple[PeakCounter, Gauge]] = {}
+        self._open: dict[torch.device, _SinceProbe] = {}
         self._running: str | None = None
         self._without_record: set[str] = set()
 
@@ -73,57 +76,74 @@ class PromptWatch(ProgressHandler):
 
     def reset(self) -> None:
         """The next prompt begins: nothing is followed any more."""
-        self._stretches.clear()
+        self._open.clear()
         self._counters.clear()
 
     # What probes call.
 
-    def counter(self, device: torch.device) -> Any:
+    def counter(self, device: torch.device) -> PeakCounter:
         """The shared peak counter of a device."""
         if device not in self._counters:
-            gauge = probe_device.gauge_of(device)
-            counter = self._tools.counter(lambda: self._tools.count(*gauge.read()), gauge.set_back)
-            self._counters[device] = (counter, gauge)
+            gauge = gauge_of(device)
+            self._counters[device] = (PeakCounter(gauge.read, gauge.reset), gauge)
         return self._counters[device][0]
 
-    def measured_with(self, device: torch.device) -> str:
-        self.counter(device)
-        return self._counters[device][1].measured_with
-
-    def end_stretch(self, device: torch.device, settings: ProbeSettings) -> tuple[Any, Any]:
-        """Ends what ran since the last probe.
-
-        Returns:
-            The record, and the recorder that made it.
-        """
-        stretch = self._stretches.get(device)
+    def end_interval(
+        self, device: torch.device, settings: ProbeSettings
+    ) -> tuple[Record, Recorder]:
+        """Ends what ran since the last probe; returns the record, and the recorder that made it."""
+        since = self._open.get(device)
         is_cached = self._came_from_cache(settings.node_id)
-        if stretch is None:
-            stretch = self._open(device, settings, is_first=True)
+        if since is None:
+            since = self._begin(device, settings, is_first=True)
         self._mark()
-        high = stretch.whole.take(set_back=False)
-        recorder = stretch.recorder
-        recorder.blank = blank_record(self, device, settings)
-        weights = loaded.weights_bytes(device)
+        high = since.whole.take(reset=False)
+        recorder = since.recorder
+        recorder.blank = self.blank_record(device, settings)
         if high.bytes > recorder.peak_bytes:
-            recorder.point(self._tools.parts_of(high.bytes, weights, stretch.before))
-        if not is_cached:
-            if stretch.is_first:
-                recorder.note(_FIRST)
-            elif not high.is_exact:
-                recorder.note(AT_LEAST)
-        return (recorder.blank if is_cached else recorder.record("done")), recorder
+            recorder.point(parts_of(high.bytes, weights_bytes(device), since.before))
+        if is_cached:
+            return recorder.blank, recorder
+        if since.is_first:
+            recorder.note(_FIRST)
+        elif not high.is_exact:
+            recorder.note(AT_LEAST)
+        return recorder.record("done"), recorder
 
-    def begin_stretch(self, device: torch.device, settings: ProbeSettings) -> None:
-        """Begins what runs until the next probe; sets the peak back where the mode says so.
+    def begin_interval(self, device: torch.device, settings: ProbeSettings) -> None:
+        """Begins what runs until the next probe; resets the peak where the mode says so.
 
         Called when a probe, or a watched sampling, has ended.
         """
         if settings.node_id is not None and settings.node_id not in self.records:
             self._without_record.add(settings.node_id)
-        self._open(device, settings, is_first=False)
+        self._begin(device, settings, is_first=False)
 
-    def put(self, node_id: str | None, record: Any) -> None:
+    def blank_record(self, device: torch.device, settings: ProbeSettings) -> Record:
+        """A record of these settings on this device, without measurements."""
+        self.counter(device)
+        return Record(
+            label=settings.label,
+            state="cached",
+            mode=settings.mode,
+            detail=settings.detail,
+            device=describe(device),
+            measured_with=self._counters[device][1].measured_with,
+            prompt_id=get_progress_state().prompt_id,
+        )
+
+    def completed(
+        self,
+        record: Record,
+        device: torch.device,
+        settings: ProbeSettings,
+        streamed: Iterable[Figure] | None = None,
+    ) -> Record:
+        """The record with this moment's figures, the prompt's summary, and its reports."""
+        found = tuple(figures(device, streamed))
+        return completed(record, found, self._others(settings.node_id), versions())
+
+    def put(self, node_id: str | None, record: Record) -> None:
         """Keeps the latest record of a probe for the summaries of the later ones."""
         if node_id is not None:
             self.records.pop(node_id, None)
@@ -131,51 +151,46 @@ class PromptWatch(ProgressHandler):
 
     def show(
         self,
-        place: probe_events.Place,
+        place: Place,
         record: dict[str, Any],
-        send: Callable[[probe_events.Place, dict[str, Any]], None] = probe_events.send,
+        send: Callable[[Place, dict[str, Any]], None] = send,
     ) -> None:
-        """Sends a record to the page of the prompt, and keeps it for those that ask."""
+        """Sends a record to the pages of the prompt, and keeps it for a page that asks."""
         if place.node_id is not None:
             self.live[place.node_id] = record
         send(place, record)
 
-    def others(self, node_id: str | None) -> list[Any]:
-        """The records of the prompt's other probes so far, those from the cache first."""
-        measured = [record for other, record in self.records.items() if other != node_id]
-        return [self._tools.missed(label) for label in self._cached_probes(node_id)] + measured
-
-    def _open(self, device: torch.device, settings: ProbeSettings, *, is_first: bool) -> _Stretch:
-        old = self._stretches.pop(device, None)
+    def _begin(
+        self, device: torch.device, settings: ProbeSettings, *, is_first: bool
+    ) -> _SinceProbe:
+        old = self._open.pop(device, None)
         if old is not None:
             old.whole.close()
             old.part.close()
         counter = self.counter(device)
-        weights = loaded.weights_bytes(device)
         if is_first:
-            count = counter.settle(set_back=False)
-            whole, part = counter.open_since_set_back(), counter.open(set_back=False)
-            current = count.current
+            current = counter.settle(reset=False).current
+            whole, part = counter.open_since_reset(), counter.open(reset=False)
         else:
-            whole = counter.open(set_back=settings.sets_back)
-            part = counter.open(set_back=False)
+            whole = counter.open(reset=settings.resets)
+            part = counter.open(reset=False)
             current = whole.current
-        recorder = self._tools.recorder(self._tools.missed(""))
+        recorder = Recorder(missed(""))
+        weights = weights_bytes(device)
         before = max(0, current - weights)
-        recorder.point(self._tools.parts_of(current, weights, before))
-        stretch = _Stretch(whole, part, recorder, before, is_first)
-        self._stretches[device] = stretch
-        return stretch
+        recorder.point(parts_of(current, weights, before))
+        since = self._open[device] = _SinceProbe(whole, part, recorder, before, is_first)
+        return since
 
     def _mark(self) -> None:
         """Notes the highest since the last event, and in which node it was."""
-        for device, stretch in self._stretches.items():
-            high = stretch.part.take(set_back=False)
-            weights = loaded.weights_bytes(device)
+        for device, since in self._open.items():
+            high = since.part.take(reset=False)
+            weights = weights_bytes(device)
             # What was there before and is gone by now hides no activations.
-            stretch.before = min(stretch.before, max(0, stretch.part.current - weights))
-            parts = self._tools.parts_of(high.bytes, weights, stretch.before)
-            stretch.recorder.point(parts, block=self._class_of(self._running))
+            since.before = min(since.before, max(0, since.part.current - weights))
+            parts = parts_of(high.bytes, weights, since.before)
+            since.recorder.point(parts, block=self._class_of(self._running))
 
     def _class_of(self, node_id: str | None) -> str:
         """The class of the node that runs, as a reader knows it."""
@@ -189,8 +204,13 @@ class PromptWatch(ProgressHandler):
         if node_id is None or not dynprompt.has_node(node_id):
             return False
         link = dynprompt.get_node(node_id)["inputs"].get("value")
-        # The host enters a node when it starts; those it takes from its cache it never visits.
+        # The registry has the nodes that started; the host never visits those from its cache.
         return isinstance(link, list) and link[0] not in self.registry.nodes
+
+    def _others(self, node_id: str | None) -> list[Record]:
+        """The records of the prompt's other probes so far, those from the cache first."""
+        measured = [record for other, record in self.records.items() if other != node_id]
+        return [missed(label) for label in self._cached_probes(node_id)] + measured
 
     def _cached_probes(self, node_id: str | None) -> list[str]:
         """Labels of the probes that the host took from its cache."""
@@ -204,49 +224,21 @@ class PromptWatch(ProgressHandler):
         return labels
 
 
-def current(tools: Tools) -> PromptWatch:
-    """The watch of the prompt that runs now; made when it is first asked for."""
+def current() -> PromptProbes:
+    """The probes of the prompt that runs now; made for its first probe."""
     registry = get_progress_state()
-    watch = registry.handlers.get(_NAME)
-    if not isinstance(watch, PromptWatch):
-        watch = PromptWatch(tools)
-        watch.set_registry(registry)
-        registry.register_handler(watch)
-    return watch
+    probes = registry.handlers.get(_NAME)
+    if not isinstance(probes, PromptProbes):
+        probes = PromptProbes()
+        probes.set_registry(registry)
+        registry.register_handler(probes)
+    return probes
 
 
 def live_records(prompt_id: str) -> dict[str, dict[str, Any]]:
     """The newest record of each probe of the running prompt, by the id that the page knows."""
     registry = get_progress_state()
-    watch = registry.handlers.get(_NAME)
-    if registry.prompt_id != prompt_id or not isinstance(watch, PromptWatch):
+    probes = registry.handlers.get(_NAME)
+    if registry.prompt_id != prompt_id or not isinstance(probes, PromptProbes):
         return {}
-    return dict(watch.live)
-
-
-def blank_record(watch: PromptWatch, device: torch.device, settings: ProbeSettings) -> Any:
-    """A record of these settings on this device, without measurements."""
-    tools = settings.tools
-    return tools.record(
-        label=settings.label,
-        state="cached",
-        mode=settings.mode,
-        detail=settings.detail,
-        device=tools.device(**probe_device.describe(device)),
-        measured_with=watch.measured_with(device),
-        prompt_id=get_progress_state().prompt_id,
-    )
-
-
-def completed(
-    watch: PromptWatch,
-    device: torch.device,
-    settings: ProbeSettings,
-    record: Any,
-    streamed: Iterable[tuple[str, int | None, str | None]] | None = None,
-) -> Any:
-    """The record with this moment's figures, the prompt's summary, and its reports."""
-    tools = settings.tools
-    figures = tuple(tools.figure(*figure) for figure in probe_device.figures(device, streamed))
-    others = watch.others(settings.node_id)
-    return tools.completed(record, figures, others, probe_device.versions())
+    return dict(probes.live)

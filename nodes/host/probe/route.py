@@ -1,24 +1,28 @@
-"""Answers a page that did not queue the running prompt: what its probes have seen so far.
+"""Lets a page follow a prompt that it did not queue.
 
-Events go to the page that queued a prompt and to no other, so that a tab opened in mid-run hears
-none of them. It may ask instead, as it may ask the host for its queue and its history.
+Events go to the page that queued a prompt, so a tab opened in mid-run hears none of them. It asks
+once, with its name: the answer is what the prompt's probes saw so far, and the events follow.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from server import web
+from server import PromptServer, web
 
-from ..base import server
-from . import prompt as probe_prompt
+from ..base.server import add_route
+from .events import follow
+from .prompt import live_records
 
 
 def add() -> None:
     """Adds the route to the host's server."""
-    server.add_route("GET", "/z_image_low_vram/probes/{prompt_id}", answer)
+    add_route("GET", "/z_image_low_vram/probes/{prompt_id}", answer)
 
 
 async def answer(request: Any) -> Any:
     """Records by the node's id; none of a prompt that does not run."""
-    return web.json_response(probe_prompt.live_records(request.match_info["prompt_id"]))
+    prompt_id = request.match_info["prompt_id"]
+    if client_id := request.query.get("clientId"):
+        follow(client_id, prompt_id, PromptServer.instance.sockets)
+    return web.json_response(live_records(prompt_id))

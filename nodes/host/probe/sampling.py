@@ -1,134 +1,186 @@
-"""Watches a model while the host samples it: wrappers on a clone, gone when the sampling ends."""
+"""One sampling as a probe sees it: readings by step and by block, and the record at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
-from comfy.model_management import InterruptProcessingException
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+import torch
 
-from ..base import block_events as block_watch
-from ..base.options import OPTIONS_KEY
-from . import events as probe_events
-from . import files as probe_files
-from . import prompt as probe_prompt
-from .sampling_run import SamplingRun
+from ...probe.record import LiveTensor, Record, State
+from ...probe.recorder import Recorder, parts_of
+from ...probe.tracker import Allocation, PeakTracker
+from ..base.device import weights_bytes
+from .events import Sender, place_of
+from .files import keep, memory_history
+from .prompt import AT_LEAST, PromptProbes
 from .settings import ProbeSettings
+from .streaming import Streaming
 
-# Where the host's OUTER_SAMPLE hands over the function that it calls after each step.
-_CALLBACK = 5
+logger = logging.getLogger(__name__)
 
-
-def is_model(value: Any) -> bool:
-    """True for what travels on a MODEL wire."""
-    return isinstance(value, ModelPatcher)
+_LARGEST = 5
+_TRACKED = "exact tensor bytes (every operation is watched), and the weights on the device"
 
 
-def with_probe(model: ModelPatcher, settings: ProbeSettings) -> ModelPatcher:
-    """Returns a clone that is watched whenever the host samples it.
+class Sampling:
+    """Reads memory at the moments that the wrappers name.
 
     Args:
-        model: left as it is.
-        settings: what the user asked; its `live` gets every later record.
+        settings: what the user asked.
+        probes: the prompt's.
+        patcher: the model that is sampled, as the host holds it.
+        recorder: gets the readings.
+        about: model, size, batch and dtype, for the history.
+        sender: sends the records.
     """
-    clone = model.clone()
-    watcher = _Watcher(settings)
-    # Every probe has wrappers of its own, also where several stand on one wire.
-    key = f"{OPTIONS_KEY}.probe.{settings.node_id or id(watcher)}"
-    wrappers: dict[str, Callable[..., Any]] = {
-        WrappersMP.OUTER_SAMPLE: watcher.outer_sample,
-        WrappersMP.SAMPLER_SAMPLE: watcher.sampler_sample,
-    }
-    if settings.sees_blocks:
-        wrappers[WrappersMP.APPLY_MODEL] = watcher.apply_model
-        block_watch.add_observer(clone.model_options, watcher.block_ended)
-    for kind, wrapper in wrappers.items():
-        clone.remove_wrappers_with_key(kind, key)
-        clone.add_wrapper_with_key(kind, key, wrapper)
-    return clone
 
-
-class _Watcher:
-    """One probe's wrappers. Between two samplings it holds numbers and text, no tensor."""
-
-    def __init__(self, settings: ProbeSettings) -> None:
+    def __init__(
+        self,
+        settings: ProbeSettings,
+        probes: PromptProbes,
+        patcher: Any,
+        recorder: Recorder,
+        about: dict[str, Any],
+        sender: Sender,
+    ) -> None:
         self._settings = settings
-        self._run: SamplingRun | None = None
-        self._recorder: Any = None
-        self._prompt_id = ""
-        # One for all samplings: a node may sample many times in a second.
-        self._outlet = probe_events.Outlet(settings.tools.pace(probe_events.EVENTS_PER_SECOND))
+        self._probes = probes
+        device: torch.device = patcher.load_device
+        self._device = device
+        self._streaming = Streaming(patcher)
+        self._recorder = recorder
+        self._about = about
+        self._place = place_of(settings.node_id)
+        self._sender = sender
+        self._part = probes.counter(device).open(reset=settings.resets)
+        self._whole = probes.counter(device).open(reset=False)
+        self._before = max(0, self._part.current - weights_bytes(device))
+        self._are_steps_exact = True
+        self._tracker: PeakTracker | None = None
+        # On a CPU there is no allocator to ask, so the operations themselves are counted.
+        self._is_tracked = settings.sees_blocks and device.type == "cpu"
+        self._thread = threading.get_ident()
+        recorder.samplings += 1
+        if recorder.samplings > 1:
+            recorder.note(
+                f"sampled {recorder.samplings} times in this prompt: steps are counted on"
+            )
+        if self._is_tracked:
+            recorder.blank = replace(recorder.blank, measured_with=_TRACKED)
+            self._publish()
+        else:
+            self.point("before the sampling")
 
-    def outer_sample(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Around a whole sampling, with the loading of the model in front."""
-        if self._run is not None:  # a sampling inside of a sampling belongs to the outer one
-            return executor(*args, **kwargs)
-        run = self._run = self._begin(executor.class_obj, args)
-        state = "failed"
-        try:
-            args, kwargs = _with_callback(run.step_ended, args, kwargs)
-            result = executor(*args, **kwargs)
-            state = "done"
-            return result
-        except InterruptProcessingException:
-            state = "interrupted"
-            raise
-        finally:
-            self._run = None
-            run.end(state)
-
-    def sampler_sample(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Around the steps; the model is loaded."""
-        run = self._run
-        if run is None:
-            return executor(*args, **kwargs)
-        with run.steps():
-            return executor(*args, **kwargs)
-
-    def apply_model(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Around one call of the model."""
-        run = self._run
-        if run is None:
-            return executor(*args, **kwargs)
+    @contextmanager
+    def steps(self) -> Iterator[None]:
+        """Around the sampler: what comes before it was loading."""
         with ExitStack() as until:
-            model = getattr(executor.class_obj, "diffusion_model", None)
-            if model is not None:
-                until.enter_context(block_watch.watched(model, self.block_ended))
-            out = executor(*args, **kwargs)
-        run.point("after the blocks")
-        return out
+            names = self._settings.detail == "allocations"
+            if self._is_tracked or names:
+                tracker = PeakTracker(trace=names, log=names, device=self._device.type)
+                self._tracker = tracker
+                until.callback(self._end_tracking)
+                until.enter_context(tracker)
+                if names:
+                    until.enter_context(memory_history(self._device, self._recorder, tracker))
+            self.point("loading", opens_step=True)
+            self._begin_step()
+            yield
+            self._recorder.drop_step()
+            self.point("after the last step")
 
-    def block_ended(self, name: str) -> None:
-        if self._run is not None:
-            self._run.point(name)
+    def step_ended(self) -> None:
+        """The sampler has ended a step."""
+        self.point("sampler" if self._settings.sees_blocks else None)
+        self._recorder.end_step()
+        self._streaming.end_step()
+        self._begin_step()
 
-    def _begin(self, guider: Any, args: tuple[Any, ...]) -> SamplingRun:
-        settings = self._settings
-        watch = probe_prompt.current(settings.tools)
-        patcher = guider.model_patcher
-        blank = probe_prompt.blank_record(watch, patcher.load_device, settings)
-        # A second sampler in the same prompt goes on where the first one ended.
-        if self._recorder is None or blank.prompt_id != self._prompt_id or not blank.prompt_id:
-            self._recorder = settings.tools.recorder(blank)
-            self._prompt_id = blank.prompt_id
-        about = probe_files.about_sampling(patcher, args[0] if args else None)
-        return SamplingRun(settings, watch, patcher, self._recorder, about, self._outlet)
+    def _begin_step(self) -> None:
+        self._streaming.begin_step()
+        self._recorder.begin_step()
+
+    def point(self, block: str | None, *, opens_step: bool = False) -> None:
+        """Reads the highest since the last point; calls from other GPUs' threads are left out.
+
+        Args:
+            block: what has just ended.
+            opens_step: a step comes next; a higher peak from before must not hide its own.
+        """
+        if threading.get_ident() != self._thread:
+            return
+        recorder, tracker = self._recorder, self._tracker
+        self._streaming.read()
+        weights = weights_bytes(self._device)
+        if self._is_tracked:
+            if tracker is None:
+                return
+            parts = parts_of(weights + tracker.peak_bytes, weights, 0)
+        else:
+            is_in_step = self._settings.sees_steps and recorder.step is not None
+            opens_step = self._settings.sees_steps and opens_step
+            high = self._part.take(reset=is_in_step or opens_step)
+            if is_in_step:
+                self._are_steps_exact = self._are_steps_exact and high.is_exact
+            # What was there before and is gone by now hides no activations.
+            self._before = min(self._before, max(0, self._part.current - weights))
+            parts = parts_of(high.bytes, weights, self._before)
+        operation = None if tracker is None else tracker.peak_op or None
+        is_peak = recorder.point(parts, block=block, operation=operation)
+        if tracker is not None:
+            if is_peak and self._settings.detail == "allocations":
+                recorder.largest = _largest(tracker.peak_live)
+            tracker.restart_peak()
+        self._publish()
+
+    def end(self, state: State) -> None:
+        """Ends it: the last record goes to the page, the node's output and the history."""
+        recorder, settings, device = self._recorder, self._settings, self._device
+        if state != "done" and not self._is_tracked:
+            self.point(None)
+        recorder.drop_step()
+        is_exact = self._whole.take(reset=False).is_exact and self._are_steps_exact
+        if not self._is_tracked and not is_exact:
+            recorder.note(AT_LEAST)
+        self._part.close()
+        self._whole.close()
+        streamed = None if device.type == "cpu" else tuple(self._streaming.figures())
+        if settings.is_kept:
+            keep(recorder, recorder.record(state), self._about, device, streamed)
+        seen = self._shown(recorder.record(state))
+        record = self._probes.completed(seen, device, settings, streamed)
+        self._probes.put(settings.node_id, record)
+        self._show(record)
+        # What comes next, such as the decode, is not the sampling's.
+        self._probes.begin_interval(device, settings)
+        logger.info("VRAM Probe: %s", record.report.splitlines()[0])
+
+    def _publish(self) -> None:
+        if self._sender.is_open():
+            self._show(self._shown(self._recorder.record("running")))
+
+    def _show(self, record: Record) -> None:
+        whole = record.as_json()
+        self._settings.live.update(whole)
+        self._probes.show(self._place, whole, self._sender.send)
+
+    def _shown(self, record: Record) -> Record:
+        """Steps have peaks of their own only where the counter was reset between them."""
+        return record if self._settings.sees_steps else replace(record, steps=())
+
+    def _end_tracking(self) -> None:
+        if self._is_tracked:
+            self.point(None)  # what a fault has cut off
+        self._tracker = None
 
 
-def _with_callback(
-    ended: Callable[[], None], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a sampling whose callback also tells us that a step has ended."""
-    is_positional = "callback" not in kwargs and len(args) > _CALLBACK
-    callback = args[_CALLBACK] if is_positional else kwargs.get("callback")
-
-    def after_step(*given: Any, **named: Any) -> Any:
-        ended()
-        return None if callback is None else callback(*given, **named)
-
-    if is_positional:
-        return (*args[:_CALLBACK], after_step, *args[_CALLBACK + 1 :]), kwargs
-    return args, {**kwargs, "callback": after_step}
+def _largest(live: Iterable[Allocation]) -> tuple[LiveTensor, ...]:
+    first = sorted(live, key=lambda a: a.nbytes, reverse=True)[:_LARGEST]
+    return tuple(
+        LiveTensor(a.nbytes, a.shape, str(a.dtype).removeprefix("torch."), a.where) for a in first
+    )

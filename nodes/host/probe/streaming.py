@@ -1,9 +1,11 @@
-"""What a watched sampling brings to the device again and again, and what is evicted from there."""
+"""The weights that a sampling copies to the device in each step, and those evicted from it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+from ...probe.record import Figure
 
 FIRST = "weights streamed in the first step, at least"
 LATER = "weights streamed in each later step, at least"
@@ -12,8 +14,9 @@ LATER = "weights streamed in each later step, at least"
 class Streaming:
     """Follows how much of a model is on its device.
 
-    The host counts no transfers. But a step needs every weight, so what is not on the device when
-    the step begins is brought there in it; what comes and goes within a step is not seen.
+    The host counts no transfers. But a step needs every weight, so the weights that are not on the
+    device when a step begins are copied there during the step. What comes and goes within a step is
+    not seen.
 
     Args:
         patcher: of the model that is sampled.
@@ -34,16 +37,15 @@ class Streaming:
         self._steps.append(self._missing)
 
     def read(self) -> None:
-        """Notes what has gone since it was read last."""
+        """Counts what was evicted since the last reading."""
         resident = self._patcher.loaded_size()
         self._evicted += max(0, self._resident - resident)
         self._resident = resident
 
-    def figures(self) -> Iterator[tuple[str, int | None, str | None]]:
-        """Name, bytes, and the reason where there are no bytes."""
+    def figures(self) -> Iterator[Figure]:
         first, later = self._steps[:1], self._steps[1:]
-        yield FIRST, *((first[0], None) if first else (None, "no step has ended"))
-        mean = (round(sum(later) / len(later)), None) if later else (None, "there was none")
-        yield LATER, *mean
+        yield Figure(FIRST, first[0]) if first else Figure(FIRST, None, "no step has ended")
+        mean = round(sum(later) / len(later)) if later else None
+        yield Figure(LATER, mean, None if later else "there was none")
         name = type(self._patcher.model).__name__
-        yield f"{name}: weights evicted while it was sampled, at least", self._evicted, None
+        yield Figure(f"{name}: weights evicted while it was sampled, at least", self._evicted)

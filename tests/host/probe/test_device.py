@@ -34,7 +34,7 @@ def test_weights_on_the_card_outside_of_pages_are_not_counted_as_not_loaded(host
     loaded = management.LoadedModel(patcher)
     management.current_loaded_models.append(loaded)
     try:
-        figures = {name: count for name, count, _ in probe_device.figures(CARD)}
+        figures = {figure.name: figure.bytes for figure in probe_device.figures(CARD)}
     finally:
         management.current_loaded_models.remove(loaded)
     assert {name: count for name, count in figures.items() if name.startswith("Linear: ")} == {

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pack.testing import probe_prompts
-from pack.testing.probe_prompts import CLIENT, Bench, bench, sampler, sampling, shelf, source
+from pack.testing.probe_prompts import CLIENT, Bench, bench, probe, sampler, sampling, shelf, source
 
 pytestmark = pytest.mark.usefixtures("host")
 SAMPLINGS = 30
@@ -70,3 +74,57 @@ def test_what_waits_goes_to_the_page_of_its_own_prompt(prompts, loaded):
     for client in (CLIENT, "another-page"):
         states = [data["record"]["state"] for data, receiver in sent if receiver == client]
         assert states[-1] == "done"
+
+
+def asked(prompt_id: str, client: str | None) -> dict[str, Any]:
+    """The answer to a page that asks for a prompt's records."""
+    from aiohttp.test_utils import make_mocked_request
+    from pack.nodes.host.probe import route
+
+    query = "" if client is None else f"?clientId={client}"
+    request = make_mocked_request("GET", f"/{query}", match_info={"prompt_id": prompt_id})
+    with ThreadPoolExecutor(1) as server:  # whose loop has a thread of its own
+        return json.loads(server.submit(asyncio.run, route.answer(request)).result().text)
+
+
+@pytest.mark.parametrize("queued_by", [CLIENT, None])
+def test_a_page_that_asks_gets_what_was_seen_and_the_events_from_then_on(
+    prompts, loaded, queued_by
+):
+    """A tab opened in mid-run; it asks before the sampling, and is told of no other prompt."""
+    answers: list[dict[str, Any]] = []
+
+    def ask() -> int:
+        prompts.server.sockets["late-page"] = None
+        answers.append(asked(prompts.prompt_id, "late-page"))
+        return 0
+
+    prompt = sampling(loaded, detail="totals", steps=1)
+    shelf(asks=ask)
+    prompt["first"] = probe(label="first")
+    prompt["asks"] = {**source("asks"), "inputs": {"name": "asks", "turn": ["first", 0]}}
+    prompt["sampler"]["inputs"]["seed"] = ["asks", 0]
+    prompts.run(prompt, client=queued_by)
+    assert prompts.error is None
+    records = [data["record"] for data, receiver in prompts.sent() if receiver == "late-page"]
+    assert answers[0]["first"]["label"] == "first"
+    assert records[-1]["state"] == "done"
+    assert records[-1]["label"] == "sample"
+    assert asked("another prompt", None) == {}
+    prompts.run(sampling(loaded, detail="totals", steps=1, seed=4), client=queued_by)
+    assert "late-page" not in {receiver for _, receiver in prompts.sent()}
+
+
+def test_the_page_that_asked_for_the_prompt_gets_each_event_once(prompts, loaded):
+    def ask() -> int:
+        asked(prompts.prompt_id, CLIENT)
+        return 5
+
+    prompt = sampling(loaded, detail="totals", steps=1)
+    shelf(again=ask)
+    prompt["again"] = source("again")
+    prompt["sampler"]["inputs"]["seed"] = ["again", 0]
+    prompts.run(prompt)
+    sent = [data["record"] for data, _ in prompts.sent()]
+    assert len(sent) > 1
+    assert all(one != other for one, other in itertools.pairwise(sent))

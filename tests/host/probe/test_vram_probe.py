@@ -16,7 +16,7 @@ from pack.testing.probe_prompts import (
     CLIENT,
     Bench,
     bench,
-    can_set_back,
+    can_reset,
     is_nan,
     probe,
     resident,
@@ -82,7 +82,7 @@ def test_the_outputs(loaded):
 class TestStretch:
     def test_two_probes_measure_what_is_between_them(self, prompts):
         """300 MiB that come and go in front of the first one are not the second one's."""
-        if not can_set_back():
+        if not can_reset():
             pytest.skip("this system does not let a process set its peak back")
         shelf(large=lambda: resident(300), small=lambda: resident(100))
         prompt = {"large": source("large"), "1": probe(["large", 0], label="large")}
@@ -132,7 +132,7 @@ class TestStretch:
         assert record["report"].startswith("again: cached, not measured")
 
     def test_reset_only_begins_a_stretch(self, prompts):
-        if not can_set_back():
+        if not can_reset():
             pytest.skip("this system does not let a process set its peak back")
         shelf(large=lambda: resident(300), small=lambda: 1)
         prompt = {"large": source("large"), "1": probe(["large", 0], mode=RESET_ONLY)}
@@ -140,7 +140,7 @@ class TestStretch:
         prompt["2"] = probe(["small", 0])
         first, second = _two(prompts.run(prompt))
         assert first["peak_bytes"] is None
-        assert first["notes"] == ["the peak was set back, nothing was measured"]
+        assert first["notes"] == ["the peak was reset; nothing was measured"]
         assert second["parts_at_peak"]["activations"] < 50 * MIB
         assert len(second["summary"]) == 1
 
@@ -206,10 +206,10 @@ def test_a_cuda_device_that_is_not_there_has_reasons_and_no_zeros_for_the_driver
     gauge = probe_device.gauge_of(card)
     assert gauge.measured_with == "torch's cuda allocator"
     assert gauge.read() == (0, 0), "the allocator has given out nothing"
-    figures = {name: (count, reason) for name, count, reason in probe_device.figures(card)}
-    count, reason = figures["driver used on the device"]
-    assert count is None
-    assert "the driver does not answer" in reason
+    figures = {figure.name: figure for figure in probe_device.figures(card)}
+    driver = figures["driver used on the device"]
+    assert driver.bytes is None
+    assert "the driver does not answer" in (driver.reason or "")
 
 
 @pytest.mark.gpu
@@ -217,16 +217,16 @@ def test_a_cuda_device_that_is_not_there_has_reasons_and_no_zeros_for_the_driver
 @pytest.mark.parametrize("mib", [3, 40, 700])
 def test_the_counter_is_torchs_own_on_cuda(mib):
     from pack.nodes.host.probe import device as probe_device
-    from pack.nodes.probe.counter import Count, PeakCounter
+    from pack.nodes.probe.counter import PeakCounter
 
     card = torch.device("cuda", torch.cuda.current_device())
     gauge = probe_device.gauge_of(card)
-    interval = PeakCounter(lambda: Count(*gauge.read()), gauge.set_back).open(set_back=True)
+    interval = PeakCounter(gauge.read, gauge.reset).open(reset=True)
     x = torch.ones(mib * MIB, dtype=torch.uint8, device=card)
     y = x + x
     del x, y
     expected = torch.cuda.max_memory_allocated(card)
-    assert interval.take(set_back=True) == (expected, True)
+    assert interval.take(reset=True) == (expected, True)
 
 
 def test_no_thread_is_started(prompts, loaded):

@@ -1,0 +1,134 @@
+"""Watches a model while the host samples it: wrappers on a clone, gone when the sampling ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from comfy.model_management import InterruptProcessingException
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ...probe.recorder import Pace, Recorder
+from ..base.block_events import add_observer, watched
+from ..base.options import OPTIONS_KEY
+from .events import EVENTS_PER_SECOND, Sender
+from .files import about_sampling
+from .prompt import current
+from .sampling import Sampling
+from .settings import ProbeSettings
+
+# Where the host's OUTER_SAMPLE hands over the function that it calls after each step.
+_CALLBACK = 5
+
+
+def is_model(value: Any) -> bool:
+    """True for the value of a MODEL wire."""
+    return isinstance(value, ModelPatcher)
+
+
+def with_probe(model: ModelPatcher, settings: ProbeSettings) -> ModelPatcher:
+    """Returns a clone that is watched whenever the host samples it.
+
+    Args:
+        model: left as it is.
+        settings: what the user asked; its `live` gets every later record.
+    """
+    clone = model.clone()
+    wrapped = _Wrappers(settings)
+    # Every probe has wrappers of its own, also where several stand on one wire.
+    key = f"{OPTIONS_KEY}.probe.{settings.node_id or id(wrapped)}"
+    wrappers: dict[str, Callable[..., Any]] = {
+        WrappersMP.OUTER_SAMPLE: wrapped.outer_sample,
+        WrappersMP.SAMPLER_SAMPLE: wrapped.sampler_sample,
+    }
+    if settings.sees_blocks:
+        wrappers[WrappersMP.APPLY_MODEL] = wrapped.apply_model
+        add_observer(clone.model_options, wrapped.block_ended)
+    for kind, wrapper in wrappers.items():
+        clone.remove_wrappers_with_key(kind, key)
+        clone.add_wrapper_with_key(kind, key, wrapper)
+    return clone
+
+
+class _Wrappers:
+    """One probe's wrappers. Between two samplings it holds numbers and text, no tensor."""
+
+    def __init__(self, settings: ProbeSettings) -> None:
+        self._settings = settings
+        self._sampling: Sampling | None = None
+        self._recorder: Recorder | None = None
+        self._prompt_id = ""
+        # One for all samplings: a node may sample many times in a second.
+        self._sender = Sender(Pace(EVENTS_PER_SECOND))
+
+    def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Around a whole sampling, with the loading of the model in front."""
+        if self._sampling is not None:  # a sampling inside of a sampling belongs to the outer one
+            return executor(*args, **kwargs)
+        sampling = self._sampling = self._begin(executor.class_obj, args)
+        state = "failed"
+        try:
+            args, kwargs = _with_callback(sampling.step_ended, args, kwargs)
+            result = executor(*args, **kwargs)
+            state = "done"
+            return result
+        except InterruptProcessingException:
+            state = "interrupted"
+            raise
+        finally:
+            self._sampling = None
+            sampling.end(state)
+
+    def sampler_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Around the steps; the model is loaded."""
+        sampling = self._sampling
+        if sampling is None:
+            return executor(*args, **kwargs)
+        with sampling.steps():
+            return executor(*args, **kwargs)
+
+    def apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Around one call of the model."""
+        sampling = self._sampling
+        if sampling is None:
+            return executor(*args, **kwargs)
+        with ExitStack() as until:
+            model = getattr(executor.class_obj, "diffusion_model", None)
+            if model is not None:
+                until.enter_context(watched(model, self.block_ended))
+            out = executor(*args, **kwargs)
+        sampling.point("after the blocks")
+        return out
+
+    def block_ended(self, name: str) -> None:
+        if self._sampling is not None:
+            self._sampling.point(name)
+
+    def _begin(self, guider: Any, args: tuple[Any, ...]) -> Sampling:
+        settings, probes = self._settings, current()
+        patcher = guider.model_patcher
+        blank = probes.blank_record(patcher.load_device, settings)
+        # A second sampler in the same prompt goes on where the first one ended.
+        if self._recorder is None or blank.prompt_id != self._prompt_id or not blank.prompt_id:
+            self._recorder = Recorder(blank)
+            self._prompt_id = blank.prompt_id
+        about = about_sampling(patcher, args[0] if args else None)
+        return Sampling(settings, probes, patcher, self._recorder, about, self._sender)
+
+
+def _with_callback(
+    ended: Callable[[], None], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a sampling whose callback also tells us that a step has ended."""
+    is_positional = "callback" not in kwargs and len(args) > _CALLBACK
+    callback = args[_CALLBACK] if is_positional else kwargs.get("callback")
+
+    def after_step(*given: Any, **named: Any) -> Any:
+        ended()
+        return None if callback is None else callback(*given, **named)
+
+    if is_positional:
+        return (*args[:_CALLBACK], after_step, *args[_CALLBACK + 1 :]), kwargs
+    return args, {**kwargs, "callback": after_step}
