@@ -123,6 +123,27 @@ def test_what_is_no_attention_call_goes_on_whole(
     assert recorder.seen[-1] == ("attention_basic", tuple(q.shape), 1)
 
 
+@pytest.mark.parametrize("has_previous", [False, True])
+def test_a_call_that_cannot_be_read_goes_on_as_it_came(
+    model: Any, has_previous: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the override of another pack, where there is one."""
+    caplog.set_level("INFO")
+
+    def previous(function: Any, *args: Any, **kwargs: Any) -> Any:
+        return "of another pack", function(*args, **kwargs)
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+    before = models.with_override(model, previous) if has_previous else model
+    override = models.options(models.sliced(before, "max"))["optimized_attention_override"]
+    for args, kwargs in (((), {}), ((1, 2), {"heads": 3}), (tuple(torch.ones(3)), {"heads": 1})):
+        wanted = ("of another pack", (args, kwargs)) if has_previous else (args, kwargs)
+        assert override(function, *args, **kwargs) == wanted
+    assert caplog.text.count("a call with unknown arguments: not sliced") == 1
+
+
 def test_an_exception_in_a_slice_leaves_nothing_behind(model: Any) -> None:
     count = 0
 

@@ -54,12 +54,15 @@ def streams(host: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     management.stream_counters.pop(device, None)
 
 
-def linear(value: float) -> Any:
+def linear(value: float, *, bias: float | None = None) -> Any:
     import comfy.ops
 
-    layer = comfy.ops.disable_weight_init.Linear(64, 64, bias=False)
+    layer = comfy.ops.disable_weight_init.Linear(64, 64, bias=bias is not None)
     del layer._parameters["weight"]
     layer.weight = torch.full((64, 64), value).as_subclass(Elsewhere)
+    if bias is not None:
+        del layer._parameters["bias"]
+        layer.bias = torch.full((64,), bias).as_subclass(Elsewhere)
     layer.comfy_cast_weights = True
     return layer
 
@@ -84,6 +87,19 @@ def test_three_streamed_weights_are_held_at_once(streams):
         assert [float(weight[0, 0]) for weight, _, _ in held] == [1.0, 2.0, 3.0]
         rows = torch.ones(2, 64)
         assert [float(call(rows)[0, 0]) for _, _, call in held] == [64.0, 128.0, 192.0]
+
+
+@torch.inference_mode()
+def test_three_streamed_biases_are_held_at_once(streams):
+    """The bias lies in the same buffer as the weight."""
+    from pack.nodes.host.base import fetch
+
+    layers = [linear(float(n), bias=10.0 * n) for n in (1, 2, 3)]
+    with ExitStack() as until:
+        held = [fetch.fetch_linear(layer, torch.zeros(1, 64), until) for layer in layers]
+        assert [float(bias[0]) for _, bias, _ in held] == [10.0, 20.0, 30.0]
+        rows = torch.ones(2, 64)
+        assert [float(call(rows)[0, 0]) for _, _, call in held] == [74.0, 148.0, 222.0]
 
 
 @torch.inference_mode()

@@ -108,6 +108,19 @@ def test_double_block_patches(z_image):
     assert not torch.equal(sample(stock).latent, sample(z_image).latent)
 
 
+@pytest.mark.parametrize("name", ["double_block", "noise_refiner"])
+def test_a_patch_of_one_kind_alone(z_image, name):
+    """The lean forward calls neither kind, so each alone sends the request to the host's own."""
+    stock = z_image.clone()
+
+    def patch(args: dict[str, Any]) -> dict[str, Any]:
+        return {**args, "img": args["img"] + 0.1 * args["img_input"]}
+
+    getattr(stock, f"set_model_{name}_patch")(patch)
+    assert_same(stock, lean(stock))
+    assert not torch.equal(sample(stock).latent, sample(z_image).latent)
+
+
 @pytest.mark.parametrize("refiner_control", [False, True])
 def test_fun_controlnet(host, pipeline, refiner_control):
     """The host's own node and its real patch, with random weights of the small width."""
