@@ -10,7 +10,6 @@ from .host.probe import interval
 from .host.probe.chart import draw
 from .host.probe.settings import DETAILS, MODES, NODE_ID, RESET_ONLY, ProbeSettings
 from .host.probe.wrappers import is_model, with_probe
-from .probe.chart import drawing
 from .probe.record import Detail
 from .units import GIB
 
@@ -139,7 +138,7 @@ class VRAMProbe(io.ComfyNode):
         if mode != RESET_ONLY and is_model(value):
             value = with_probe(value, settings)
         peak_gib = float("nan") if seen.peak_bytes is None else seen.peak_bytes / GIB
-        picture = draw(drawing(seen))
+        picture = draw(seen)
         interval.begin(value, settings)
         # The host keeps this very dict: what the probe sees later is written into it.
         ui = {"z_image_vram_probe": [settings.live]}

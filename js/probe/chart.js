@@ -2,26 +2,20 @@
 
 import { bytesText, unitOf } from "../shared/bytes.js";
 import {
+  STEP,
+  T,
+  areasOf,
+  axisOf,
   heightOf,
-  isFlat,
+  marksOf,
   sampleAt,
-  secondsText,
   thin,
   tickDigits,
   ticks,
-  verticalAxis,
-} from "./numbers.js";
+} from "./geometry.js";
+import { secondsText } from "./numbers.js";
 import { text } from "./texts.js";
 
-// A row of the timeline: [t_s, weights, activations, other, step, block].
-const T = 0;
-const STEP = 4;
-// From the bottom: what moves most lies on top, where its shape is the chart's own.
-const STACK = [
-  { name: "other", column: 3 },
-  { name: "weights", column: 1 },
-  { name: "activations", column: 2 },
-];
 const STEP_STRIP = 12;
 const SAMPLE_PX = 3;
 const MARGIN = { left: 30, digit: 6, right: 6, top: 16, bottom: 15 };
@@ -44,18 +38,12 @@ function element(name, attributes, ...children) {
 export function drawChart(svg, record, { width, height, closeUp, ids }) {
   const rows = record.timeline;
   const times = rows.map((row) => row[T]);
-  const totals = rows.map((row) => row[1] + row[2] + row[3]);
-  const peak = Math.max(record.peak_bytes ?? 0, ...totals);
-  const ceiling = record.device.total_bytes;
-  const sampling = totals.filter((_, i) => rows[i][STEP] !== null); // not the loading before it
-  const lowest = Math.min(...(sampling.length ? sampling : totals));
-  closeUp ??= isFlat(peak, lowest);
-  const axis = verticalAxis({ peak, lowest, ceiling, closeUp });
+  const axis = axisOf(record, closeUp);
   const strip = record.steps.length ? STEP_STRIP : 0;
 
   const top = MARGIN.top;
   const bottom = Math.max(top + 20, height - MARGIN.bottom - strip);
-  const marks = scaleMarks(axis, bottom - top);
+  const marks = marksOf(axis, bottom - top);
   const longest = Math.max(...marks.map((mark) => mark.label.length));
   const left = Math.max(MARGIN.left, 9 + MARGIN.digit * longest);
   const box = { left, right: Math.max(left + 20, width - MARGIN.right), top, bottom };
@@ -73,14 +61,14 @@ export function drawChart(svg, record, { width, height, closeUp, ids }) {
     ...scale(axis, marks, box, y),
     ...areas(thin(rows, Math.floor((box.right - box.left) / SAMPLE_PX)), x, y),
     ...stepMarks(record, end, box, x),
-    ...(closeUp ? [cut(box, y(axis.low))] : []),
+    ...(axis.closeUp ? [cut(box, y(axis.low))] : []),
     ...timeAxis(start, end, box, strip, x),
     ...ceilingMark(record, axis, box, y),
-    ...peakMark(record, peak, box, x, y),
+    ...peakMark(record, axis.peak, box, x, y),
     cursor,
   );
   return {
-    closeUp,
+    closeUp: axis.closeUp,
     /** The index of the sample below a horizontal position. */
     sampleAt: (position) =>
       sampleAt(times, start + ((position - box.left) / (box.right - box.left)) * (end - start)),
@@ -106,17 +94,8 @@ function describe(record) {
 export function momentText(moment) {
   if (!moment) return "";
   const step = moment.step === null ? null : text("step", moment.step);
-  const told = [secondsText(moment.t_s), step, moment.block, moment.operation];
-  return told.filter(Boolean).join(" · ");
-}
-
-/** Where the axis has numbers, in bytes, and the numbers. */
-function scaleMarks({ below, low, high }, height) {
-  const unit = unitOf(high);
-  const wanted = Math.max(2, Math.floor(((1 - below) * height) / 30));
-  const values = ticks(low / unit.bytes, high / unit.bytes, wanted);
-  const digits = tickDigits(values);
-  return values.map((value) => ({ bytes: value * unit.bytes, label: value.toFixed(digits) }));
+  const named = [secondsText(moment.t_s), step, moment.block, moment.operation];
+  return named.filter(Boolean).join(" · ");
 }
 
 function scale({ low, high }, marks, box, y) {
@@ -141,21 +120,10 @@ function cut(box, at) {
   return element("polyline", { class: "cut", points: points.join(" ") });
 }
 
-/** In steps: a sample is the highest since the one before, and what lay between is not known. */
 function areas(rows, x, y) {
-  // A single sample is drawn as wide as the chart.
-  const drawn = rows.length > 1 ? rows : [rows[0], [rows[0][T] + 1e-3, ...rows[0].slice(1)]];
-  const sums = drawn.map(() => 0);
-  const edge = () =>
-    drawn.slice(1).flatMap((row, i) => {
-      const height = y(sums[i + 1]).toFixed(1);
-      return [drawn[i], row].map((end) => `${x(end[T]).toFixed(1)},${height}`);
-    });
-  return STACK.map(({ name, column }) => {
-    const bottom = edge();
-    drawn.forEach((row, i) => (sums[i] += row[column]));
-    const points = [...edge(), ...bottom.reverse()].join(" ");
-    return element("polygon", { class: `part ${name}`, points });
+  return areasOf(rows).map(({ part, points }) => {
+    const line = points.map(([time, bytes]) => `${x(time).toFixed(1)},${y(bytes).toFixed(1)}`);
+    return element("polygon", { class: `part ${part}`, points: line.join(" ") });
   });
 }
 

@@ -23,7 +23,6 @@ style.replaceSync(`
   svg { overflow: visible; }
   svg text { font-size: 10px; fill: var(--muted); }
   svg .grid { stroke: var(--line); stroke-width: 1; }
-  svg .part { fill-opacity: 0.85; stroke-width: 1; }
   svg .weights { fill: var(--weights); } svg .activations { fill: var(--activations); }
   svg .other { fill: var(--other); }
   svg .step { stroke: var(--ground); stroke-width: 1; opacity: 0.55; }

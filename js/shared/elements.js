@@ -1,5 +1,7 @@
 // What our panels are made of: elements, and the rules of style that they share.
 
+import palette from "./palette.js";
+
 export function make(name, className, content = "") {
   const element = document.createElement(name);
   element.className = className;
@@ -7,13 +9,17 @@ export function make(name, className, content = "") {
   return element;
 }
 
+const colours = Object.entries(palette.parts)
+  .map(([part, colour]) => `--${part}: ${colour};`)
+  .join(" ");
+
 /** Rules for a panel, its legend and what is hidden. Text and ground are the theme's own colours. */
 export const panelRules = `
   :host { display: block; height: 100%; min-height: 0; box-sizing: border-box; }
   * { box-sizing: border-box; }
   .panel {
-    --weights: #4c86e0; --activations: #f0a030; --other: #8d93a1; --alarm: #e5484d;
-    --ground: var(--comfy-input-bg, #222); --ink: var(--input-text, #ddd);
+    ${colours} --alarm: ${palette.alarm};
+    --ground: var(--comfy-input-bg, ${palette.ground}); --ink: var(--input-text, ${palette.ink});
     --muted: color-mix(in srgb, var(--ink) 68%, transparent);
     --line: color-mix(in srgb, var(--ink) 16%, transparent);
     display: flex; flex-direction: column; gap: 4px; height: 100%; padding: 8px; overflow: hidden;
@@ -23,8 +29,8 @@ export const panelRules = `
     font-variant-numeric: tabular-nums; cursor: default;
   }
   .panel.nodes-2 {
-    --ground: var(--component-node-widget-background, var(--comfy-input-bg, #222));
-    --ink: var(--component-node-foreground, var(--input-text, #ddd));
+    --ground: var(--component-node-widget-background, var(--comfy-input-bg, ${palette.ground}));
+    --ink: var(--component-node-foreground, var(--input-text, ${palette.ink}));
   }
   [hidden] { display: none !important; }
   .empty { margin: auto; max-width: 32em; text-align: center; color: var(--muted); }

@@ -1,136 +1,120 @@
-"""The timeline as a drawing: which shapes, in which colour. Who draws them is not said here."""
+"""What a record's chart shows: colours, stack, axis and ticks.
+
+The page draws the same chart in js/probe. Colours and the order of the stack come from one file,
+js/shared/palette.js. A test compares axis, ticks and areas with those of js/probe/geometry.js.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..units import GIB, MIB, size
+from ..units import GIB, MIB
 from .record import Record, Sample
-from .report import headline
 
-Point = tuple[float, float]
-# Blue, orange and grey hold on light and dark, and for the colour-blind.
-COLOURS = {"weights": "#4477aa", "activations": "#ee8833", "other": "#8a8f98"}
-BACKGROUND = "#16181c"
-TEXT = "#e6e8eb"
-FAINT = "#3a3f47"
-PEAK = "#ff5c6c"
-CEILING = "#c8ccd2"
-_TOP, _BOTTOM, _LEFT, _RIGHT = 56, 34, 84, 16
+_PALETTE_FILE = Path(__file__).resolve().parents[2] / "js" / "shared" / "palette.js"
+_, _, _literal = _PALETTE_FILE.read_text(encoding="utf-8").partition("export default ")
+PALETTE: dict[str, Any] = json.loads(_literal.strip().rstrip(";"))
+# The parts from the bottom up. What changes most is on top, where its shape is the chart's own.
+STACK: dict[str, str] = PALETTE["parts"]
+UNITS = {"GiB": GIB, "MiB": MIB, "KiB": 2**10, "B": 1}
+_MARK_PX = 30
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
-    """A filled polygon."""
+class Axis(NamedTuple):
+    """The vertical axis, in bytes.
 
-    points: tuple[Point, ...]
-    colour: str
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A straight line."""
-
-    start: Point
-    end: Point
-    colour: str
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Text whose left (or right) middle stands at a point."""
-
-    at: Point
-    text: str
-    colour: str
-    is_right: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """Shapes in the order in which they are drawn, in pixels from the top left."""
-
-    width: int
-    height: int
-    background: str
-    shapes: tuple[Area | Line | Text, ...]
-
-
-def drawing(record: Record, *, width: int = 960, height: int = 420) -> Drawing:
-    """The stacked timeline of a record, with steps, peak and the card's size as the ceiling."""
-    plot_right, plot_bottom = width - _RIGHT, height - _BOTTOM
-    shapes: list[Area | Line | Text] = [Text((16, 18), headline(record), TEXT)]
-    left = 16.0
-    for name, colour in COLOURS.items():
-        shapes.append(Area(_box(left, 32, left + 10, 42), colour))
-        shapes.append(Text((left + 16, 37), name, TEXT))
-        left += 30 + 8 * len(name)
-    samples = record.timeline
-    if not samples or record.peak_bytes is None:
-        return Drawing(width, height, BACKGROUND, tuple(shapes))
-    peak = max(record.peak_bytes, 1)
-    ceiling = record.device.total_bytes
-    # A ceiling far above the peak would press the picture flat; it is then only named.
-    shows_ceiling = ceiling is not None and ceiling <= 2 * peak
-    top = max(peak, ceiling or 0) * 1.05 if shows_ceiling else peak * 1.12
-    end = max(samples[-1].t_s, 1e-6)
-
-    def x(t_s: float) -> float:
-        return _LEFT + (plot_right - _LEFT) * t_s / end
-
-    def y(count: float) -> float:
-        return plot_bottom - (plot_bottom - _TOP) * count / top
-
-    for count in _marks(top):
-        shapes.append(Line((_LEFT, y(count)), (plot_right, y(count)), FAINT))
-        shapes.append(Text((_LEFT - 8, y(count)), size(int(count)), TEXT, is_right=True))
-    shapes += _areas(samples, x, y)
-    for step in record.steps:
-        shapes.append(Line((x(step.start_s), _TOP), (x(step.start_s), plot_bottom), FAINT))
-    shapes.append(Line((_LEFT, y(peak)), (plot_right, y(peak)), PEAK))
-    shapes.append(Text((plot_right, y(peak) - 9), f"peak {size(peak)}", PEAK, is_right=True))
-    if ceiling is not None:
-        text = f"{record.device.name}: {size(ceiling)}"
-        if shows_ceiling:
-            shapes.append(Line((_LEFT, y(ceiling)), (plot_right, y(ceiling)), CEILING))
-        shapes.append(Text((plot_right, 37), text, CEILING, is_right=True))
-    shapes.append(Text((_LEFT, height - 14), "0 s", TEXT))
-    shapes.append(Text((plot_right, height - 14), f"{end:.2f} s", TEXT, is_right=True))
-    return Drawing(width, height, BACKGROUND, tuple(shapes))
-
-
-def _marks(top: float) -> list[float]:
-    """Round numbers of bytes from 0 to the top, four or a few more steps apart."""
-    unit = GIB if top >= GIB else MIB
-    rough = top / unit / 4
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(f * power for f in (0.5, 1, 2, 5) if 2 * f * power > rough) * unit
-    return [step * index for index in range(int(top / step) + 1)]
-
-
-def _areas(samples: tuple[Sample, ...], x, y) -> list[Area]:
-    """The three parts, one on top of the other: weights, other, activations.
-
-    In steps: a sample is the highest since the one before, and what lay between is not known.
+    A close-up cuts it: what lies below `low` is pressed into the share `below` of the height.
     """
-    times = [x(s.t_s) for s in samples]
-    starts, ends, ended = times[:-1], times[1:], samples[1:]
-    if len(samples) == 1:  # a moment is drawn as wide as the plot
-        starts, ends, ended = [x(0.0)], [max(times[0], x(0.0) + 1)], samples
 
-    def edge(heights: list[int]) -> list[Point]:
-        bars = zip(starts, ends, heights, strict=True)
-        return [(side, y(height)) for start, end, height in bars for side in (start, end)]
+    below: float
+    low: float
+    high: float
+    has_ceiling: bool
 
-    low = [0] * len(ended)
+
+class Area(NamedTuple):
+    """One part of the stack as a closed line of (seconds, bytes)."""
+
+    part: str
+    points: list[tuple[float, int]]
+
+
+def axis_of(record: Record) -> Axis:
+    """The axis on which the record's changes are seen; cut where they are small.
+
+    The device's size is drawn to scale where it does not press the measured bytes flat.
+    """
+    samples = record.timeline
+    peak = max(record.peak_bytes or 0, *(sample.parts.total for sample in samples))
+    in_steps = [sample for sample in samples if sample.step is not None]
+    lowest = min(sample.parts.total for sample in in_steps or samples)
+    ceiling = record.device.total_bytes
+    if lowest > 0 and peak - lowest < 0.15 * peak:
+        room = max((peak - lowest) * 0.12, peak * 0.0005, 1)
+        has_ceiling = ceiling is not None and ceiling - peak < 1.5 * (peak - lowest)
+        high = max(peak, ceiling or 0) if has_ceiling else peak
+        return Axis(0.3, max(0, lowest - room), high + room, has_ceiling)
+    has_ceiling = ceiling is not None and ceiling < 1.9 * peak
+    high = max(peak, ceiling or 0, 1) if has_ceiling else max(peak, 1)
+    return Axis(0, 0, high * 1.06, has_ceiling)
+
+
+def height_of(count: float, axis: Axis) -> float:
+    """How high on the axis that many bytes are, 0 to 1."""
+    below, low, high, _ = axis
+    if count < low:
+        return below * max(0, count) / low
+    return below + (1 - below) * (min(count, high) - low) / (high - low)
+
+
+def unit_of(count: float) -> str:
+    """The largest unit of which there is at least one."""
+    return next((name for name, size in UNITS.items() if count >= size), "B")
+
+
+def marks_of(axis: Axis, height_px: float) -> list[tuple[float, str]]:
+    """Where the axis has numbers, in bytes, and the numbers in the unit of its end."""
+    unit = UNITS[unit_of(axis.high)]
+    wanted = max(2, math.floor((1 - axis.below) * height_px / _MARK_PX))
+    values = ticks(axis.low / unit, axis.high / unit, wanted)
+    digits = tick_digits(values)
+    return [(value * unit, f"{value:.{digits}f}") for value in values]
+
+
+def ticks(low: float, high: float, wanted: int) -> list[float]:
+    """Values from low to high, at most about as many as wanted: 1, 2 or 5 times a power of 10."""
+    rough = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def tick_digits(values: Sequence[float]) -> int:
+    """Digits after the point that tell neighbouring ticks apart."""
+    if len(values) < 2:
+        return 0 if values == [0] else 1
+    return max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
+
+
+def areas_of(samples: Sequence[Sample]) -> list[Area]:
+    """The stack from the bottom up, in steps: a sample is the highest since the one before."""
+    times = [sample.t_s for sample in samples]
+    if len(samples) == 1:  # drawn as wide as the chart
+        times, samples = [times[0], times[0] + 1e-3], [*samples, *samples]
+    sums = [0] * (len(samples) - 1)
+
+    def edge() -> list[tuple[float, int]]:
+        spans = zip(times, times[1:], sums, strict=False)
+        return [(side, height) for start, end, height in spans for side in (start, end)]
+
     areas = []
-    for name in ("weights", "other", "activations"):
-        high = [base + getattr(s.parts, name) for base, s in zip(low, ended, strict=True)]
-        areas.append(Area((*edge(high), *reversed(edge(low))), COLOURS[name]))
-        low = high
+    for part in STACK:
+        bottom = edge()
+        sums = [low + getattr(s.parts, part) for low, s in zip(sums, samples[1:], strict=True)]
+        areas.append(Area(part, [*edge(), *reversed(bottom)]))
     return areas
-
-
-def _box(left: float, top: float, right: float, bottom: float) -> tuple[Point, ...]:
-    return ((left, top), (right, top), (right, bottom), (left, bottom))

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { bytesText } from "../../js/shared/bytes.js";
-import * as numbers from "../../js/probe/numbers.js";
+import * as geometry from "../../js/probe/geometry.js";
 import { Records, isEarlier, isNewer, newerEntries, promptOf } from "../../js/probe/records.js";
 
 const MIB = 2 ** 20;
@@ -25,65 +25,78 @@ test("bytes have the unit of which there is at least one, and three to four digi
 });
 
 test("ticks are round, inside, and never more than about the wanted", () => {
-  assert.deepEqual(numbers.ticks(0, 12.3, 3), [0, 5, 10]);
-  assert.deepEqual(numbers.ticks(11.93, 12.27, 3).map((t) => t.toFixed(1)), ["12.0", "12.2"]);
-  assert.deepEqual(numbers.ticks(5, 5, 3), [5]);
+  assert.deepEqual(geometry.ticks(0, 12.3, 3), [0, 5, 10]);
+  assert.deepEqual(geometry.ticks(11.93, 12.27, 3).map((t) => t.toFixed(1)), ["12.0", "12.2"]);
+  assert.deepEqual(geometry.ticks(5, 5, 3), [5]);
   for (let high = 0.013; high < 1e6; high *= 1.7) {
-    const found = numbers.ticks(0, high, 4);
+    const found = geometry.ticks(0, high, 4);
     assert.ok(found.length >= 2 && found.length <= 6, `${high}: ${found}`);
     assert.ok(found[0] === 0 && found.at(-1) <= high * (1 + 1e-9), `${high}: ${found}`);
-    const texts = found.map((tick) => tick.toFixed(numbers.tickDigits(found)));
+    const texts = found.map((tick) => tick.toFixed(geometry.tickDigits(found)));
     assert.equal(new Set(texts).size, texts.length, `${high}: ${texts}`);
   }
 });
 
 test("a time belongs to the sample that ends there or next, also outside of the times", () => {
   const times = [0, 1, 1, 4];
-  const found = [-3, 0, 0.4, 1, 1.1, 4, 99].map((time) => numbers.sampleAt(times, time));
+  const found = [-3, 0, 0.4, 1, 1.1, 4, 99].map((time) => geometry.sampleAt(times, time));
   assert.deepEqual(found, [0, 0, 1, 1, 3, 3, 3]);
-  assert.equal(numbers.sampleAt([7], 2), 0);
+  assert.equal(geometry.sampleAt([7], 2), 0);
 });
 
-test("thinning keeps the ends and the highest of each stretch", () => {
+test("thinning keeps the ends and the highest of each span", () => {
   const rows = Array.from({ length: 400 }, (_, i) => [i / 10, 1000, i === 173 ? 900 : i % 7, 0]);
-  const kept = numbers.thin(rows, 50);
+  const kept = geometry.thin(rows, 50);
   assert.ok(kept.length <= 52);
   assert.equal(kept[0], rows[0]);
   assert.equal(kept.at(-1), rows.at(-1));
   assert.ok(kept.includes(rows[173]));
   assert.deepEqual(kept.map((row) => row[0]), kept.map((row) => row[0]).toSorted((a, b) => a - b));
-  assert.equal(numbers.thin(rows, 400), rows);
+  assert.equal(geometry.thin(rows, 400), rows);
 });
 
 test("the device's size is to scale only where it does not press the chart flat", () => {
-  const near = numbers.verticalAxis({ peak: 12, lowest: 11, ceiling: 16, closeUp: false });
+  const near = geometry.verticalAxis({ peak: 12, lowest: 11, ceiling: 16, closeUp: false });
   assert.ok(near.hasCeiling && near.low === 0 && near.high > 16);
-  const far = numbers.verticalAxis({ peak: 12, lowest: 11, ceiling: 80, closeUp: false });
+  const far = geometry.verticalAxis({ peak: 12, lowest: 11, ceiling: 80, closeUp: false });
   assert.ok(!far.hasCeiling && far.high < 14);
-  const unknown = numbers.verticalAxis({ peak: 12, lowest: 11, ceiling: null, closeUp: false });
+  const unknown = geometry.verticalAxis({ peak: 12, lowest: 11, ceiling: null, closeUp: false });
   assert.deepEqual(unknown, far);
   const measured = { peak: 12 * GIB, lowest: 11 * GIB, ceiling: 16 * GIB };
-  const close = numbers.verticalAxis({ ...measured, closeUp: true });
-  const full = numbers.verticalAxis({ ...measured, ceiling: 12.5 * GIB, closeUp: true });
+  const close = geometry.verticalAxis({ ...measured, closeUp: true });
+  const full = geometry.verticalAxis({ ...measured, ceiling: 12.5 * GIB, closeUp: true });
   assert.ok(!close.hasCeiling && full.hasCeiling && full.high > 12.5 * GIB);
   assert.ok(close.low > 10 * GIB && close.low < 11 * GIB && close.high > 12 * GIB);
 });
 
 test("a cut axis still rises from the bottom to the top", () => {
-  assert.ok(numbers.isFlat(12 * GIB, 11 * GIB));
-  assert.ok(!numbers.isFlat(12 * GIB, 10 * GIB));
-  assert.ok(!numbers.isFlat(12 * GIB, 0), "from nothing to all is no flat block");
+  assert.ok(geometry.isFlat(12 * GIB, 11 * GIB));
+  assert.ok(!geometry.isFlat(12 * GIB, 10 * GIB));
+  assert.ok(!geometry.isFlat(12 * GIB, 0), "from nothing to all is no flat block");
   for (const closeUp of [false, true]) {
     const [lowest, peak] = [11 * GIB, 12 * GIB];
-    const axis = numbers.verticalAxis({ peak, lowest, ceiling: null, closeUp });
+    const axis = geometry.verticalAxis({ peak, lowest, ceiling: null, closeUp });
     const heights = [0, axis.low / 2, axis.low, lowest, peak, axis.high].map((bytes) =>
-      numbers.heightOf(bytes, axis),
+      geometry.heightOf(bytes, axis),
     );
     assert.equal(heights[0], 0);
     assert.equal(heights.at(-1), 1);
     assert.deepEqual(heights, heights.toSorted((a, b) => a - b));
     assert.equal(heights[4] - heights[3] > 0.4, closeUp, "the changes fill a close-up");
   }
+});
+
+test("the parts are stacked from the bottom up: other, weights, activations", () => {
+  const rows = [[0, 1, 1, 1, null, null], [1, 100, 20, 3, 1, "a"], [2, 100, 40, 3, 1, "b"]];
+  const areas = geometry.areasOf(rows);
+  assert.deepEqual(areas.map(({ part }) => part), ["other", "weights", "activations"]);
+  const tops = areas.map(({ points }) => points.slice(0, 4));
+  assert.deepEqual(tops[0], [[0, 3], [1, 3], [1, 3], [2, 3]]);
+  assert.deepEqual(tops[1], [[0, 103], [1, 103], [1, 103], [2, 103]]);
+  assert.deepEqual(tops[2], [[0, 123], [1, 123], [1, 143], [2, 143]]);
+  areas.slice(1).forEach(({ points }, i) => {
+    assert.deepEqual(points.slice(4), tops[i].toReversed(), "each begins where the one below ends");
+  });
 });
 
 class Storage {

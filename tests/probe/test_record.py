@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -10,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pack.nodes.probe import chart, history, report
+from pack.nodes.probe import history, report
 from pack.nodes.probe.counter import Count, PeakCounter
 from pack.nodes.probe.record import Device, Figure, LiveTensor, Parts, Record, Sample
 from pack.nodes.probe.recorder import Pace, Recorder, parts_of
@@ -273,35 +272,3 @@ class TestHistory:
         one = history.workflow_hash({"1": {"a": 1}, "2": {"b": 2}})
         assert history.workflow_hash({"2": {"b": 2}, "1": {"a": 1}}) == one
         assert history.workflow_hash({"1": {"a": 2}, "2": {"b": 2}}) != one
-
-
-class TestChart:
-    def test_areas_stack_up_to_the_peak_inside_the_picture(self):
-        record = sampled().record("done")
-        drawn = chart.drawing(record)
-        areas = [s for s in drawn.shapes if isinstance(s, chart.Area) and len(s.points) > 4]
-        assert [a.colour for a in areas] == [
-            chart.COLOURS[name] for name in ("weights", "other", "activations")
-        ]
-        for lower, upper in itertools.pairwise(areas):
-            half = len(lower.points) // 2
-            assert upper.points[half:] == tuple(reversed(lower.points[:half]))
-        peaks = [s for s in drawn.shapes if isinstance(s, chart.Line) and s.colour == chart.PEAK]
-        assert len(peaks) == 1
-        assert min(y for _, y in areas[-1].points) == pytest.approx(peaks[0].start[1])
-        for shape in drawn.shapes:
-            points = shape.points if isinstance(shape, chart.Area) else ()
-            assert all(0 <= x <= drawn.width and 0 <= y <= drawn.height for x, y in points)
-
-    def test_the_ceiling_is_drawn_where_it_does_not_press_the_picture_flat(self):
-        def ceilings(total: int) -> int:
-            record = replace(sampled().record("done"), device=replace(CARD, total_bytes=total))
-            shapes = chart.drawing(record).shapes
-            return sum(isinstance(s, chart.Line) and s.colour == chart.CEILING for s in shapes)
-
-        assert ceilings(6 * GIB) == 1
-        assert ceilings(80 * GIB) == 0
-
-    def test_nothing_measured_is_said(self):
-        texts = [s.text for s in chart.drawing(BLANK).shapes if isinstance(s, chart.Text)]
-        assert "decode: cached, not measured" in texts
