@@ -1,4 +1,4 @@
-"""The planner: what it chooses, what it says of what does not fit, and that it is quick."""
+"""What a plan chooses, what it says of what does not fit, and that it is quick."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import random
 import re
 import time
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 from pack.nodes.denoiser.sizes import Request
 from pack.nodes.fit import report
-from pack.nodes.fit.planner import Planner, Situation, answer
-from pack.nodes.fit.stages import Models, denoise_stages, published_models, text_stage, vae_stage
+from pack.nodes.fit.stages import (
+    Models,
+    denoise_stages,
+    published_models,
+    text_stage,
+    vae_stage,
+    vae_stages,
+)
 from pack.nodes.fit.text_encoder import text_encoder_peak_bytes
 from pack.nodes.fit.what_fits import (
     Alternative,
@@ -223,135 +229,63 @@ def test_json_adds_up():
     assert of_page["weights"] == on_card < streamed.weight_bytes
 
 
-@pytest.mark.parametrize(
-    ("named", "room", "budget"),
-    [(0, 10, 9), (4, 10, 4), (40, 10, 9), (0, None, None), (4, None, 4), (0, 1, 1)],
-)
-def test_budget_is_the_named_one_or_what_is_free_less_the_margin(named, room, budget):
-    planner = Planner(MODELS, Request(1024, 1024), named, 1, "balance")
-    assert planner.budget_bytes(room) == budget
-
-
-def situation(side: int, *, room: float = 24, **changed: Any) -> Situation:
-    usual: dict[str, Any] = {
-        "latent_shape": (1, 16, side // 8, side // 8),
-        "prompts": 1,
-        "text_tokens": 30,
-        "weight_bytes": MODELS.denoiser_weight_bytes,
-        "other_bytes": 0,
-        "room_bytes": int(room * GIB),
-        "is_plain": True,
+@pytest.mark.parametrize("has_decode", [False, True])
+def test_an_encode_counts_like_a_decode(has_decode: bool):
+    """The encode alone decided nothing: its picture was encoded at the first preference."""
+    request, run = Request(4096, 4096), Run(has_text=False, has_encode=True, has_decode=has_decode)
+    ways = {
+        name: vae_stages(MODELS, request, is_decode=name == "VAE decode")
+        for name in ("VAE encode", *(["VAE decode"] if has_decode else []))
     }
-    return Situation(**{**usual, **changed})
+    chosen = set()
+    for gib in (16, 8, 6, 4, 3):
+        made = fit(MODELS, request, gib * GIB, prefer="speed", run=run)
+        least = [max(way[i].least_bytes for way in ways.values()) for i in range(len(PREFERENCES))]
+        fitting = [p for p, need in zip(PREFERENCES, least, strict=True) if need <= gib * GIB]
+        assert made.vae_prefer == [*fitting, PREFERENCES[-1]][0], gib
+        place = PREFERENCES.index(made.vae_prefer)
+        for name, way in ways.items():
+            assert made.stage(name) == way[place], (name, gib)
+        chosen.add(made.vae_prefer)
+    assert len(chosen) > 1
+    small = fit(MODELS, request, GIB, prefer="smallest", run=run)
+    assert small.verdict != "fits" and small.missing_bytes >= least[-1] - GIB > 0
 
 
-def test_decides_each_sampling_by_what_is_there_then():
-    planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
-    whole = planner.decide(situation(1024))
-    assert (whole.groups, whole.limit_bytes, whole.budget_bytes) == (2, None, None)
-    named = replace(planner, named_bytes=12 * GIB)
-    assert named.decide(situation(1024)).limit_bytes is None
-    bounded = named.decide(situation(1024, room=6))  # another process took the rest
-    assert bounded.limit_bytes is not None
-    assert bounded.limit_bytes + bounded.need_bytes < 6 * GIB == bounded.budget_bytes
-    # With the buffers that the host streams through.
-    assert bounded.peak_bytes == pytest.approx(6 * GIB, rel=1e-6)
-    with_lora = named.decide(situation(1024, weight_bytes=MODELS.denoiser_weight_bytes + GIB))
-    assert with_lora.limit_bytes is not None
-    with_control = named.decide(situation(1024, other_bytes=3 * GIB))
-    assert with_control.limit_bytes is not None
-    less = with_lora.limit_bytes - with_control.limit_bytes
-    assert less == pytest.approx(3 * GIB, rel=0.01)
-    tight = planner.decide(situation(8192, room=5))
-    assert tight.is_warning and tight.groups == 30 and "what would fit" in tight.text
-    assert planner.decide(situation(1024, is_plain=False)).need_bytes > whole.need_bytes
-    assert planner.decide(situation(2048)).text.startswith("2048x2048, batch 1, 30 text tokens")
+HELP = Path(__file__).parents[2] / "js" / "docs" / "ZImageFitToVRAM.md"
 
 
-def test_what_would_fit_is_told_for_the_sampling_as_it_is():
-    """With all prompts in one call, the host's own forward and a LoRA."""
-    planner = Planner(MODELS, Request(2048, 2048), int(1.9 * GIB), 0, "balance")
-    asked = situation(
-        2048, latent_shape=(2, 16, 256, 256), prompts=2, is_plain=False,
-        weight_bytes=MODELS.denoiser_weight_bytes + 2**28,
-    )  # fmt: skip
-    text = planner.decide(asked).text
-    told = re.search(r"what would fit: a batch of 1, or (\d+)x(\d+)|what would fit: (\d+)x", text)
-    assert told, text
-    side = int(told[1] or told[3])
-    for pixels, is_warning in ((side, False), (side + 64, True)):
-        smaller = replace(planner, prefer="smallest").decide(
-            replace(asked, latent_shape=(2, 16, pixels // 8, pixels // 8))
-        )
-        assert smaller.is_warning == is_warning, (pixels, smaller.text)
-
-
-def test_prompts_that_do_not_fit_together_are_not_refused():
-    """The host takes them one by one then."""
-    planner = Planner(MODELS, Request(1024, 1024), 0, 0, "smallest")
-    room = denoise_stages(MODELS, Request(1024, 1024, text_tokens=30))[-1].least_bytes / GIB
-    alone = planner.decide(situation(1024, room=room))
-    together = planner.decide(situation(1024, room=room, prompts=40))
-    assert not alone.is_warning and alone.text == together.text
-    both = planner.decide(situation(1024, prompts=2))
-    assert "batch 1, 2 prompts at a time" in both.text
-    assert both.live_bytes[0] < both.live_bytes[1]
-
-
-def test_weights_of_a_block_count_where_they_are_streamed_or_cast():
-    """The host's allocator holds those of one feed-forward, 225 MiB, beside the activations."""
-    planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
-    assert len(set(planner.decide(situation(1024)).live_bytes)) == 1
-    streamed = planner.decide(situation(1024, room=6)).live_bytes
-    assert streamed[1] - streamed[0] == 3 * 3840 * 10240 * 2
-    in_fp8 = planner.decide(situation(1024, weight_bytes=MODELS.denoiser_weight_bytes // 2))
-    assert in_fp8.live_bytes == streamed
-
-
-def test_a_host_that_loads_by_estimate_keeps_more_free_on_a_small_card():
-    planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
-    request, room = Request(1024, 1024), 8 * GIB
-    usual, floored = (
-        replace(planner, floor_bytes=floor).plan(request, room).stage("denoise")
-        for floor in (0, GIB)
+@pytest.mark.parametrize(
+    ("page", "while_sampling", "of_vae", "of_text"),
+    [
+        (
+            HELP,
+            r"(\d\.\d) of the activations while sampling",
+            r"(\d\.\d) of them and (\d+) MiB for the VAE",
+            r"(\d\.\d) of them for the text encoder",
+        ),
+        (
+            HELP.with_suffix("") / "zh.md",
+            r"采样时为激活的 (\d\.\d) 倍",
+            r"VAE 为激活的 (\d\.\d) 倍加 (\d+) MiB",
+            r"文本编码器为激活的 (\d\.\d) 倍",
+        ),
+    ],
+    ids=["en", "zh"],
+)
+def test_workspaces_are_the_shares_that_the_help_page_names(page, while_sampling, of_vae, of_text):
+    words = page.read_text("utf-8")
+    told = [re.search(pattern, words) for pattern in (while_sampling, of_vae, of_text)]
+    assert all(told), told
+    share, vae_share, text_share = (float(found[1]) for found in told if found)
+    spare = int(told[1][2]) * MIB if told[1] else 0
+    made = plan(2048, 1024, batch=2, gib=None)
+    text, denoise, decode = made.stages
+    assert denoise.workspace_bytes == pytest.approx(share * denoise.activation_bytes, abs=1)
+    assert decode.workspace_bytes == pytest.approx(
+        vae_share * decode.activation_bytes + spare, abs=1
     )
-    assert usual.need_bytes < GIB == floored.need_bytes
-    # A budget far below the room leaves as much free already.
-    named = replace(planner, floor_bytes=GIB, named_bytes=6 * GIB).plan(request, room)
-    assert named.stage("denoise").need_bytes == usual.need_bytes
-
-
-def test_what_the_host_decodes_is_shown_and_not_judged():
-    run = Run(has_lean_vae=False)
-    planner = Planner(MODELS, Request(4096, 4096), 4 * GIB, 0, "balance", run=run)
-    made = planner.plan(planner.request, None)
-    assert made.stages[-1].setting == "ComfyUI's own" and made.verdict == "fits"
-    assert made.stages[-1].activation_bytes > 20 * GIB
-    done = planner.plan(planner.request, None, run=replace(run, has_text=False))
-    assert [stage.name for stage in done.stages] == ["denoise", "VAE decode"]
-
-
-def test_decides_against_what_cannot_run():
-    planner = Planner(MODELS, Request(1024, 1024), GIB // 4, 0, "balance")
-    with pytest.raises(ValueError, match=r"budget 256.0 MiB: does not fit: .* short"):
-        planner.decide(situation(1024))
-
-
-def test_answers_the_page():
-    asked = {
-        "width": 2048, "height": 1024, "batch_size": 2, "budget_gib": 8, "prefer": "speed",
-        "has_vae": True,
-    }  # fmt: skip
-    seen = answer(asked, None, 0)
-    assert seen["headline"].startswith("2048x1024, batch 2") and seen["verdict"] == "fits"
-    assert answer({**asked, "budget_gib": 0.25}, None, 0)["others"] == []
-    assert seen["stages"][-1]["setting"] == "Lean VAE speed"
-    without = answer({**asked, "has_vae": False}, None, 0)["stages"][-1]
-    assert without["setting"] == "ComfyUI's own" and without["peak"] > seen["stages"][-1]["peak"]
-    assert answer({**asked, "budget_gib": 0}, 6 * GIB, GIB)["budget_bytes"] == 5 * GIB
-    for bad in ({"width": 4}, {"prefer": "most"}, {"batch_size": None}, {"budget_gib": "x"}):
-        with pytest.raises((ValueError, TypeError)):
-            answer({**asked, **bad}, None, 0)
+    assert text.workspace_bytes == pytest.approx(text_share * text.activation_bytes, abs=1)
 
 
 def test_errors_by_message():
