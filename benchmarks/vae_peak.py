@@ -12,7 +12,6 @@ attention, relative to the host's. Rows measured before are kept.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import tempfile
@@ -33,26 +32,10 @@ WAYS = ("decode", "encode")
 KEY = ("way", "prefer", "width_px", "height_px", "batch")
 
 
-def stock_work(sizes: Any, height: int, width: int) -> int:
-    """Multiply-adds of the host's forward: everything once, upsampling not fused."""
-    from pack.nodes.vae.peak import lean_vae_work
-    from pack.nodes.vae.plan import vae_plan
-
-    plan = vae_plan(sizes, height, width, prefer="speed", is_fused=False)
-    levels = tuple(dataclasses.replace(level, adds_after=False) for level in plan.levels)
-    work = lean_vae_work(sizes, height, width, dataclasses.replace(plan, levels=levels))
-    if not sizes.is_decoder:  # ours makes the first map three times
-        work -= 2 * 9 * sizes.widths[0] * sizes.picture_channels * height * width
-    return work
-
-
 def measure(fake: Any, way: str, prefer: str, case: tuple[int, int, int]) -> dict[str, Any]:
     """One row."""
-    from pack.nodes.host.vae import layers as vae_layers
-
     width, height, batch = case
-    sizes = vae_layers.sizes(fake.model)
-    base = stock_work(sizes, height, width)
+    base = fake.stock_work(height, width)
     start = time.perf_counter()
     if prefer == STOCK:
         tracker, ratio = fake.stock(height, width, batch=batch), 1.0

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pack.nodes.probe.tracker import PeakTracker
-from pack.nodes.vae.coders import decode, encode
+from pack.nodes.vae.decode import decode
+from pack.nodes.vae.encode import encode
 from pack.nodes.vae.plan import Prefer, VaePlan
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def ddconfig(
@@ -124,15 +128,29 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """What fused attention holds: its result."""
-    return torch.empty_like(query)
+class Arithmetic(TorchDispatchMode):
+    """Counts the multiply-adds of convolutions and linear layers, in inference mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name == "linear":
+            self.total += out.numel() * args[1].shape[1]
+        elif name in ("conv2d", "conv_transpose2d"):
+            # Transposed, each tap of a weight meets one in stride x stride pixels.
+            strides = math.prod(args[3]) if name == "conv_transpose2d" else 1
+            self.total += out[:, 0].numel() * args[1].numel() // strides
+        return out
 
 
 class FakeVae:
     """A full-size decoder or encoder of the host, on fake tensors of a card, of one dtype.
 
-    Attention counts as fused, by its output.
+    Attention counts as fused: it holds its result. `arithmetic` is that of the latest run.
     """
 
     def __init__(
@@ -141,7 +159,7 @@ class FakeVae:
         import comfy.ldm.modules.diffusionmodules.model as kl
 
         self.is_decoder, self.latent, self.dtype = is_decoder, latent, dtype
-        self.mode = FakeTensorMode()
+        self.mode, self.arithmetic = FakeTensorMode(), Arithmetic()
         kind = kl.Decoder if is_decoder else kl.Encoder
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
@@ -152,7 +170,7 @@ class FakeVae:
             torch.set_default_dtype(default)
         for part in self.model.modules():
             if type(part) is kl.AttnBlock:
-                part.optimized_attention = _fused
+                part.optimized_attention = self._attended
 
     def measure(
         self,
@@ -162,7 +180,8 @@ class FakeVae:
         *,
         batch: int = 1,
         strip_rows: int = 0,
-    ) -> tuple[PeakTracker, int, Any]:
+        has_ram: bool = True,
+    ) -> tuple[PeakTracker, int, VaePlan]:
         """One decode or encode on a card: what it held, its multiply-adds, and the plan."""
         from pack.nodes.host.vae import layers as vae_layers
         from pack.nodes.vae.choice import VaeCall, VaeChoice
@@ -170,10 +189,10 @@ class FakeVae:
         ends = [(3, height, width), (self.latent, height // 8, width // 8)]
         card = torch.device("cuda")
         sizes = vae_layers.sizes(self.model)
-        call = VaeCall(sizes, height, width, self.dtype.itemsize, has_ram=True)
+        call = VaeCall(sizes, height, width, self.dtype.itemsize, has_ram)
         plan = VaeChoice(prefer, strip_rows).plan(call)
         assert plan is not None
-        work: list[int] = []
+        work = 0
         with torch.inference_mode(), self.mode:
             source, result = ends[::-1] if self.is_decoder else ends
             if not self.is_decoder:
@@ -183,23 +202,27 @@ class FakeVae:
                 tracker.watch(x)
                 out = torch.empty(batch, *result, dtype=self.dtype, device=card)
                 for index in range(batch):
-                    self.run(x[index : index + 1], out[index], plan, work)
-        return tracker, sum(work), plan
+                    work += self.run(x[index : index + 1], out[index], plan)
+        return tracker, work, plan
 
-    def run(self, x: Any, out: Any, plan: VaePlan, work: list[int]) -> None:
-        """One sample in strips, [1, C, H, W] to [C, H, W]."""
+    def run(self, x: Any, out: Any, plan: VaePlan) -> int:
+        """Runs one sample in strips, [1, C, H, W] to [C, H, W]; returns its multiply-adds."""
         from pack.nodes.host.vae import layers as vae_layers
 
         layers = vae_layers.read(self.model, x)
         first, attention, last = layers.middle
-        attention = dataclasses.replace(attention, attend=_fused)
+        attention = dataclasses.replace(
+            attention, attend=self._attended, most_queries=lambda keys: keys.shape[2]
+        )
         layers = dataclasses.replace(layers, middle=(first, attention, last))
 
         def write(start: int, rows: torch.Tensor) -> None:
             out[:, start : start + rows.shape[2]].copy_(rows[0])
 
         run = decode if self.is_decoder else encode
-        run(x, layers, plan, device=x.device, write=write, tick=work.append)
+        with self._counted() as arithmetic:
+            run(x, layers, plan, device=x.device, write=write, tick=lambda share: None)
+        return arithmetic.total
 
     def stock(self, height: int, width: int, *, batch: int = 1) -> PeakTracker:
         """What the host's own forward holds."""
@@ -208,7 +231,26 @@ class FakeVae:
                 (self.latent, height // 8, width // 8) if self.is_decoder else (3, height, width)
             )
             x = torch.empty(batch, *shape, dtype=self.dtype, device="cuda")
-            with CardTracker() as tracker:
+            with CardTracker() as tracker, self._counted():
                 tracker.watch(x)
                 self.model(x)
         return tracker
+
+    def stock_work(self, height: int, width: int) -> int:
+        """Multiply-adds of the host's own forward of one sample."""
+        self.stock(height, width)
+        return self.arithmetic.total
+
+    @contextmanager
+    def _counted(self) -> Iterator[Arithmetic]:
+        self.arithmetic = Arithmetic()
+        with self.arithmetic:
+            yield self.arithmetic
+
+    def _attended(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        # Ours are [1, 1, T, C], the host's [B, C, H, W].
+        keys = key.shape[2] if key.shape[1] == 1 else key[0, 0].numel()
+        self.arithmetic.total += 2 * query.numel() * keys
+        return torch.empty_like(query)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..units import MIB
 from .need import vae_need_bytes
-from .peak import lean_vae_peak_bytes, lean_vae_work, stock_vae_peak_bytes
+from .peak import lean_vae_peak_bytes, stock_vae_peak_bytes
 from .plan import Prefer, VaePlan, VaeSizes, is_fused_in, vae_plan
 
 
@@ -45,10 +45,6 @@ class VaeChoice(NamedTuple):
             is_fused=is_fused_in(call.dtype_bytes),
             attempt=attempt,
         )
-
-    def work(self, call: VaeCall, plan: VaePlan) -> int:
-        """Multiply-adds of the call."""
-        return lean_vae_work(call.sizes, call.height, call.width, plan)
 
     def need(self, call: VaeCall) -> int:
         """Bytes to reserve for the call, weights excluded."""

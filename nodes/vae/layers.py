@@ -44,7 +44,10 @@ class BlockLayers:
 
 @dataclass(frozen=True)
 class AttentionLayers:
-    """The attention of the whole map with itself: four 1 x 1 convolutions around `attend`."""
+    """The attention of the whole map with itself: four 1 x 1 convolutions around `attend`.
+
+    most_queries: how many queries `attend` may get at a time, for keys [1, 1, T, C].
+    """
 
     norm: NormLayer
     query: Fetch
@@ -52,6 +55,7 @@ class AttentionLayers:
     value: Fetch
     out: Fetch
     attend: AttendFn
+    most_queries: Callable[[torch.Tensor], int]
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class LevelLayers:
 
 @dataclass(frozen=True)
 class VaeLayers:
-    """A decoder or an encoder; the levels in the order of its calls, the middle at the smallest."""
+    """A decoder or an encoder; its levels in the order of the calls, `middle` at the smallest."""
 
     conv_in: ConvLayer
     levels: Sequence[LevelLayers]

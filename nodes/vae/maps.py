@@ -1,7 +1,7 @@
-"""Maps as strips of rows: stored on the device, stored in RAM, or made anew at each reading.
+"""Maps as strips of rows: stored on the device, stored in RAM, or recomputed at each reading.
 
-Who reads a map for the last time drains it: its strips are freed one by one, while those of the
-next map are written. Generators hand their strips over and keep no name for them.
+The last reader passes `drain=True`. Each strip is then freed once it is read, while the strips of
+the next map are written. So generators keep no name for a strip that they yield.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Protocol
 
 import torch
 
+from .cuts import even_runs
 from .strips import RowQueue, Stage
-
-SLACK_ROWS = 2
 
 
 class Rows(Protocol):
@@ -26,15 +25,15 @@ class Rows(Protocol):
     channels: int
 
     def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
-        """Yields the strips, of about `limit` rows; with `drain` for the last time."""
+        """Yields the strips, of about `limit` rows; with `drain`, frees them as they are read."""
         ...
 
 
 class Remade(Rows, Protocol):
-    """A map that can be read from any row on, as often as it is needed."""
+    """A map that can be read from any row on, any number of times."""
 
     def read_from(self, start: int, limit: int) -> Iterator[torch.Tensor]:
-        """Yields the strips from row `start` to the last."""
+        """Yields the strips from row `start` to the last row."""
         ...
 
 
@@ -55,14 +54,14 @@ class Whole:
 
 
 class Stored:
-    """A list of strips; `missing` rows are still to be appended.
+    """A list of strips, of which `missing` rows are still to be appended.
 
     Args:
         height: rows of the map that will be appended.
-        limit: rows of a strip; shorter ones are joined as they come.
-        in_ram: keeps them in RAM, pinned where that can be had; they are read back by copies.
+        limit: rows of a strip; shorter strips are joined.
+        in_ram: keeps the strips in RAM, pinned where possible, and copies them back to read them.
 
-    Memory: the map; what was drained is free. In RAM: nothing on the device.
+    Memory: the map, less what was drained. In RAM: nothing on the device.
     """
 
     def __init__(self, height: int, limit: int, *, in_ram: bool = False) -> None:
@@ -74,7 +73,7 @@ class Stored:
         self._device = torch.device("cpu")
 
     def append(self, rows: torch.Tensor) -> None:
-        """Stores the next strip, [1, C, n, W]; it is now the map's.
+        """Stores the next strip, [1, C, n, W]; the caller must not write into it any more.
 
         Raises:
             ValueError: more rows than the map has.
@@ -97,7 +96,7 @@ class Stored:
         """See `Rows`.
 
         Raises:
-            ValueError: rows are missing: the map is not complete, or was drained.
+            ValueError: the map is not complete, or was drained.
         """
         if sum(strip.shape[2] for strip in self._strips) != self.height:
             raise ValueError(f"a map of {self.height} rows is not complete or was drained")
@@ -108,26 +107,26 @@ class Stored:
             strip = [strips.popleft() if drain else strips[0]]
             if not drain:
                 strips.rotate(-1)
-            runs = list(even_runs(strip[0].shape[2], limit))
-            # Of memory that is not pinned, such a copy to the device returns when it has read it.
+            runs = even_runs(strip[0].shape[2], limit)
+            # From memory that is not pinned, the copy waits until all is read: the strip may go.
             for start, stop in runs[:-1]:
                 yield strip[0][:, :, start:stop].to(self._device, non_blocking=True)
             yield strip.pop()[:, :, runs[-1][0] :].to(self._device, non_blocking=True)
 
 
 class Piped:
-    """A map made anew at each reading: another map's strips through a stage.
+    """A map that is recomputed at each reading: another map's strips through a stage.
 
     Args:
-        source: what is read.
-        open_stage: makes the stage for one reading of so many rows, which may be the last
-            (`drain`); may borrow weights until the stack closes.
+        source: the map to read.
+        open_stage: makes the stage for one reading. It gets a stack, until whose end it may borrow
+            weights; whether this is the last reading; and the number of rows.
         channels: of the result.
         scale: rows of the result per row of the source: 1, 2, or 0.5.
-        most: rows that the source shall give at a time at most.
-        reach: rows above one that it depends on; for `read_from`.
+        most: rows of the source to read at a time, at most.
+        reach: how many rows above it a row of the result depends on; for `read_from`.
 
-    Memory: that of the source's reading and the stage's.
+    Memory: what reading the source holds, and the stage.
     """
 
     def __init__(
@@ -154,11 +153,11 @@ class Piped:
         """See `Remade`.
 
         Raises:
-            ValueError: the map has another size than its source, or the source cannot do it.
+            ValueError: the map has another size than its source, or the source cannot do this.
         """
         if self._scale != 1 or not isinstance(self._source, Whole | Piped):
             raise ValueError("only a map of its source's size, made of one such, can be begun late")
-        # The rows above stand at the edge of what is read: they are made wrong, and dropped.
+        # The rows above are at the edge of what is read, so they come out wrong and are dropped.
         above = min(start, self._reach)
         first = start - above
         with ExitStack() as until:
@@ -173,13 +172,13 @@ class Piped:
 
 
 class Part:
-    """The first rows of a map stored, the others made anew.
+    """A map whose first rows are stored; the others are recomputed.
 
     Args:
         stored: the first rows.
         remade: the whole map.
 
-    Memory: the stored rows, and what the others' reading holds.
+    Memory: the stored rows, and what recomputing the others holds.
     """
 
     def __init__(self, stored: Stored, remade: Remade) -> None:
@@ -195,12 +194,12 @@ class Joined:
     """The sum of two maps, one of them through a convolution; it can be read once.
 
     Args:
-        hidden: what is convolved.
-        skip: what is added, of the result's size.
+        hidden: the map to convolve.
+        skip: the map to add, of the result's size.
         open_conv: makes the convolution.
-        remade: the same map for who reads it more often.
+        remade: the same map, for readers that need it more than once.
 
-    Memory: both sources' reading and the convolution's.
+    Memory: what reading both maps holds, and the convolution.
     """
 
     def __init__(
@@ -250,25 +249,11 @@ def _pushed(strips: Iterator[torch.Tensor], stage: Stage) -> Iterator[torch.Tens
             yield given.pop()
 
 
-def even_runs(height: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Cuts rows into runs of nearly equal length up to `limit`, or a little more: (start, stop).
-
-    Raises:
-        ValueError: limit < 1.
-    """
-    if limit < 1:
-        raise ValueError(f"limit must be >= 1, got {limit}")
-    # What a stage held back makes the last strip longer; that is no reason for a short one.
-    parts = max(1, -(-(height - SLACK_ROWS) // limit))
-    for part in range(parts):
-        yield part * height // parts, (part + 1) * height // parts
-
-
 def _to_ram(rows: torch.Tensor) -> torch.Tensor:
     held = _pinned_like(rows) if rows.device.type == "cuda" else None
     if held is None:
-        return torch.empty_like(rows, device="cpu").copy_(rows)  # waits: it is read by the CPU
-    # Copies from and to pinned memory keep the order of the stream: no wait is needed.
+        return torch.empty_like(rows, device="cpu").copy_(rows)  # waits until it is copied
+    # Copies from and to pinned memory keep the order of the stream, so nothing has to wait.
     return held.copy_(rows, non_blocking=True)
 
 

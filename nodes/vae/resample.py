@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from .strips import Halo, Tick, layout
+from .strips import Halo, layout
 
 
 class UpConv:
     """Nearest upsampling by 2, then a 3 x 3 convolution; two rows behind.
 
-    Each of the four pixels of a 2 x 2 square sees only 2 x 2 different ones through the 3 x 3 taps.
-    So the pair equals one transposed convolution of stride 2, whose 4 x 4 weight holds sums of
-    taps: 4 multiply-adds per pixel and channel pair instead of 9.
+    Through the 3 x 3 taps, each of the four pixels of a 2 x 2 square sees only 2 x 2 different
+    pixels. So the pair equals one transposed convolution of stride 2, whose 4 x 4 weight holds sums
+    of taps: 4 multiply-adds per pixel and channel pair instead of 9.
 
     Args:
         weight: [C_out, C_in, 3, 3], float.
         bias: [C_out], float, or None.
         height: rows of the map before.
-        is_fused: as a transposed convolution; else the upsampled strip is made.
+        is_fused: runs as a transposed convolution; otherwise the upsampled strip is made.
 
     Memory: a call holds its input, that with its halo, its output and, unless fused, the upsampled
         strip.
@@ -32,13 +32,11 @@ class UpConv:
         bias: torch.Tensor | None,
         *,
         height: int,
-        tick: Tick,
         is_fused: bool,
     ) -> None:
         weight = upsampling_weight(weight) if is_fused else weight
         self._weight = weight.contiguous(memory_format=layout(weight.device))
-        self._bias, self._tick, self._is_fused = bias, tick, is_fused
-        self._halo = Halo(height)
+        self._bias, self._is_fused, self._halo = bias, is_fused, Halo(height)
 
     def push(self, rows: torch.Tensor) -> torch.Tensor | None:
         window = self._halo.window(rows)
@@ -46,17 +44,13 @@ class UpConv:
         if window is None:
             return None
         if self._is_fused:
-            # The outermost 3 rows would need the rows beyond the window.
-            made = functional.conv_transpose2d(
+            # Padding 3 drops the outermost 3 rows: they would need rows beyond the window.
+            return functional.conv_transpose2d(
                 window, self._weight, self._bias, stride=2, padding=(3, 1)
             )
-            self._tick(made.shape[2] * made.shape[3] * self._weight.numel() // 4)
-            return made
         window = functional.interpolate(window, scale_factor=2.0, mode="nearest")
-        # The outermost rows belong to the strips above and below, or are the padding's.
-        made = functional.conv2d(window[:, :, 1:-1], self._weight, self._bias, padding=(0, 1))
-        self._tick(made.shape[2] * made.shape[3] * self._weight.numel())
-        return made
+        # The outermost rows belong to the strips above and below, or to the padding.
+        return functional.conv2d(window[:, :, 1:-1], self._weight, self._bias, padding=(0, 1))
 
 
 def upsampling_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -91,11 +85,9 @@ class DownConv:
     Exact: equal up to rounding to the convolution of the whole map.
     """
 
-    def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, height: int, tick: Tick
-    ) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, height: int) -> None:
         self._weight = weight.contiguous(memory_format=layout(weight.device))
-        self._bias, self._left, self._tick = bias, height, tick
+        self._bias, self._left = bias, height
         self._carry: torch.Tensor | None = None
 
     def push(self, rows: torch.Tensor) -> torch.Tensor | None:
@@ -118,6 +110,4 @@ class DownConv:
         self._carry = window[:, :, 2 * made_rows :, :-1].clone(memory_format=torch.preserve_format)
         if made_rows == 0 or width < 2:
             return None
-        made = functional.conv2d(window, self._weight, self._bias, stride=2)
-        self._tick(made.shape[2] * made.shape[3] * self._weight.numel())
-        return made
+        return functional.conv2d(window, self._weight, self._bias, stride=2)

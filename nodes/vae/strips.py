@@ -1,8 +1,8 @@
 """Convolutions over strips of rows.
 
-A stage takes the strips of a map in order and gives those of the next, one or two rows behind.
-It keeps the rows that the next strip's convolution will need, so no row is computed twice and
-the result is that of the whole map. `push` gives None as long as it has no row to give.
+A stage takes the strips of a map in order and returns those of the next map, one or two rows
+behind. It keeps the rows that the next strip's convolution needs. So no row is computed twice, and
+the result is that of the whole map. `push` returns None while it has no row to return.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-# Told of the multiply-adds of each convolution, after it; may raise to end the work.
-Tick = Callable[[int], None]
-# Writes what is to be convolved of a strip into another of the same shape.
+from .cuts import HALO_ROWS
+
+# Writes what is convolved of a strip into another tensor of the same shape.
 WriteFn = Callable[[torch.Tensor, torch.Tensor], None]
 
 
@@ -27,7 +27,7 @@ class Stage(Protocol):
 
 
 def layout(device: torch.device) -> torch.memory_format:
-    """The memory format of strips: channels last where convolutions are known to like it."""
+    """The memory format of strips: channels last where convolutions are known to be faster so."""
     is_known = device.type in ("cpu", "cuda")
     return torch.channels_last if is_known else torch.contiguous_format
 
@@ -38,7 +38,7 @@ def copy_rows(rows: torch.Tensor, into: torch.Tensor) -> None:
 
 
 class Halo:
-    """Puts the two rows before it on top of each strip, and zeros beyond the map's edges.
+    """Adds to each strip the two rows above it, and zeros beyond the map's edges.
 
     Args:
         height: rows of the whole map.
@@ -61,7 +61,7 @@ class Halo:
         self._left -= count
         if self._left < 0:
             raise ValueError(f"the map has {-self._left} rows less than it was given")
-        above, below = 1 if self._carry is None else 2, int(self._left == 0)
+        above, below = 1 if self._carry is None else HALO_ROWS, int(self._left == 0)
         window = torch.empty(
             (1, channels, above + count + below, width),
             dtype=rows.dtype, device=rows.device, memory_format=layout(rows.device),
@@ -69,14 +69,13 @@ class Halo:
         if self._carry is None:
             window[:, :, :1].zero_()
         else:
-            window[:, :, :2].copy_(self._carry)
+            window[:, :, :HALO_ROWS].copy_(self._carry)
         self._write(rows, window[:, :, above : above + count])
         if below:
             window[:, :, -1:].zero_()
-        self._carry = (
-            None if below else window[:, :, -2:].clone(memory_format=torch.preserve_format)
-        )
-        return window if window.shape[2] > 2 else None
+        kept = None if below else window[:, :, -HALO_ROWS:]
+        self._carry = None if kept is None else kept.clone(memory_format=torch.preserve_format)
+        return window if window.shape[2] > HALO_ROWS else None
 
 
 class Conv:
@@ -86,7 +85,7 @@ class Conv:
         weight: [C_out, C_in, 3, 3], float.
         bias: [C_out], float, or None.
         height: rows of the map.
-        write: what is done to a strip before, `NormSiLU.write`; the padding stays zero.
+        write: what is done to a strip first, such as `NormSiLU.write`; the padding stays zero.
 
     Memory: a call holds its input, the window of n + 2 rows and its output.
     Exact: equal up to rounding to the convolution of the whole map.
@@ -98,21 +97,17 @@ class Conv:
         bias: torch.Tensor | None,
         *,
         height: int,
-        tick: Tick,
         write: WriteFn = copy_rows,
     ) -> None:
         self._weight = weight.contiguous(memory_format=layout(weight.device))
-        self._bias, self._tick = bias, tick
-        self._halo = Halo(height, write)
+        self._bias, self._halo = bias, Halo(height, write)
 
     def push(self, rows: torch.Tensor) -> torch.Tensor | None:
         window = self._halo.window(rows)
         del rows  # the last owner of a strip is the stage it was pushed into
         if window is None:
             return None
-        made = functional.conv2d(window, self._weight, self._bias, padding=(0, 1))
-        self._tick(made.shape[2] * made.shape[3] * self._weight.numel())
-        return made
+        return functional.conv2d(window, self._weight, self._bias, padding=(0, 1))
 
 
 class RowQueue:
@@ -153,58 +148,41 @@ class RowQueue:
                 )
 
 
+class Pointwise:
+    """A 1 x 1 convolution as a stage."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def push(self, rows: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(rows, self._weight, self._bias)
+
+
 class ResBlock:
     """x + conv(silu(norm(conv(silu(norm(x)))))), both norms' statistics given; two rows behind.
 
     Args:
         first: the first norm, SiLU and convolution.
         second: the second.
-        shortcut: the 1 x 1 convolution on x where the channels change: (weight, bias).
+        shortcut: the 1 x 1 convolution on x where the channels change.
 
     Memory: a call holds x, and the larger of `first`'s call and `second`'s with the hidden strip.
     Exact: equal up to rounding to the block on the whole map.
     """
 
-    def __init__(
-        self,
-        first: Conv,
-        second: Conv,
-        shortcut: tuple[torch.Tensor, torch.Tensor | None] | None,
-        *,
-        tick: Tick,
-    ) -> None:
-        self._first, self._second, self._shortcut, self._tick = first, second, shortcut, tick
+    def __init__(self, first: Conv, second: Conv, shortcut: Pointwise | None) -> None:
+        self._first, self._second, self._shortcut = first, second, shortcut
         self._waiting = RowQueue()
 
     def push(self, rows: torch.Tensor) -> torch.Tensor | None:
-        hidden = [self._first.push(rows)]
-        if self._shortcut is not None:
-            rows = shortcut_rows(rows, self._shortcut, self._tick)
-        self._waiting.put(rows)
+        hidden = self._first.push(rows)
+        self._waiting.put(rows if self._shortcut is None else self._shortcut.push(rows))
         del rows
-        if hidden[0] is None:
+        if hidden is None:
             return None
-        made = self._second.push(hidden.pop())  # pyright: ignore[reportArgumentType]
+        handed = [hidden]
+        del hidden  # the last owner of a strip is the stage it is pushed into
+        made = self._second.push(handed.pop())
         if made is not None:
             self._waiting.add_to_(made)
         return made
-
-
-def shortcut_rows(
-    rows: torch.Tensor, shortcut: tuple[torch.Tensor, torch.Tensor | None], tick: Tick
-) -> torch.Tensor:
-    """The 1 x 1 convolution of a strip [1, C, n, W]."""
-    weight, bias = shortcut
-    made = functional.conv2d(rows, weight, bias)
-    tick(made.shape[2] * made.shape[3] * weight.numel())
-    return made
-
-
-class Pointwise:
-    """A 1 x 1 convolution as a stage."""
-
-    def __init__(self, weights: tuple[torch.Tensor, torch.Tensor | None], tick: Tick) -> None:
-        self._weights, self._tick = weights, tick
-
-    def push(self, rows: torch.Tensor) -> torch.Tensor:
-        return shortcut_rows(rows, self._weights, self._tick)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from pack.nodes.vae.maps import Part, Piped, Stored, Whole, even_runs
+from pack.nodes.vae.cuts import even_runs, longest_strip, query_rows
+from pack.nodes.vae.maps import Part, Piped, Stored, Whole
 from pack.nodes.vae.strips import Conv
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,12 +32,21 @@ def _stored(limit: int, cuts: list[int], **options: bool) -> tuple[Stored, torch
 @pytest.mark.parametrize("height", [1, 2, 3, 7, 64, 65])
 @pytest.mark.parametrize("limit", [1, 3, 64])
 def test_runs_cover_the_rows_and_differ_by_one(height: int, limit: int) -> None:
-    runs = list(even_runs(height, limit))
+    runs = even_runs(height, limit)
     assert [start for start, _ in runs] == [0, *(stop for _, stop in runs[:-1])]
     assert runs[-1][1] == height
     lengths = {stop - start for start, stop in runs}
     assert max(lengths) <= limit + 2
     assert max(lengths) - min(lengths) <= 1
+    # The window of a convolution: what the stage before held back, and a row above and below.
+    assert longest_strip(height, limit) == max(lengths) + 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows"), [(64, 64), (4096, 4096), (16384, 4096), (65536, 8192), (65537, 8193)]
+)
+def test_queries_come_in_parts_that_fill_a_card(tokens: int, rows: int) -> None:
+    assert query_rows(tokens) == rows
 
 
 @pytest.mark.parametrize("in_ram", [False, True])
@@ -70,7 +80,7 @@ def test_pipes_read_again() -> None:
 
 
 def _conv(height: int, weight: torch.Tensor) -> Conv:
-    return Conv(weight, None, height=height, tick=lambda work: None)
+    return Conv(weight, None, height=height)
 
 
 @pytest.mark.parametrize("stored_rows", [1, 2, 7, 12])
@@ -140,7 +150,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="only a map of its source's size"):
         next(doubled.read_from(1, 2))
     with pytest.raises(ValueError, match="limit must be >= 1, got 0"):
-        next(even_runs(3, 0))
+        even_runs(3, 0)
     with pytest.raises(ValueError, match="not complete"):
         next(Stored(3, 2).read(2, drain=False))
     with pytest.raises(ValueError, match="the map has 1 rows less than were appended"):

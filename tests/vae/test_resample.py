@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from pack.nodes.vae import reference
 from pack.nodes.vae.resample import DownConv, UpConv, upsampling_weight
 from pack.testing.strip_runs import BOTH, C_IN, C_OUT, CUTS, WIDTH, assert_near, through, weights
-
-
-@pytest.fixture
-def work() -> Iterator[list[int]]:
-    yield []
+from pack.testing.vae_models import Arithmetic
 
 
 @BOTH
 @CUTS
 @pytest.mark.parametrize("is_fused", [True, False])
-def test_upsampling(dtype: torch.dtype, runs: list[int], is_fused: bool, work: list[int]) -> None:
+@torch.inference_mode()
+def test_upsampling(dtype: torch.dtype, runs: list[int], is_fused: bool) -> None:
     torch.manual_seed(1)
     x = torch.randn(1, C_IN, 11, WIDTH).to(dtype)
     weight, bias = weights(C_OUT, C_IN, 3, 3, dtype=dtype)
-    stage = UpConv(weight, bias, height=11, tick=work.append, is_fused=is_fused)
-    made = through(stage, x, runs)
+    with Arithmetic() as work:
+        made = through(UpConv(weight, bias, height=11, is_fused=is_fused), x, runs)
     wanted = reference.upsampled_convolution(x, weight, bias)
     assert_near(made, wanted, dtype, 2 if is_fused else 1)
-    assert sum(work) == 22 * 2 * WIDTH * C_IN * C_OUT * (4 if is_fused else 9)
+    assert work.total == 22 * 2 * WIDTH * C_IN * C_OUT * (4 if is_fused else 9)
 
 
 @BOTH
 @CUTS
 @pytest.mark.parametrize("width", [9, 10])
-def test_downsampling(dtype: torch.dtype, runs: list[int], width: int, work: list[int]) -> None:
+def test_downsampling(dtype: torch.dtype, runs: list[int], width: int) -> None:
     torch.manual_seed(2)
     weight, bias = weights(C_OUT, C_IN, 3, 3, dtype=dtype)
     for height, cuts in ((11, runs), (12, [*runs, 1])):
         x = torch.randn(1, C_IN, height, width).to(dtype)
-        made = through(DownConv(weight, bias, height=height, tick=work.append), x, cuts)
+        made = through(DownConv(weight, bias, height=height), x, cuts)
         assert_near(made, reference.downsampled_convolution(x, weight, bias), dtype)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from pack.nodes.vae import reference
 from pack.nodes.vae.statistics import GroupStats, NormSiLU
-from pack.nodes.vae.strips import Conv, Halo, ResBlock, RowQueue
+from pack.nodes.vae.strips import Conv, Halo, Pointwise, ResBlock, RowQueue
 from pack.testing.strip_runs import (
     BOTH,
     C_IN,
@@ -20,44 +18,43 @@ from pack.testing.strip_runs import (
     through,
     weights,
 )
-
-
-@pytest.fixture
-def work() -> Iterator[list[int]]:
-    yield []
+from pack.testing.vae_models import Arithmetic
 
 
 @BOTH
 @CUTS
-def test_convolution(dtype: torch.dtype, runs: list[int], work: list[int]) -> None:
+@torch.inference_mode()
+def test_convolution(dtype: torch.dtype, runs: list[int]) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, C_IN, 11, WIDTH).to(dtype)
     weight, bias = weights(C_OUT, C_IN, 3, 3, dtype=dtype)
-    made = through(Conv(weight, bias, height=11, tick=work.append), x, runs)
+    with Arithmetic() as work:
+        made = through(Conv(weight, bias, height=11), x, runs)
     assert_near(made, reference.convolution(x, weight, bias), dtype)
-    assert sum(work) == 11 * WIDTH * weight.numel()
+    assert work.total == 11 * WIDTH * weight.numel()
 
 
 @BOTH
 @CUTS
 @pytest.mark.parametrize("c_out", [C_IN, C_OUT])
-def test_residual_block(dtype: torch.dtype, runs: list[int], c_out: int, work: list[int]) -> None:
+def test_residual_block(dtype: torch.dtype, runs: list[int], c_out: int) -> None:
     torch.manual_seed(3)
     x = torch.randn(1, C_IN, 11, WIDTH).to(dtype)
     norms = [tuple(torch.randn(c).to(dtype) for _ in range(2)) for c in (C_IN, c_out)]
     convs = [weights(c_out, c, 3, 3, dtype=dtype) for c in (C_IN, c_out)]
     shortcut = weights(c_out, C_IN, 1, 1, dtype=dtype) if c_out != C_IN else None
+    across = None if shortcut is None else Pointwise(*shortcut)
 
     def norm(stats: GroupStats, number: int) -> NormSiLU:
         return NormSiLU(*stats.pooled(), *norms[number], eps=1e-6)
 
     def conv(number: int, after: NormSiLU) -> Conv:
-        return Conv(*convs[number], height=11, tick=work.append, write=after.write)
+        return Conv(*convs[number], height=11, write=after.write)
 
     first, second = GroupStats(4), GroupStats(4)
     first.add(x)
     second.add(through(conv(0, norm(first, 0)), x, runs))
-    block = ResBlock(conv(0, norm(first, 0)), conv(1, norm(second, 1)), shortcut, tick=work.append)
+    block = ResBlock(conv(0, norm(first, 0)), conv(1, norm(second, 1)), across)
     kept = x.clone()
     made = through(block, x, runs)
     wanted = reference.residual_block(x, norms, convs, shortcut, groups=4)

@@ -12,15 +12,17 @@ import comfy.utils
 import torch
 
 from ...vae.choice import VaeCall, VaeChoice
-from ...vae.coders import decode, encode
+from ...vae.decode import decode
+from ...vae.encode import encode
 from ...vae.plan import VaePlan, VaeSizes
+from ...vae.steps import step_count
 from ..base.reserve import make_room
 from ..base.server import NodeLog
 from . import layers as vae_layers
 from .pinned import PinnedRam
 
-# Multiply-adds below which a progress bar would only flicker, as under each tile of a tiled decode.
-_LONG = 2 * 10**12
+# Pixels below which a progress bar would only flicker, as under each tile of a tiled decode.
+_LONG_PX = 1024**2
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class LeanForward:
             following = choice.plan(call, attempt)
             ram.is_used |= any(level.in_ram for level in plan.levels)
             try:
-                self._strips(sample, result, plan, choice.work(call, plan))
+                self._strips(sample, result, plan, is_long=call.height * call.width > _LONG_PX)
                 return
             except Exception as error:
                 if following is None or not _is_oom(error):
@@ -131,27 +133,35 @@ class LeanForward:
                 f"prefer {plan.prefer}"
             )
 
-    def _strips(self, sample: torch.Tensor, result: torch.Tensor, plan: VaePlan, work: int) -> None:
+    def _strips(
+        self, sample: torch.Tensor, result: torch.Tensor, plan: VaePlan, *, is_long: bool
+    ) -> None:
         layers = vae_layers.read(self.stock, sample)
 
         def write(first: int, rows: torch.Tensor) -> None:
             result[:, :, first : first + rows.shape[2]].copy_(rows)
 
         run = decode if self.is_decoder else encode
-        run(sample, layers, plan, device=sample.device, write=write, tick=_Progress(work))
+        tick = _Progress(step_count(layers) if is_long else None)
+        run(sample, layers, plan, device=sample.device, write=write, tick=tick)
 
 
 class _Progress:
-    """Moves the running node's bar on long work, and ends it when the user cancels."""
+    """Ends the work when the user cancels, and moves the running node's bar.
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._percent = total, 0, 0
-        self._bar = comfy.utils.ProgressBar(100) if total > _LONG else None
+    Args:
+        steps: how many there are; None shows no bar.
+    """
 
-    def __call__(self, work: int) -> None:
+    def __init__(self, steps: int | None) -> None:
+        self._done, self._percent = 0.0, 0
+        self._per_step = 100 / steps if steps else 0.0
+        self._bar = comfy.utils.ProgressBar(100) if steps else None
+
+    def __call__(self, share: float) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self._done += work
-        percent = min(100, 100 * self._done // self._total)
+        self._done += share * self._per_step
+        percent = min(100, round(self._done))
         if self._bar is not None and percent > self._percent:
             self._percent = percent
             self._bar.update_absolute(percent)

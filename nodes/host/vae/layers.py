@@ -9,7 +9,6 @@ import comfy.ops
 import torch
 from torch import nn
 
-from ...cuts import pieces
 from ...vae.layers import (
     AttentionLayers,
     BlockLayers,
@@ -137,7 +136,8 @@ def read(model: Any, like: torch.Tensor) -> VaeLayers:
         key=weights(attn.k),
         value=weights(attn.v),
         out=weights(attn.proj_out),
-        attend=attend,
+        attend=comfy.ops.scaled_dot_product_attention,
+        most_queries=_most_queries,
     )
     return VaeLayers(
         conv_in=conv(model.conv_in),
@@ -148,17 +148,9 @@ def read(model: Any, like: torch.Tensor) -> VaeLayers:
     )
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attention [1, 1, T, C] without a matrix of all queries by all keys.
-
-    Memory: the result; where the device has no fused attention for this, `_SCORE_BYTES` beside.
-    Exact: equal up to rounding, queries are independent.
-    """
-    if sdpa_choice(query, key, value) == "fused":
-        return comfy.ops.scaled_dot_product_attention(query, key, value)
+def _most_queries(keys: torch.Tensor) -> int:
+    """All of them where attention is fused; else as many as `_SCORE_BYTES` of scores allow."""
+    if sdpa_choice(keys, keys, keys) == "fused":
+        return keys.shape[2]
     # Math attention holds the scores about twice in float32.
-    result = torch.empty_like(query)
-    for start, stop in pieces(query.shape[2], max(1, _SCORE_BYTES // (8 * key.shape[2]))):
-        part = comfy.ops.scaled_dot_product_attention(query[:, :, start:stop], key, value)
-        result[:, :, start:stop] = part
-    return result
+    return max(1, _SCORE_BYTES // (8 * keys.shape[2]))

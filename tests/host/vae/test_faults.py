@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.probe.tracker import PeakTracker
-from pack.nodes.vae.choice import VaeChoice
+from pack.nodes.vae.choice import VaeCall, VaeChoice
+from pack.nodes.vae.decode import decode
+from pack.nodes.vae.encode import encode
+from pack.nodes.vae.plan import PREFERENCES, Prefer
+from pack.nodes.vae.steps import step_count
 from pack.testing.loading import write_tiny_vae
 from pack.testing.vae_models import At, kl_vae, last_conv, lean, raise_oom
 
@@ -255,11 +259,63 @@ def test_a_long_decode_moves_the_nodes_bar(vae: Any, monkeypatch: pytest.MonkeyP
     )
     lean(vae).decode(LATENT)
     assert seen == [], "short work shows no bar"
-    monkeypatch.setattr(vae_forward, "_LONG", 0)
+    monkeypatch.setattr(vae_forward, "_LONG_PX", 0)
     lean(vae).decode(LATENT)
     assert seen == sorted(set(seen))
     assert len(seen) > 1  # the host leaves steps out that follow soon
     assert seen[-1] == 100
+
+
+@pytest.mark.parametrize("has_ram", [False, True])
+@pytest.mark.parametrize("prefer", PREFERENCES)
+@torch.inference_mode()
+def test_the_bar_counts_the_maps_that_are_read(vae: Any, prefer: Prefer, has_ram: bool) -> None:
+    """A decode reads some maps once more where it recomputes; the bar may reach its end early."""
+    from pack.nodes.host.vae import layers as vae_layers
+
+    for run, part, shape in (
+        (decode, vae.first_stage_model.decoder, (1, 4, 8, 8)),
+        (encode, vae.first_stage_model.encoder, (1, 3, 64, 64)),
+    ):
+        given, shares = torch.zeros(shape), []
+        layers = vae_layers.read(part, given)
+        call = VaeCall(vae_layers.sizes(part), 64, 64, dtype_bytes=4, has_ram=has_ram)
+        plan = VaeChoice(prefer, 8).plan(call)
+        assert plan is not None
+        run(
+            given,
+            layers,
+            plan,
+            device=given.device,
+            write=lambda first, rows: None,
+            tick=shares.append,
+        )
+        assert len(shares) > 2 * step_count(layers), "several strips for each map"
+        assert -1e-6 < sum(shares) - step_count(layers) < len(layers.levels)
+
+
+@torch.inference_mode()
+def test_attention_that_is_not_fused_takes_few_queries(
+    vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.ops
+    from pack.nodes.host.vae import layers as vae_layers
+
+    attend, seen = comfy.ops.scaled_dot_product_attention, []
+
+    def watched(query: torch.Tensor, *args: Any) -> torch.Tensor:
+        seen.append(query.shape[2])
+        return attend(query, *args)
+
+    wanted = vae.decode(LATENT)
+    monkeypatch.setattr(comfy.ops, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(vae_layers, "_SCORE_BYTES", 8 * 64 * 24)
+    assert (lean(vae).decode(LATENT) - wanted).norm() < 1e-5 * wanted.norm()
+    fused, seen[:] = list(seen), []
+    monkeypatch.setattr(vae_layers, "sdpa_choice", lambda *args: "math")
+    assert (lean(vae).decode(LATENT) - wanted).norm() < 1e-5 * wanted.norm()
+    assert fused == [64]
+    assert seen == [24, 24, 16]
 
 
 @torch.inference_mode()
