@@ -1,4 +1,4 @@
-"""VRAM Probe: the memory peak of what ran before it, or of a sampling, and what it was made of."""
+"""VRAM Probe: the memory peak of what ran before it, or of a sampling, and its parts."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class VRAMProbe(io.ComfyNode):
             display_name="VRAM Probe",
             category="utilities",
             description=(
-                "Shows how much memory was needed at most, when, and of what: weights, activations "
-                "or the rest. It measures what ran since the probe or the watched sampling before "
-                "it; on a MODEL wire also each sampling of that model, live, by step and by block. "
-                "Without a GPU it measures RAM."
+                "Shows the peak of memory, when it was reached, and its parts: weights, "
+                "activations and other. It measures what ran since the last probe or watched "
+                "sampling. On a MODEL wire it also measures each sampling of that model, live, by "
+                "step and by block. Without a GPU it measures RAM."
             ),
             search_aliases=["vram", "memory", "peak", "monitor", "profiler"],
             is_output_node=True,
-            # Else the host would take a like probe's output from its cache, which tells that node.
+            # Otherwise the host would reuse the output of another probe with the same inputs.
             not_idempotent=True,
             inputs=[
                 io.MatchType.Input(
@@ -43,7 +43,7 @@ class VRAMProbe(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Any wire; it comes out unchanged. A MODEL comes out as a copy that is "
-                        "watched while the host samples it. Costs no memory."
+                        "measured while ComfyUI samples it. Costs no memory."
                     ),
                 ),
                 io.String.Input(
@@ -59,11 +59,11 @@ class VRAMProbe(io.ComfyNode):
                     options=MODES,
                     default=MODES[0],
                     tooltip=(
-                        "measure and reset peak: also sets the peak counter back, so that the "
-                        "next stretch has a peak of its own. measure: leaves it to other readers, "
-                        "save in a sampling whose detail is steps or more; a lower peak after a "
-                        "higher one is then only known from readings, and a note says so. reset "
-                        "only: measures nothing. None of them changes how much memory is used."
+                        "measure and reset peak: also resets the peak counter, so that what runs "
+                        "next has a peak of its own. measure: does not reset it, except in a "
+                        "sampling with detail steps or more. A lower peak after a higher one is "
+                        "then only known from readings, and a note says so. reset only: measures "
+                        "nothing. None of them changes how much memory is used."
                     ),
                 ),
                 io.Combo.Input(
@@ -71,11 +71,11 @@ class VRAMProbe(io.ComfyNode):
                     options=DETAILS,
                     default="steps",
                     tooltip=(
-                        "How closely a sampling is watched, on a MODEL wire: one peak, one for "
-                        "each step, one for each block, or also the largest tensors with their "
-                        "code lines and a file for torch's memory viewer (slow). From steps on, "
-                        "the counter is set back between them. Without a GPU, blocks and "
-                        "allocations count exact tensor bytes (slow)."
+                        "What is measured in a sampling, on a MODEL wire. totals: one peak. steps: "
+                        "one for each step. blocks: one for each block. allocations: also the "
+                        "largest tensors with their code lines, and a file for torch's memory "
+                        "viewer (slow). With steps or more, the counter is reset between steps. "
+                        "Without a GPU, blocks and allocations count exact tensor bytes (slow)."
                     ),
                 ),
                 io.Combo.Input(
@@ -95,14 +95,14 @@ class VRAMProbe(io.ComfyNode):
                     template=anything,
                     id="value",
                     display_name="value",
-                    tooltip="What came in, unchanged; a MODEL as a watched copy.",
+                    tooltip="What came in, unchanged; a MODEL as a copy that is measured.",
                 ),
                 io.String.Output(
                     "report",
                     display_name="report",
                     tooltip=(
                         "The figures as a text table, with a summary of all probes of this prompt "
-                        "so far. On a MODEL wire: of what ran before the sampling."
+                        "so far. On a MODEL wire: the figures of what ran before the sampling."
                     ),
                 ),
                 io.Float.Output(

@@ -46,7 +46,7 @@ class Bench:
     def sent(self, event: str = EVENT) -> list[tuple[dict[str, Any], str | None]]:
         """Data and receiver of every such message since the last call."""
         # What a probe sees too soon after its last event waits for up to an eighth of a second.
-        self.loop.run_until_complete(asyncio.sleep(0.2))
+        self.loop.run_until_complete(asyncio.sleep(0.14))
         found = []
         while not self.server.messages.empty():
             name, data, receiver = self.server.messages.get_nowait()
@@ -59,6 +59,27 @@ class Bench:
         """The message of a failed prompt."""
         messages = dict(self.executor.status_messages)
         return messages.get("execution_error") or messages.get("execution_interrupted")
+
+
+class Clock:
+    """Seconds that do not depend on the machine: each question takes three milliseconds."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        self.now += 0.003
+        return self.now
+
+
+def clocked(monkeypatch: Any) -> Clock:
+    """Gives the probes of samplings, and the pace of their events, a clock of their own."""
+    from pack.nodes.host.probe import wrappers
+    from pack.nodes.probe.recorder import Pace, Recorder
+
+    clock = Clock()
+    monkeypatch.setattr(wrappers, "Pace", lambda per_second: Pace(per_second, clock))
+    monkeypatch.setattr(wrappers, "Recorder", lambda blank: Recorder(blank, clock))
+    return clock
 
 
 @contextmanager

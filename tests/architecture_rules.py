@@ -33,7 +33,7 @@ TWINS: dict[str, set[str]] = {
 SHARED = {"units", "cuts"}
 # `python run.py plan` runs on the standard library alone, so these have no torch.
 TORCH_FREE = {"sizes", "cuts", "plan", "peak", "need", "choice", "budget"}
-PROBE_WITH_TORCH = {"tracker"}
+PROBE_WITH_TORCH = {"operations", "tracker"}
 NETWORK_AND_PROCESSES = {
     "aiohttp", "asyncore", "ftplib", "http", "httpx", "huggingface_hub", "imaplib", "poplib",
     "multiprocessing", "pty", "requests", "smtplib", "socket", "socketserver", "ssl",

@@ -1,4 +1,4 @@
-"""Runs as rows of a JSON lines file, to compare them later."""
+"""Records as rows of a JSON lines file, to compare them later."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .record import Figure, Record
 def row(
     record: Record, *, time: str, figures: Sequence[Figure], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One run as a flat row.
+    """One record as a flat row.
 
     Args:
         record: what was measured.
         time: when, ISO 8601.
-        figures: what else the machine says at that moment.
-        about: workflow hash, model, size, batch, dtype and versions, as far as they are known.
+        figures: what else the machine reports at that moment.
+        about: workflow hash, model, size, batch, dtype and versions, where they are known.
     """
     parts = record.parts_at_peak
     seconds = [step.seconds for step in record.steps]

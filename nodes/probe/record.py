@@ -1,7 +1,7 @@
-"""What a VRAM Probe has seen, as plain data: the event to the page, the output, the report.
+"""What a VRAM Probe has measured, as plain data: for the page, the output and the report.
 
-A record is frozen; a probe that is still measuring makes a new one for each event. `as_json` gives
-plain dicts, lists, numbers, strings and None, and nothing that names a folder or a prompt.
+A record never changes; a probe that is still measuring makes a new one for each event. `as_json`
+gives plain dicts, lists, numbers, strings and None. Nothing in it names a folder or a prompt.
 
 | unit | of |
 |---|---|
@@ -25,8 +25,8 @@ class Figure:
     """A named number of bytes, or the reason why this machine cannot give it.
 
     name: such as ``torch allocated`` or ``driver used on the device``.
-    bytes: None where it is not available.
-    reason: None where it is.
+    bytes: None where the number is not available.
+    reason: None where it is available.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When the peak stood; what is not known is None.
+    """When the peak was reached; what is not known is None.
 
     t_s: seconds since the probe began.
     step: sampling step, the first is 1.
@@ -78,7 +78,7 @@ class Parts:
     """What a number of bytes is made of; the three add up to it.
 
     weights: weights of models on the device.
-    activations: what the measured stretch has added.
+    activations: what was added while the probe measured.
     other: the rest: what was there before, and on a CPU the process itself.
     """
 
@@ -130,18 +130,18 @@ class LiveTensor:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Everything that a probe tells.
+    """Everything that a probe reports.
 
-    state: ``cached`` = what stands before the probe came from the host's cache, nothing measured.
+    state: ``cached``: what is before the probe came from the host's cache; nothing was measured.
     mode, detail: the node's settings.
     measured_with: what gave the bytes, for a reader: ``torch allocator``, ``process RSS``, ...
     peak_bytes: None where nothing was measured.
     timeline: at most 400 points, the peak among them.
-    figures: what else this machine tells, or why it cannot.
+    figures: what else this machine reports, or why it cannot.
     largest: the largest live tensors at the peak, in detail ``allocations``.
     report: the table for people; issue_report: Markdown without paths or prompts.
     summary: one line for each probe of the prompt so far, in order of execution.
-    notes: what went otherwise than asked, such as a folder that cannot be written.
+    notes: what did not go as asked, such as a folder that cannot be written.
     files: names of files below the host's output folder that this probe wrote.
     prompt_id: of the prompt in which it was measured. A probe that the host took from its cache
         still carries the record, and the id, of the prompt before.

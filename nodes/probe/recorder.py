@@ -1,4 +1,4 @@
-"""Collects what a probe sees while it measures, and gives it as a record at any moment."""
+"""Collects what a probe measures, and gives it as a record at any moment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Clock = Callable[[], float]
 
 
 class Recorder:
-    """A stretch of work: its timeline, its steps and its peak.
+    """The timeline, the steps and the peak of what one probe measures.
 
     Args:
         blank: the record without measurements: label, settings, device.
@@ -81,7 +81,7 @@ class Recorder:
             self._step = None
 
     def drop_step(self) -> None:
-        """Forgets the open step: what comes behind the last one is none."""
+        """Forgets the open step: what follows the last step is not a step."""
         self._step = None
 
     def record(self, state: State, *, files: Sequence[str] = ()) -> Record:
@@ -112,7 +112,7 @@ def parts_of(total: int, weights: int, before: int) -> Parts:
     Args:
         total: bytes in use.
         weights: bytes of weights among them; a mapped file may count for more than is resident.
-        before: bytes other than weights when the stretch began.
+        before: bytes other than weights when the measuring began.
 
     Returns:
         Parts whose sum is `total`.

@@ -1,4 +1,4 @@
-"""A record in words: the table on the node, one line for a summary, a block for an issue."""
+"""A record as text: a table, one line for a summary, a block for an issue."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -176,12 +177,14 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
     assert "appears here while the prompt runs" in probe.text("empty")
     page.keep_screenshot(artifacts, f"{name}_empty")
 
+    start = time.monotonic()
     prompt_id = page.run()
     probe.wait_for_chart()
     record = _record(server, prompt_id, ON_MODEL)
     assert record["state"] == "done"
     assert [step["step"] for step in record["steps"]] == list(range(1, STEPS + 1))
-    _check_events(page.page.evaluate("window.heard"), prompt_id)
+    heard = page.page.evaluate("window.heard")
+    _check_events(heard, prompt_id, time.monotonic() - start)
 
     for part in PARTS:
         assert probe.element.locator(f"polygon.{part}").count() == 1
@@ -227,15 +230,15 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
     assert page.faults == []
 
 
-def _check_events(heard: list[dict[str, Any]], prompt_id: str) -> None:
+def _check_events(heard: list[dict[str, Any]], prompt_id: str, seconds: float) -> None:
     sampled = [event for event in heard if event["node_id"] == str(ON_MODEL)]
     assert {event["prompt_id"] for event in heard} == {prompt_id}
     states = [event["record"]["state"] for event in sampled]
-    assert states.count("running") >= 2
+    assert states[1] == "running"
     assert states[-1] == "done"
-    times = [event["at"] for event in sampled]
-    # Ten a second, and a second in the page may be a little shorter than one in the server.
-    assert all(later - first > 800 for first, later in zip(times, times[10:], strict=False))
+    # Eight a second, the first of them at once, and that of the node itself. How many arrive in any
+    # one second depends on the machine.
+    assert len(states) <= 8 * seconds + 2
 
 
 def _choose_in_menu(probe: Probe) -> None:

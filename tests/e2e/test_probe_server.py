@@ -41,7 +41,7 @@ def run(server: LiveHost, prompt: dict[str, Any], *, cancels: bool = False) -> A
     """Runs a prompt for one of two open pages.
 
     Returns:
-        The prompt's id, and what each page got: (name, data, seconds) of every message.
+        The prompt's id, and what each page got: (name, data) of every message.
     """
 
     async def both() -> Any:
@@ -56,7 +56,7 @@ def run(server: LiveHost, prompt: dict[str, Any], *, cancels: bool = False) -> A
                     if message.type is not aiohttp.WSMsgType.TEXT:
                         continue
                     data = message.json()
-                    got[client].append((data["type"], data["data"], time.monotonic()))
+                    got[client].append((data["type"], data["data"]))
                     if client == mine and (step_of(got[client][-1]) or 0) >= 2:
                         sampling.set()
                     if client == mine and data["type"] in (
@@ -87,33 +87,39 @@ def run(server: LiveHost, prompt: dict[str, Any], *, cancels: bool = False) -> A
 
 def step_of(message: Any) -> int | None:
     """The step in which the newest point of a probe's event stands."""
-    name, data, _ = message
+    name, data = message
     if name != EVENT or not data["record"]["timeline"]:
         return None
     return data["record"]["timeline"][-1][4]
 
 
 def test_one_page_sees_the_run_live_and_the_history_keeps_it(server):
-    prompt_id, mine, other = run(server, prompt_with_probes(steps=24))
-    sent = [(data, at) for name, data, at in mine if name == EVENT]
-    assert [name for name, _, _ in other if name == EVENT] == []
-    assert {data["prompt_id"] for data, _ in sent} == {prompt_id}
-    assert {data["node_id"] for data, _ in sent} == {"1:8", "9"}
+    steps, sampling = 12, []
+    while len(sampling) < 5:  # on a fast machine more steps go between two events
+        steps *= 2
+        assert steps <= 768
+        start = time.monotonic()
+        prompt_id, mine, other = run(server, prompt_with_probes(steps=steps))
+        seconds = time.monotonic() - start
+        sent = [data for name, data in mine if name == EVENT]
+        sampling = [data["record"] for data in sent if data["node_id"] == "1:8"]
+    assert [name for name, _ in other if name == EVENT] == []
+    assert {data["prompt_id"] for data in sent} == {prompt_id}
+    assert {data["node_id"] for data in sent} == {"1:8", "9"}
 
-    sampling = [(data["record"], at) for data, at in sent if data["node_id"] == "1:8"]
-    states = [record["state"] for record, _ in sampling]
+    states = [record["state"] for record in sampling]
     assert states[-1] == "done"
     assert states.count("running") >= 3
-    running = [record for record, _ in sampling if record["state"] == "running"]
+    running = [record for record in sampling if record["state"] == "running"]
     assert len(running[1]["timeline"]) < len(running[-1]["timeline"])
-    times = [at for _, at in sampling]
-    for first in times:
-        assert len([t for t in times if first <= t < first + 1]) <= 10
+    # Eight a second, the first of them at once, and that of the node itself. How many arrive in any
+    # one second depends on the machine.
+    assert len(sampling) <= 8 * seconds + 2
 
     outputs = server.wait(prompt_id, TIMEOUT_S)["outputs"]
     (kept,) = outputs["1:8"]["z_image_vram_probe"]
-    assert kept == sampling[-1][0]
-    assert len(kept["steps"]) == 24
+    assert kept == sampling[-1]
+    assert len(kept["steps"]) == steps
     assert kept["peak_at"]["block"].split(".")[0] in ("layers", "noise_refiner", "context_refiner")
     # Its own peak, and the sampling's in the summary.
     (decode,) = outputs["9"]["z_image_vram_probe"]
@@ -125,21 +131,24 @@ def test_one_page_sees_the_run_live_and_the_history_keeps_it(server):
     assert named.count("KSampler") <= 2
 
 
-def test_a_stretch_is_followed_step_by_step_without_a_wrapper(server):
+def test_an_interval_is_followed_step_by_step_without_a_wrapper(server):
     """Through the host's own progress."""
-    prompt = prompt_with_probes(steps=20)
-    prompt["1:8"]["inputs"]["value"] = ["2", 0]
-    prompt["5"]["inputs"] |= {"model": ["1", 0], "positive": ["1:8", 0]}
-    outputs = server.wait(server.queue(prompt), TIMEOUT_S)["outputs"]
-    (record,) = outputs["9"]["z_image_vram_probe"]
-    # The host leaves out a step that comes too soon after another.
-    assert len([row for row in record["timeline"] if row[5] == "KSampler"]) >= 4
+    steps, seen = 10, 0
+    while seen < 4:  # the host leaves out a step that comes too soon after another
+        steps *= 2
+        assert steps <= 640
+        prompt = prompt_with_probes(steps=steps)
+        prompt["1:8"]["inputs"]["value"] = ["2", 0]
+        prompt["5"]["inputs"] |= {"model": ["1", 0], "positive": ["1:8", 0]}
+        outputs = server.wait(server.queue(prompt), TIMEOUT_S)["outputs"]
+        (record,) = outputs["9"]["z_image_vram_probe"]
+        seen = len([row for row in record["timeline"] if row[5] == "KSampler"])
 
 
 def test_a_cancelled_run_ends_with_a_record_that_says_so(server):
     prompt_id, mine, _ = run(server, prompt_with_probes(steps=200, label=" long"), cancels=True)
-    assert "execution_interrupted" in {name for name, _, _ in mine}
-    record = [data["record"] for name, data, _ in mine if name == EVENT][-1]
+    assert "execution_interrupted" in {name for name, _ in mine}
+    record = [data["record"] for name, data in mine if name == EVENT][-1]
     assert record["state"] == "interrupted"
     assert 1 <= len(record["steps"]) < 200
     deadline = time.monotonic() + 30
@@ -155,7 +164,7 @@ def test_without_a_page_the_prompt_runs_all_the_same_and_may_be_asked_about(serv
         assert time.monotonic() < deadline
         live = server.get_json(f"{ROUTE}{prompt_id}")
         states.update(record["state"] for record in live.values())
-        time.sleep(0.05)
+        time.sleep(0.01)
     assert "running" in states
     outputs = server.wait(prompt_id, TIMEOUT_S)["outputs"]
     live = server.get_json(f"{ROUTE}{prompt_id}")

@@ -29,7 +29,7 @@ class Clock:
 
 
 class Allocator:
-    """Counts as torch's does: the current bytes, and the highest since it was set back."""
+    """Counts as torch's does: the current bytes, and the highest since it was reset."""
 
     def __init__(self) -> None:
         self.current = self.peak = 0
@@ -107,7 +107,7 @@ class TestCounter:
         allocator.use(10)
         assert interval.take(reset=False) == (1000, True)
         assert interval.take(reset=False) == (10, False)
-        assert allocator.peak == 1000, "nothing was set back"
+        assert allocator.peak == 1000, "nothing was reset"
 
     def test_what_rises_above_the_peak_from_before_is_exact_whatever_was_read_earlier(self):
         """Bug: one low reading in the interval, and its peak was called the least for good."""

@@ -182,6 +182,19 @@ def test_a_grown_storage_counts_its_new_size(tensors: str) -> None:
     assert [e.nbytes for e in tracker.sequence()] == [0, 20, 20, 200]
 
 
+def test_a_shrunk_storage_counts_its_new_size(tensors: str) -> None:
+    with PeakTracker(log=True) as tracker:
+        x = torch.ones(50)
+        x.resize_(5)
+        assert tracker.current_bytes == 200, "fewer elements, but the same storage"
+        x.untyped_storage().resize_(20)
+        x.add_(1)
+        assert (tracker.current_bytes, tracker.peak_bytes) == (20, 200)
+        del x
+    assert tracker.current_bytes == 0
+    assert [e.nbytes for e in tracker.sequence()] == [200, 20]
+
+
 def test_what_autograd_saves_stays_counted() -> None:
     x = torch.ones(8, requires_grad=True)
     with PeakTracker() as tracker:

@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 from pack.testing import probe_prompts
-from pack.testing.probe_prompts import CLIENT, Bench, bench, probe, sampler, sampling, shelf, source
+from pack.testing.probe_prompts import (
+    CLIENT,
+    Bench,
+    Clock,
+    bench,
+    probe,
+    sampler,
+    sampling,
+    shelf,
+    source,
+)
 
 pytestmark = pytest.mark.usefixtures("host")
 SAMPLINGS = 30
@@ -29,8 +39,13 @@ def prompts(host: Any) -> Iterator[Bench]:
         yield made
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return probe_prompts.clocked(monkeypatch)
+
+
 def test_many_short_samplings_behind_one_probe_send_at_most_ten_events_in_any_second(
-    prompts, loaded
+    prompts, loaded, clock
 ):
     """Bug: each sampling had a pace of its own, and sent two events at the least."""
     prompt = sampling(loaded, detail="totals", steps=1)
@@ -41,9 +56,11 @@ def test_many_short_samplings_behind_one_probe_send_at_most_ten_events_in_any_se
     prompt["shown"]["inputs"]["source"] = [f"sampler {SAMPLINGS - 1}", 0]
     record = prompts.record(prompt, "probe")
     assert any(f"sampled {SAMPLINGS} times" in note for note in record["notes"])
+    clock.now += 1
     # The first event belongs to the node itself, in front of the samplings.
     records = [data["record"] for data, _ in prompts.sent()][1:]
     times = [0.0, *(seen["timeline"][-1][0] for seen in records)]
+    assert len(times) > 2
     for first in times:
         assert len([t for t in times if first <= t < first + 1]) <= 10
     assert records[-1] == record, "the last one comes, though it was too soon"

@@ -109,7 +109,7 @@ def rises(record: dict[str, Any]) -> list[float]:
 
 @pytest.mark.parametrize("mode", [KEEP, RESET])
 def test_the_first_step_has_its_own_peak_below_that_of_the_loading(loaded, reset, mode):
-    """Bug: the counter was not set back in front of step 1, which then had only its readings."""
+    """Bug: the counter was not reset in front of step 1, which then had only its readings."""
     reset()
     seen = record_of(growing(loaded.model, 100), loading_mib=300, mode=mode, detail="steps")
     assert all(95 < rise < 200 for rise in rises(seen)), rises(seen)

@@ -38,7 +38,7 @@ def loaded(host: Any, small_folder: Path) -> Any:
 
 @pytest.fixture
 def prompts(host: Any) -> Iterator[Bench]:
-    gc.collect()  # what other tests have left behind must not go while a stretch is measured
+    gc.collect()  # what other tests have left behind must not go while an interval is measured
     with bench(host) as made:
         yield made
 
@@ -79,7 +79,7 @@ def test_the_outputs(loaded):
     assert is_nan(execute(loaded.vae, mode=RESET_ONLY).args[2])
 
 
-class TestStretch:
+class TestInterval:
     def test_two_probes_measure_what_is_between_them(self, prompts):
         """300 MiB that come and go in front of the first one are not the second one's."""
         if not can_reset():
@@ -131,7 +131,7 @@ class TestStretch:
         assert record["peak_bytes"] is None
         assert record["report"].startswith("again: cached, not measured")
 
-    def test_reset_only_begins_a_stretch(self, prompts):
+    def test_reset_only_begins_an_interval(self, prompts):
         if not can_reset():
             pytest.skip("this system does not let a process set its peak back")
         shelf(large=lambda: resident(300), small=lambda: 1)
@@ -146,7 +146,7 @@ class TestStretch:
 
 
 class TestHistory:
-    def test_a_row_is_appended_for_a_stretch_and_for_a_sampling(self, prompts, loaded, output):
+    def test_a_row_is_appended_for_an_interval_and_for_a_sampling(self, prompts, loaded, output):
         prompt = sampling(loaded, history="append a row")
         prompt["text"]["inputs"]["text"] = "a secret prompt"
         record = prompts.record(prompt, "probe")

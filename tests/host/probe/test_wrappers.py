@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from pack.testing import attention_models, lean_models, probe_prompts
 from pack.testing.lean_models import OVERRIDE, lean, sample
-from pack.testing.probe_prompts import Bench, bench, sampling, shelf
+from pack.testing.probe_prompts import Bench, Clock, bench, sampling, shelf
 from pack.tests.host.denoiser.test_faults import state
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -28,6 +29,11 @@ def loaded(host: Any, small_folder: Path) -> Any:
 def prompts(host: Any) -> Iterator[Bench]:
     with bench(host) as made:
         yield made
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return probe_prompts.clocked(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -185,8 +191,8 @@ def fail() -> None:
 class TestFaults:
     @pytest.mark.parametrize("detail", ["steps", "allocations"])
     @pytest.mark.parametrize("fault", ["interrupted", "failed"])
-    def test_the_record_goes_up_to_there_and_nothing_stays(self, host, prompts, loaded, fault,
-                                                           detail):  # fmt: skip
+    def test_the_record_goes_up_to_there_and_nothing_stays(self, host, prompts, loaded, output,
+                                                           fault, detail):  # fmt: skip
         management = host.model_management
 
         def cancel() -> None:
@@ -197,7 +203,7 @@ class TestFaults:
         # Six attention calls a step: in the middle of the second of four.
         stop = cancel if fault == "interrupted" else fail
         faulty = stopping(loaded.model, stop, at=9)
-        prompt = sampling(loaded, steps=4, detail=detail)
+        prompt = sampling(loaded, steps=4, detail=detail, history="append a row")
         shelf(model=faulty)
         try:
             record = prompts.record(prompt, "probe")
@@ -209,6 +215,8 @@ class TestFaults:
         assert record["timeline"][-1][0] > record["steps"][0]["seconds"]
         assert f"{fault}: the record ends there" in record["report"]
         assert prompts.sent()[-1][0]["record"]["state"] == fault
+        rows = (output / "z_image_low_vram" / "vram_history.jsonl").read_text("utf-8")
+        assert [json.loads(row)["state"] for row in rows.splitlines()] == ["done", fault]
         management.load_models_gpu([loaded.model])
         assert state(loaded.model) == before
         # The same watched model samples again, from the host's cache.
@@ -245,16 +253,14 @@ def test_two_samplers_of_one_prompt_are_one_record(prompts, loaded):
     assert record["prompt_id"] == prompts.prompt_id
 
 
-def test_at_most_ten_events_in_any_second(prompts, loaded):
-    record, steps = {"timeline": [[0.0]]}, 10
-    while record["timeline"][-1][0] <= 1:  # a faster machine samples more steps in a second
-        steps *= 2
-        prompts.sent()  # those of the shorter one
-        record = prompts.record(sampling(loaded, detail="blocks", steps=steps), "probe")
+def test_at_most_ten_events_in_any_second(prompts, loaded, clock):
+    record = prompts.record(sampling(loaded, detail="blocks", steps=20), "probe")
+    clock.now += 1
     # The first event belongs to the node itself, in front of the sampling.
     records = [data["record"] for data, _ in prompts.sent()][1:]
     times = [0.0, *(r["timeline"][-1][0] for r in records if r["timeline"])]
     readings = [row[0] for row in record["timeline"]]
+    assert readings[-1] > 1, "more than a second of the test's clock"
     assert len([t for t in readings if t < 1]) > 10, "sent unpaced, they would be more than ten"
     assert len(times) > 2
     for first in times:

@@ -1,0 +1,66 @@
+"""How the tracker runs an operation, so that the tensors between its steps are seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
+# The softmax of math attention is no composite to autograd, but one to the devices: it allocates in
+# three steps.
+_SAFE_SOFTMAX = torch.ops.aten._safe_softmax.default
+# `torch.tensor(data)` fills a storage outside the dispatcher and shows it here first.
+LIFT_FRESH = torch.ops.aten.lift_fresh.default
+# How an operation is run on a device; filled as they come.
+_WAYS: dict[tuple[Any, str], tuple[Any, bool]] = {}
+
+
+def device_type_of(args: Any) -> str:
+    """Returns where an operation runs, by its first tensor; empty for one that makes a tensor."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            return arg.device.type
+    return ""
+
+
+def way_of(func: Any, device_type: str) -> tuple[Any, bool]:
+    """Returns how `func` is run.
+
+    An operation with a kernel of the device's own is one step there, composite or not.
+
+    Returns:
+        The dispatch key under which it runs as steps that can be seen, or None; and whether it may
+        return a storage that is not known yet.
+    """
+    try:
+        return _WAYS[func, device_type]
+    except KeyError:
+        return _WAYS.setdefault((func, device_type), _way(func, device_type))
+
+
+def opened_way(func: Any) -> Any:
+    """The dispatch key of an operation written in Python, or None: it runs in view."""
+    return _EXPLICIT if _has_kernel(func, _EXPLICIT) else None
+
+
+def _way(func: Any, device_type: str) -> tuple[Any, bool]:
+    if func.namespace == "prim":  # asks a fake tensor for its device
+        return None, False
+    if func is _SAFE_SOFTMAX:
+        return _EXPLICIT, True
+    if _has_kernel(func, _COMPOSITE) and not _has_own_kernel(func, device_type):
+        return _COMPOSITE, True
+    # By its schema, a view looks at its input and makes nothing.
+    is_view = func.is_view and func.namespace == "aten" and func is not LIFT_FRESH
+    return None, not is_view
+
+
+def _has_own_kernel(func: Any, device_type: str) -> bool:
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+
+
+def _has_kernel(func: Any, key: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key.name)
