@@ -5,18 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-from pack.testing import probe_prompts
 from pack.testing.probe_prompts import (
     CLIENT,
-    Bench,
-    Clock,
-    bench,
     probe,
     sampler,
     sampling,
@@ -26,22 +20,6 @@ from pack.testing.probe_prompts import (
 
 pytestmark = pytest.mark.usefixtures("host")
 SAMPLINGS = 30
-
-
-@pytest.fixture(scope="module")
-def loaded(host: Any, small_folder: Path) -> Any:
-    return probe_prompts.models(host)
-
-
-@pytest.fixture
-def prompts(host: Any) -> Iterator[Bench]:
-    with bench(host) as made:
-        yield made
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return probe_prompts.clocked(monkeypatch)
 
 
 def test_many_short_samplings_behind_one_probe_send_at_most_ten_events_in_any_second(

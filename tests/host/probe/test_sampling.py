@@ -10,18 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from pack.testing import probe_prompts
 from pack.testing.lean_models import OVERRIDE, sample
 from pack.testing.probe_prompts import MIB, can_reset, resident
 
 pytestmark = pytest.mark.usefixtures("host")
 KEEP, RESET = "measure", "measure and reset peak"
 AT_LEAST = "at least"
-
-
-@pytest.fixture(scope="module")
-def loaded(host: Any, small_folder: Path) -> Any:
-    return probe_prompts.models(host)
 
 
 @pytest.fixture(autouse=True)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pack.testing import probe_prompts
 from pack.testing.probe_prompts import (
     CLIENT,
-    Bench,
-    bench,
     can_reset,
     is_nan,
     probe,
@@ -29,18 +23,6 @@ from pack.testing.probe_prompts import (
 pytestmark = pytest.mark.usefixtures("host")
 MIB = 2**20
 RESET_ONLY = "reset only"
-
-
-@pytest.fixture(scope="module")
-def loaded(host: Any, small_folder: Path) -> Any:
-    return probe_prompts.models(host)
-
-
-@pytest.fixture
-def prompts(host: Any) -> Iterator[Bench]:
-    gc.collect()  # what other tests have left behind must not go while an interval is measured
-    with bench(host) as made:
-        yield made
 
 
 def execute(value: Any = None, **settings: Any) -> Any:

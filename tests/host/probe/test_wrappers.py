@@ -5,35 +5,18 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pack.testing import attention_models, lean_models, probe_prompts
 from pack.testing.lean_models import OVERRIDE, lean, sample
-from pack.testing.probe_prompts import Bench, Clock, bench, sampling, shelf
+from pack.testing.probe_prompts import sampling, shelf
 from pack.tests.host.denoiser.test_faults import state
 
 pytestmark = pytest.mark.usefixtures("host")
 MIB = 2**20
 LAYERS = {"context_refiner.0", "noise_refiner.1", "layers.0", "layers.1"}
-
-
-@pytest.fixture(scope="module")
-def loaded(host: Any, small_folder: Path) -> Any:
-    return probe_prompts.models(host)
-
-
-@pytest.fixture
-def prompts(host: Any) -> Iterator[Bench]:
-    with bench(host) as made:
-        yield made
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return probe_prompts.clocked(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
