@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from pack.runner.folder_links import link_folder
@@ -73,7 +73,7 @@ def server(host_dir: Path, new_base) -> Iterator[LiveHost]:
         yield live
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """A Chromium without a window; only the files that ask for it need Playwright."""
     from pack.tests.e2e.page import find_chromium, launch
@@ -88,16 +88,37 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def shared_pages(browser: Browser, server: LiveHost) -> Iterator[dict[tuple[bool, str], ComfyPage]]:
+    """Pages by their settings: opening one takes six seconds of a core, keeping it hardly any."""
+    pages: dict[tuple[bool, str], ComfyPage] = {}
+    yield pages
+    for page in pages.values():
+        page.close()
+
+
 @pytest.fixture
-def open_page(browser: Browser, server: LiveHost) -> Iterator[Callable[..., ComfyPage]]:
-    """Opens pages and closes them when the test ends."""
+def open_page(
+    browser: Browser, server: LiveHost, shared_pages: dict[tuple[bool, str], ComfyPage]
+) -> Iterator[Callable[..., ComfyPage]]:
+    """Opens a page, or gives the one that an earlier test has opened with these settings.
+
+    With `fresh` it is a new one, and is closed when the test ends.
+    """
     from pack.tests.e2e.page import ComfyPage
 
     opened: list[ComfyPage] = []
 
-    def open_one(**options: Any) -> ComfyPage:
-        opened.append(ComfyPage(browser, server, **options))
-        return opened[-1]
+    def open_one(*, nodes_2: bool, locale: str = "en", fresh: bool = False) -> ComfyPage:
+        key = (nodes_2, locale)
+        if fresh or key not in shared_pages:
+            page = ComfyPage(browser, server, nodes_2=nodes_2, locale=locale)
+            if fresh:
+                opened.append(page)
+                return page
+            shared_pages[key] = page
+        shared_pages[key].faults.clear()
+        return shared_pages[key]
 
     yield open_one
     for page in opened:

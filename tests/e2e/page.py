@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ READY = (
 RUN_ENDS = ["execution_success", "execution_error", "execution_interrupted"]
 TIMEOUT_MS = 120_000
 TOOLTIP_TIMEOUT_MS = 10_000
+TOOLTIP_DELAY_MS = 50
 PACK_WORDS = ("z-image-low-vram", "ZImage")
 
 
@@ -45,8 +45,21 @@ def launch(playwright: Playwright, chromium: str) -> Browser:
     return playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGS)
 
 
+# The view moves, and Nodes 2.0 measures its nodes, over several frames.
+AT_REST = """() => new Promise(done => {
+    let last, frames = 0;
+    const look = () => {
+        const now = JSON.stringify([app.canvas.ds.scale, ...app.canvas.ds.offset]);
+        frames = now === last ? frames + 1 : 0;
+        last = now;
+        frames < 20 ? requestAnimationFrame(look) : done();
+    };
+    look();
+})"""
+
+
 class ComfyPage:
-    """One freshly opened page of a running host.
+    """One open page of a running host.
 
     Args:
         nodes_2: draw nodes with Nodes 2.0 instead of the classic canvas.
@@ -58,6 +71,7 @@ class ComfyPage:
         self.nodes_2 = nodes_2
         host.post_json("/settings/Comfy.VueNodes.Enabled", nodes_2)
         host.post_json("/settings/Comfy.Locale", locale)
+        host.post_json("/settings/LiteGraph.Node.TooltipDelay", TOOLTIP_DELAY_MS)
         self.faults: list[str] = []
         self.page = browser.new_page(viewport=VIEWPORT)
         self.page.set_default_timeout(TIMEOUT_MS)
@@ -76,22 +90,19 @@ class ComfyPage:
         there = "workflow => workflow.nodes.every(node => app.graph.getNodeById(node.id))"
         for _ in range(2):
             self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
-            self._settle()
+            self.settle()
             if self.page.evaluate(there, workflow):
                 break  # else a slow page's own first graph came after ours and replaced it
         self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
-        # The view moves, and Nodes 2.0 measures its nodes, over several frames.
-        still = "JSON.stringify([app.canvas.ds.scale, ...app.canvas.ds.offset])"
-        self.page.wait_for_timeout(300)
-        before, now = None, self.page.evaluate(still)
-        deadline = time.monotonic() + TIMEOUT_MS / 1000
-        while before != now:
-            assert time.monotonic() < deadline, f"the view does not come to rest: {now}"
-            self.page.wait_for_timeout(300)
-            before, now = now, self.page.evaluate(still)
+    def settle(self) -> None:
+        """Returns when the view has come to rest."""
+        self.page.evaluate(AT_REST)
+
+    def reload(self) -> None:
+        self.page.reload()
+        self.page.wait_for_function(READY)
 
     def api_prompt(self) -> dict[str, Any]:
         """What the page would send to the server, in the API format."""
@@ -116,7 +127,7 @@ class ComfyPage:
         else:
             width = f"app.graph.getNodeById({node_id}).imgs?.[0]?.naturalWidth"
         self.page.wait_for_function(f"{width} === {side_px}")
-        self.page.wait_for_timeout(500)  # the frame that draws it
+        self.settle()  # the frame that draws it
 
     def dom_node(self, node_id: int) -> Locator:
         """The node's element; only Nodes 2.0 has one."""

@@ -11,7 +11,7 @@ from pack.runner.demo import Picture
 from pack.tests.e2e.test_server import FILES, TIMEOUT_S, cached_nodes, pixels, prompt_for
 
 # 288 tokens of the picture, so that a chunk of 256 is not all of it.
-PICTURE = Picture(288, 256, steps=4, seed=11, text="a lighthouse in fog")
+PICTURE = Picture(288, 256, steps=2, seed=11, text="a lighthouse in fog")
 CHECKPOINT_NODE, SLICE_NODE, SAMPLER = "9", "10", "5"
 CHECKPOINT = {"blocks": "all", "chunk_tokens": 0, "head_groups": 0}
 SLICE = {"mode": "auto", "slices": 0}

@@ -14,7 +14,7 @@ from pack.runner.live_host import REPO
 
 pytest.importorskip("playwright", reason="needs Playwright")
 
-from pack.tests.e2e.page import READY, ComfyPage
+from pack.tests.e2e.page import ComfyPage
 
 pytestmark = pytest.mark.browser
 
@@ -166,7 +166,7 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
 ):
     _node(probed, SAMPLER)["widgets_values"][0] = int(nodes_2)  # a seed, else nothing is sampled
     name = f"probe_{'nodes_2' if nodes_2 else 'classic'}"
-    page = open_page(nodes_2=nodes_2)
+    page = open_page(nodes_2=nodes_2, fresh=True)
     page.load(probed)
     on_image = str(ON_IMAGE)
     if nodes_2:  # an id like "22:21"
@@ -217,10 +217,9 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
     page.load({**probed, "id": str(uuid.uuid4())})
     assert "appears here" in Probe(page, ON_MODEL).text("empty"), "another workflow's figures"
     if nodes_2:
-        page.page.reload()
-        page.page.wait_for_function(READY)
+        page.reload()
     else:  # another tab has nothing but the host's history
-        page = open_page(nodes_2=nodes_2)
+        page = open_page(nodes_2=nodes_2, fresh=True)
     page.load(probed)
     for node_id in (ON_MODEL, on_image):
         _open_graph_of(page, node_id)
@@ -293,10 +292,11 @@ def _card_record(**changed: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.once
 def test_subgraphs_and_states_in_chinese_and_a_light_theme(open_page, server, probed, artifacts):
     server.post_json("/settings/Comfy.ColorPalette", "light")
     try:
-        page = open_page(nodes_2=True, locale="zh")
+        page = open_page(nodes_2=True, locale="zh", fresh=True)
         page.load(probed)
         inner = _into_subgraph(page, ON_IMAGE)
         outer, inside = Probe(page, ON_MODEL), Probe(page, inner)
@@ -336,7 +336,7 @@ def test_a_tab_opened_and_one_reloaded_in_mid_run_show_the_run(
     open_page, server, probed, artifacts
 ):
     _node(probed, SAMPLER)["widgets_values"][2] = 5000
-    first = open_page(nodes_2=False)
+    first = open_page(nodes_2=False, fresh=True)
     asked: list[str] = []
     first.page.on("request", lambda request: asked.append(request.url))
     first.load(probed)
@@ -344,7 +344,7 @@ def test_a_tab_opened_and_one_reloaded_in_mid_run_show_the_run(
     try:
         Probe(first, ON_MODEL).wait_for_step(1)
         assert not [url for url in asked if ROUTE in url], "it hears the run, and need not ask"
-        other = open_page(nodes_2=False)
+        other = open_page(nodes_2=False, fresh=True)
         other.page.on("request", lambda request: asked.append(request.url))
         other.page.wait_for_timeout(700)
         assert not [url for url in asked if ROUTE in url], "no probe is open there"
@@ -354,8 +354,7 @@ def test_a_tab_opened_and_one_reloaded_in_mid_run_show_the_run(
         assert probe.text("state") == "measuring"
         assert Probe(other, ON_IMAGE).part("head").is_hidden(), "not its turn yet"
         other.keep_screenshot(artifacts, "probe_other_tab")
-        first.page.reload()
-        first.page.wait_for_function(READY)
+        first.reload()
         first.load(probed)
         again = Probe(first, ON_MODEL)
         again.wait_for_step(again.wait_for_step(1) + 10)
@@ -369,13 +368,13 @@ def test_a_tab_opened_and_one_reloaded_in_mid_run_show_the_run(
     assert first.faults + other.faults == []
 
 
+@pytest.mark.once
 def test_a_tab_reloaded_in_mid_run_goes_on_and_a_removed_node_listens_no_more(open_page, probed):
-    page = open_page(nodes_2=False)
+    page = open_page(nodes_2=False, fresh=True)
     page.load(probed)
     _send(page, str(ON_MODEL), _card_record())
     Probe(page, ON_MODEL).wait_for_chart()
-    page.page.reload()
-    page.page.wait_for_function(READY)
+    page.reload()
     page.load(probed)
     probe = Probe(page, ON_MODEL)
     # Nothing runs any more, so what was kept is shown as a record without an end.

@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from pack.runner.demo import Picture, example_prompt, run_demo
 from pack.runner.folder_links import PACK_NAME, install_pack, unlink_folder
 from pack.runner.live_host import REPO, HostError, LiveHost
 from pack.runner.model_files import SAME_FOLDER, Models
+from pack.tests.e2e.conftest import tree_sums
 from PIL import Image
 
 LOADER = "ZImageTurboLoader"
@@ -119,12 +120,6 @@ class TestPictures:
         other = run(server, prompt_for(FOLDER, SAME_FOLDER, SAME_FOLDER, SMALL._replace(seed=8)))
         assert (other != first).any()
 
-    def test_another_server_process_draws_the_same_pixels(self, server, host_dir, new_base):
-        prompt = prompt_for(*FILES)
-        with LiveHost(host_dir, new_base("second")) as second:
-            assert second.pid != server.pid
-            np.testing.assert_array_equal(run(second, prompt), run(server, prompt))
-
     def test_text_shift_and_weight_dtype_reach_the_picture(self, server):
         plain = run(server, prompt_for(*FILES))
         assert (run(server, prompt_for(*FILES, SMALL._replace(text="a red barn"))) != plain).any()
@@ -222,31 +217,61 @@ class TestWrongInput:
             server.queue(prompt_for("nowhere.safetensors", FILES[1], FILES[2]))
 
 
-def test_without_the_pack_the_host_is_as_before(host_dir, tmp_path):
-    """Before the pack was there, with it, and after its folder was deleted: one base directory."""
+class Lives(NamedTuple):
+    """A second server on one base directory: before the pack was there, with it, and after it.
 
-    def node_types(pack_dir: Path | None) -> dict[str, str]:
-        """Every node with the module that it comes from."""
-        with LiveHost(host_dir, tmp_path, pack_dir=pack_dir) as host:
-            info = host.get_json("/object_info")
+    before, with_pack: every node with the module that it comes from.
+    files_before, files_after: the base directory's files and their sums, without the host's logs:
+        before the pack was there, and after its folder was deleted.
+    """
+
+    before: dict[str, str]
+    with_pack: dict[str, str]
+    picture: np.ndarray
+    files_before: dict[str, str]
+    files_after: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def lives(host_dir, new_base) -> Lives:
+    base = new_base("second")
+
+    def node_types(host: LiveHost) -> dict[str, str]:
+        info = host.get_json("/object_info")
         return {name: node["python_module"] for name, node in info.items()}
 
-    def files() -> set[str]:
-        paths = [p for p in tmp_path.rglob("*") if p.is_file() and "custom_nodes" not in p.parts]
-        return {str(path.relative_to(tmp_path)) for path in paths}
+    def files() -> dict[str, str]:
+        kept = [path for path in base.iterdir() if path.name not in ("models", "output")]
+        sums = {f"{path.name}/{n}": s for path in kept for n, s in tree_sums(path).items()}
+        return {name: total for name, total in sums.items() if not name.endswith(".log")}
 
-    before = node_types(None)
+    with LiveHost(host_dir, base, pack_dir=None) as host:
+        before = node_types(host)
     files_before = files()
-    assert LOADER not in before
-    added = dict(node_types(REPO).items() - before.items())
-    assert LOADER in added
-    assert set(added.values()) == {f"custom_nodes.{PACK_NAME}"}
-    unlink_folder(tmp_path / "custom_nodes" / PACK_NAME)
-    assert not list((tmp_path / "custom_nodes").iterdir())
-    assert node_types(None) == before
-    assert files() == files_before
+    with LiveHost(host_dir, base) as host:
+        with_pack = node_types(host)
+        picture = run(host, prompt_for(*FILES))
+    unlink_folder(base / "custom_nodes" / PACK_NAME)
+    return Lives(before, with_pack, picture, files_before, files())
 
 
+class TestAnotherServer:
+    def test_another_server_process_draws_the_same_pixels(self, server, lives):
+        np.testing.assert_array_equal(lives.picture, run(server, prompt_for(*FILES)))
+
+    def test_the_pack_adds_its_own_nodes_and_nothing_else(self, lives):
+        assert LOADER not in lives.before
+        added = dict(lives.with_pack.items() - lives.before.items())
+        assert LOADER in added
+        assert set(added.values()) == {f"custom_nodes.{PACK_NAME}"}
+        assert lives.before.items() <= lives.with_pack.items()
+
+    def test_a_host_whose_pack_was_deleted_has_the_files_of_one_that_never_had_it(self, lives):
+        assert lives.files_before
+        assert lives.files_after == lives.files_before
+
+
+@pytest.mark.once
 def test_deleting_the_link_leaves_what_it_leads_to(tmp_path):
     place = install_pack(REPO, tmp_path)
     assert (place / "nodes" / "extension.py").is_file()
@@ -256,32 +281,7 @@ def test_deleting_the_link_leaves_what_it_leads_to(tmp_path):
     assert (REPO / "nodes" / "extension.py").is_file()
 
 
-class TestLiveHost:
-    def test_a_server_that_dies_shows_its_last_lines(self, host_dir, tmp_path):
-        live = LiveHost(host_dir, tmp_path, pack_dir=None, args=["--no-such-option"])
-        with pytest.raises(HostError, match=r"exit code 2.*\n[\s\S]*unrecognized arguments"):
-            live.start()
-        with pytest.raises(HostError, match="has not been started"):
-            _ = live.pid
-
-    def test_a_failure_inside_ends_the_server(self, host_dir, tmp_path):
-        import psutil
-
-        with (
-            pytest.raises(ZeroDivisionError),
-            LiveHost(host_dir, tmp_path, pack_dir=None) as live,
-        ):
-            process = psutil.Process(live.pid)
-            raise ZeroDivisionError
-        assert not process.is_running()
-        with pytest.raises(HostError, match="not running"):
-            live.get_json("/system_stats")
-
-    def test_a_folder_without_a_host_is_named(self, tmp_path):
-        with pytest.raises(HostError, match=r"main\.py is missing there"):
-            LiveHost(tmp_path, tmp_path / "base").start()
-
-
+@pytest.mark.once
 @pytest.mark.slow
 def test_the_demo_draws_on_the_unmodified_host(host_dir, tmp_path, capsys):
     """The demo's own function, with files of the true widths and nothing widened."""
