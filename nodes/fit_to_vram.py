@@ -1,4 +1,4 @@
-"""Fit to VRAM: plans a picture for a budget, chooses the settings of our nodes, and keeps to it."""
+"""Fit to VRAM: plans a run for a budget, chooses the settings of our nodes, and enforces it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ class FitToVRAM(io.ComfyNode):
             display_name="Fit to VRAM",
             category="model/patch/z-image",
             description=(
-                "Predicts the memory peak of each stage of a Z-Image run before it starts, chooses "
+                "Predicts the memory peak of each stage of a Z-Image run before it starts. Chooses "
                 "the settings of Apply Gradient Checkpoint, Attention Slice and Lean VAE that fit "
-                "the budget, and has ComfyUI keep the weights within it. The picture is never made "
-                "smaller; what does not fit is refused, with what would."
+                "the budget, and has ComfyUI keep the weights within it. Never makes the picture "
+                "smaller: refuses what does not fit, and names what would."
             ),
             search_aliases=["vram budget", "auto low vram", "memory planner"],
             inputs=[
-                io.Model.Input("model", tooltip="A Z-Image model; it stays as it is."),
+                io.Model.Input(
+                    "model", tooltip="A Z-Image model. It is not changed; the output is a copy."
+                ),
                 io.Float.Input(
                     "budget_gib",
                     default=0.0,
@@ -42,9 +44,9 @@ class FitToVRAM(io.ComfyNode):
                     max=1024.0,
                     step=0.25,
                     tooltip=(
-                        "GiB (1024^3 bytes) that weights, activations and workspaces may take. A "
-                        "smaller budget saves memory and streams more weights from RAM, which "
-                        "costs time. 0 = what this card has free, less the host's margin."
+                        "GiB (1024^3 bytes) for weights, activations and workspaces together. A "
+                        "smaller budget saves memory, but streams more weights from RAM, which "
+                        "takes time. 0 = what this card has free, less ComfyUI's margin."
                     ),
                 ),
                 io.Combo.Input(
@@ -52,7 +54,7 @@ class FitToVRAM(io.ComfyNode):
                     options=list(PREFERENCES),
                     default="balance",
                     tooltip=(
-                        "speed: the fastest settings that fit. balance: begins at three head "
+                        "speed: the fastest settings that fit. balance: starts at three head "
                         "groups and Lean VAE balance. smallest: the least memory, the slowest."
                     ),
                 ),
@@ -63,7 +65,7 @@ class FitToVRAM(io.ComfyNode):
                         min=16,
                         max=16384,
                         step=16,
-                        tooltip="Of the picture, in pixels; not used where a latent is connected.",
+                        tooltip=f"The picture's {side} in pixels. A connected latent overrides it.",
                     )
                     for side in ("width", "height")
                 ),
@@ -73,34 +75,38 @@ class FitToVRAM(io.ComfyNode):
                     min=1,
                     max=4096,
                     tooltip=(
-                        "Pictures at a time; fewer save memory. Not used where a latent is "
-                        "connected."
+                        "Pictures at a time; fewer save memory. A connected latent overrides it."
                     ),
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Comes out as Lean VAE with what fits; else only its need is shown.",
+                    tooltip=(
+                        "Becomes Lean VAE with the settings that fit. Without it, ComfyUI's own "
+                        "decode is shown and not limited."
+                    ),
                 ),
                 io.Latent.Input(
-                    "latent", optional=True, tooltip="Gives the picture's size and the batch."
+                    "latent",
+                    optional=True,
+                    tooltip="The picture's size and the batch are read from it.",
                 ),
                 io.Conditioning.Input(
                     "conditioning",
                     optional=True,
                     tooltip=(
-                        "Gives the prompt's length; without it 512 tokens are reckoned with. A "
-                        "shorter prompt needs a little less."
+                        "The prompt's length is read from it. Without it, 512 tokens are assumed. "
+                        "A shorter prompt needs a little less memory."
                     ),
                 ),
             ],
             outputs=[
-                io.Model.Output(tooltip="The model with the plan, for a sampler."),
-                io.Vae.Output(tooltip="The VAE with the plan; nothing where none came in."),
+                io.Model.Output(tooltip="The planned model, for a sampler."),
+                io.Vae.Output(tooltip="The planned VAE; empty if no VAE is connected."),
                 io.String.Output(
                     "report",
                     display_name="report",
-                    tooltip="The plan as a table: peaks by stage in GiB, settings, streaming.",
+                    tooltip="The plan as a text table: peaks by stage in GiB, settings, streaming.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -43,18 +43,19 @@ class Situation:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided for a sampling.
+    """The plan of one sampling, as it is enforced.
 
-    groups: of heads in the lean blocks, at least.
-    live_bytes: predicted live bytes at the peak beside the models' own, at least and at most: the
-        host may take the prompts one by one, and holds a block's weights where it casts or streams.
+    groups: the least number of head groups in the lean blocks.
+    live_bytes: least and most predicted bytes of live tensors at the peak, weights excluded. They
+        differ because the host may compute prompts one by one, and holds a block's weights where it
+        casts or streams them.
     need_bytes: everything but weights.
     peak_bytes: everything.
-    limit_bytes: weights on the card at most; None for no limit, and without a named budget: then
-        the card itself is the limit.
-    budget_bytes: of everything, less the models that are loaded with it; None likewise.
+    limit_bytes: the most weights on the card; None where no budget is named or all weights fit.
+    budget_bytes: for everything, less the models that are loaded with it; None where no budget is
+        named.
     text: for the node and the log.
-    is_warning: whether it may fail.
+    is_warning: the sampling may run out of memory.
     """
 
     groups: int
@@ -69,13 +70,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans anew whenever something begins.
+    """Makes a plan for each sampling, each decode and each encode when it begins.
 
-    request: as far as it is known; its type and sizes are the model's.
+    request: what is known of it before the run; its type and sizes are the model's.
     named_bytes: the budget; 0 for what the card has free.
-    margin_bytes: what the host leaves free for other programs of what the card has.
-    floor_bytes: what the host leaves free of weights on the card, beside the margin.
-    run: what it consists of, as far as it is known.
+    margin_bytes: what the host leaves free on the card for other programs.
+    floor_bytes: what the host keeps free of weights, besides the margin.
+    run: what is known of its stages before the run.
     """
 
     models: Models
@@ -87,7 +88,7 @@ class Planner:
     run: Run = WHOLE_RUN
 
     def budget_bytes(self, room_bytes: int | None) -> int | None:
-        """The budget on a card with so much room; None for no limit, where there is no card."""
+        """The budget on a card with that much room; None for no limit."""
         if room_bytes is None:
             return self.named_bytes or None
         room = max(1, room_bytes - self.margin_bytes)
@@ -107,9 +108,9 @@ class Planner:
         Args:
             request: the picture, the batch and the prompt's length.
             room_bytes: on the card; None without one.
-            weight_bytes: of the denoiser, where it is known better than from the models.
-            other_bytes: of models that are on the card beside it.
-            run: what it consists of, where that is known better.
+            weight_bytes: of the denoiser; None for those of the planner's models.
+            other_bytes: of other models that stay on the card.
+            run: its stages; None for those of the planner.
         """
         models = self.models
         if weight_bytes is not None:
@@ -130,7 +131,7 @@ class Planner:
         """
         request = of_latent(self.request, situation.latent_shape)
         request = replace(request, text_tokens=situation.text_tokens or request.text_tokens)
-        # The other stages are planned when they come.
+        # The other stages are planned when they begin.
         alone = Run(has_text=False, has_decode=False, is_plain=situation.is_plain)
 
         def planned(prompts: int) -> Fit:
@@ -164,7 +165,7 @@ class Planner:
         )
 
     def vae_choice(self, call: VaeCall, room_bytes: int | None) -> VaeChoice:
-        """The fastest preference that fits for a decode or encode, see `VaeChoice`."""
+        """The fastest preference that fits for one decode or encode."""
         limit = self.budget_bytes(room_bytes)
         for prefer in PREFERENCES[PREFERENCES.index(self.prefer) :]:
             choice = VaeChoice(prefer, 0)
@@ -174,10 +175,10 @@ class Planner:
 
 
 def what_else(plan: Fit) -> list[Alternative]:
-    """What would fit instead of a plan that may fail; nothing for one that fits.
+    """What would fit instead of this plan; empty for a plan that fits.
 
     Raises:
-        ValueError: the plan cannot run at all.
+        ValueError: the plan is too large to run at all.
     """
     found = list(alternatives(plan))
     if plan.verdict == "too large":
@@ -197,13 +198,13 @@ def answer(
 
     Args:
         asked: the node's inputs width, height, batch_size, budget_gib and prefer, and has_vae:
-            whether a VAE is connected, which comes out as Lean VAE.
+            whether a VAE is connected, which then becomes Lean VAE.
         room_bytes: on the card; None without one.
         margin_bytes: see `Planner`.
         card_bytes: the size of the card; None without one.
 
     Raises:
-        ValueError, TypeError, KeyError: the question is not one.
+        ValueError, TypeError, KeyError: an input is missing or not valid.
     """
     sides = (int(asked["width"]), int(asked["height"]), int(asked["batch_size"]))
     request = Request(*sides, TEXT_TOKENS)

@@ -19,7 +19,7 @@ COLUMNS = (
     "workspace",
     "peak",
 )
-# Copy bandwidth that is reckoned with where none was measured: PCIe 4.0 x16, about.
+# Copy bandwidth to assume where none was measured: about PCIe 4.0 x16.
 NOMINAL_COPY_BYTES_PER_S = 25 * 10**9
 
 
@@ -35,7 +35,7 @@ def table(plan: Fit) -> str:
 
 
 def headline(plan: Fit) -> str:
-    """What was asked and whether it fits, in one line."""
+    """The request and whether it fits, in one line."""
     request = plan.request
     asked = f"{request.width_px}x{request.height_px}, batch {request.batch}, "
     if plan.run.prompts > 1:
@@ -52,7 +52,7 @@ def headline(plan: Fit) -> str:
 
 
 def streaming(plan: Fit, copy_bytes_per_s: float | None) -> str | None:
-    """What a step copies from RAM and how long that takes; None where all weights stay."""
+    """What a step copies from RAM and how long it takes; None where all weights are resident."""
     streamed = plan.stage("denoise").streamed_bytes(plan.budget_bytes)
     if not streamed:
         return None

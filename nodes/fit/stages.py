@@ -23,16 +23,15 @@ class Stage:
 
     name: text encode, denoise, VAE decode or VAE encode.
     setting: of our nodes, for a reader.
-    weight_bytes: of the stage's model, wherever they are.
-    buffer_bytes: of the weights that must be on the card at a time where not all of them are.
+    weight_bytes: all weights of the stage's model, wherever they are.
+    buffer_bytes: room for the weights in use, where not all weights are resident.
     activation_bytes: peak of live tensors.
     stock_bytes: peak of live tensors with the host alone.
-    workspace_bytes: what is kept free beside them, for kernels, the allocator and requests that
-        only the host's own forward knows.
-    is_repeated: whether it runs once per sampling step, and streams what is not resident each time.
-    is_judged: whether it counts for what fits; the host's own decode has ways out that it takes.
-    block_bytes: of the buffers or workspaces, the weights of a block in the type of the arithmetic.
-    is_cast: whether those are made of resident weights too.
+    workspace_bytes: kept free besides, for kernels and the allocator.
+    is_repeated: the stage runs once per sampling step, and streams weights each time.
+    is_judged: it counts for what fits. The host's own decode does not: it tiles when it must.
+    block_bytes: a block's weights in the type of the arithmetic; part of buffers or workspaces.
+    is_cast: resident weights are cast to that type too.
     """
 
     name: str
@@ -54,12 +53,12 @@ class Stage:
 
     @property
     def least_bytes(self) -> int:
-        """The smallest budget in which it runs with the room that is kept free."""
+        """The smallest budget in which the stage fits, workspaces included."""
         return self.need_bytes + min(self.buffer_bytes, self.weight_bytes)
 
     @property
     def hard_least_bytes(self) -> int:
-        """Below this it cannot run at all: live tensors and the weights in use."""
+        """The smallest budget in which it can run at all: live tensors and the weights in use."""
         return self.activation_bytes + min(self.buffer_bytes, self.weight_bytes)
 
     def resident_bytes(self, budget_bytes: int | None) -> int:
@@ -73,7 +72,7 @@ class Stage:
         return self.weight_bytes - self.resident_bytes(budget_bytes)
 
     def held_bytes(self, budget_bytes: int | None) -> int:
-        """A block's weights that torch's allocator holds beside the activations, at most."""
+        """The most that torch's allocator holds of a block's weights besides the activations."""
         is_held = self.is_cast or self.streamed_bytes(budget_bytes) > 0
         return self.block_bytes if is_held else 0
 
@@ -83,7 +82,7 @@ class Stage:
         return resident + (self.buffer_bytes if resident < self.weight_bytes else 0)
 
     def peak_bytes(self, budget_bytes: int | None) -> int:
-        """The most that the stage takes."""
+        """The most that the stage takes of the card."""
         return self.need_bytes + self.weights_on_card_bytes(budget_bytes)
 
 
@@ -91,9 +90,9 @@ class Stage:
 class Models:
     """The models of a run.
 
-    denoiser_weight_bytes, text_weight_bytes, vae_weight_bytes: as they lie on disk or in RAM.
-    vae_dtype_bytes: per element of the VAE's arithmetic.
-    has_ram: the VAE's maps may lie in RAM beside the card's memory (NVIDIA).
+    denoiser_weight_bytes, text_weight_bytes, vae_weight_bytes: as stored on disk or in RAM.
+    vae_dtype_bytes: of one element in the VAE's arithmetic.
+    has_ram: large maps of the VAE may wait in RAM (NVIDIA).
     """
 
     denoiser_weight_bytes: int
@@ -108,7 +107,7 @@ class Models:
 
 
 def published_models(*, weight_bits: float = 16) -> Models:
-    """Z-Image-Turbo as it is published, with the transformer's weights in so many bits."""
+    """Z-Image-Turbo as published, with `weight_bits` for each weight of the transformer."""
     vae = vae_parameters(FLUX_DECODER) + vae_parameters(FLUX_ENCODER)
     return Models(
         denoiser_weight_bytes=int(Z_IMAGE.parameters * weight_bits / 8),
@@ -118,7 +117,7 @@ def published_models(*, weight_bits: float = 16) -> Models:
 
 
 def text_stage(models: Models, tokens: int) -> Stage:
-    """The encoding of one prompt by the host; we change nothing there."""
+    """The encoding of one prompt, which is the host's own."""
     live = text_encoder_peak_bytes(tokens, models.text_encoder)
     embedding = models.text_encoder.vocabulary * models.text_encoder.hidden
     return Stage(
@@ -133,7 +132,7 @@ def text_stage(models: Models, tokens: int) -> Stage:
 
 
 def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -> tuple[Stage, ...]:
-    """One stage per setting, the fastest first; `head_groups` has their groups.
+    """One stage for each of `head_groups`, the fastest first.
 
     A request that is not plain gets lean blocks under the host's own forward.
     """
@@ -167,20 +166,27 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
 
 
 def head_groups(sizes: TransformerSizes) -> tuple[int, int, int]:
-    """Groups of heads with the settings of `denoise_stages`."""
+    """The numbers of head groups to choose from, the fastest first."""
     auto = max(DEFAULT_GROUPS, -(-sizes.kv_heads // AUTO_HEADS))
     return DEFAULT_GROUPS, auto, max(auto, sizes.kv_heads)
 
 
 def vae_stages(models: Models, request: Request, *, is_decode: bool = True) -> tuple[Stage, ...]:
-    """One stage per preference of Lean VAE, the fastest first."""
+    """One stage for each preference of Lean VAE, the fastest first."""
     return tuple(vae_stage(models, request, p, is_decode=is_decode) for p in PREFERENCES)
 
 
 def vae_stage(
     models: Models, request: Request, prefer: Prefer | None, *, is_decode: bool = True
 ) -> Stage:
-    """The decode or encode of all samples, one after the other; None for the host's own."""
+    """The decode or encode of all samples, one after the other.
+
+    Args:
+        models: of the run.
+        request: the picture and the batch.
+        prefer: of Lean VAE; None for the host's own decode or encode.
+        is_decode: otherwise it is an encode.
+    """
     sizes = models.decoder if is_decode else models.encoder
     _, _, height, width = request.latent_shape
     height, width = height * sizes.factor, width * sizes.factor

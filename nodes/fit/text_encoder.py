@@ -1,18 +1,19 @@
-"""The peak of one prompt's encoding by Qwen3 as a formula, and the bytes of its weights."""
+"""The peak of encoding one prompt with Qwen3, as a formula, and the number of its weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The host computes text encoders in float32, whatever their weights are stored in.
+# The host computes text encoders in float32, whatever type their weights have.
 COMPUTE_BYTES = 4
 
 
 @dataclass(frozen=True)
 class TextEncoderSizes:
-    """The sizes of one Qwen3 text encoder; the defaults are those of Qwen3-4B.
+    """The sizes of a Qwen3 text encoder; the defaults are Qwen3-4B's.
 
-    hidden: width of the residual stream, in elements; ffn: of the feed-forward's hidden tensors.
+    hidden: width of the residual stream, in elements.
+    ffn: width of the feed-forward's hidden tensors.
     """
 
     hidden: int = 2560
@@ -41,10 +42,10 @@ QWEN3_4B = TextEncoderSizes()
 
 
 def text_encoder_peak_bytes(tokens: int, sizes: TextEncoderSizes = QWEN3_4B) -> int:
-    """The peak of one encoding in the host, in bytes; weights and kernel workspaces excluded.
+    """The peak of encoding one prompt in the host, in bytes; weights and workspaces excluded.
 
-    It stands in a feed-forward, with a matrix in float32, or in long prompts where scores are kept:
-    float32 with a mask has no flash kernel.
+    The peak is in a feed-forward, which holds a matrix in float32. In long prompts it is in an
+    attention, which holds scores: float32 with a mask has no flash kernel.
 
     Source: Llama2_, MLP and Attention in the host's comfy/text_encoders/llama.py.
 

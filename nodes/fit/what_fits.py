@@ -18,23 +18,22 @@ from .stages import (
     vae_stages,
 )
 
-# Sides of pictures that are looked at, in pixels.
-STEP_PX, LARGEST_PX = 16, 8192
-LARGEST_BATCH = 64
+# Sizes that are searched: sides in steps, up to the largest side and batch.
+STEP_PX, LARGEST_PX, LARGEST_BATCH = 16, 8192, 64
 Verdict = Literal["fits", "tight", "too large"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run consists of.
+    """The stages of a run.
 
-    has_text: whether the prompt is still to be encoded.
-    has_encode: whether a picture is encoded first.
-    has_decode: whether a picture is decoded at the end.
-    has_lean_vae: whether Lean VAE decodes; else the host's own decode is shown, not judged.
-    prompts: of a picture that the denoiser takes in one call.
+    has_text: the prompt is still to be encoded.
+    has_encode: a picture is encoded first.
+    has_decode: a picture is decoded at the end.
+    has_lean_vae: Lean VAE decodes; otherwise the host's own decode is shown but not judged.
+    prompts: of one picture, in one call of the denoiser.
     is_plain: see `denoise_stages`.
-    least_need_bytes: what the host keeps free of weights while it denoises, at least.
+    least_need_bytes: the host keeps at least this much free of weights while it denoises.
     """
 
     has_text: bool = True
@@ -53,11 +52,11 @@ WHOLE_RUN = Run()
 class Fit:
     """A plan.
 
-    models, request, run: what it was made for.
-    budget_bytes: what weights, activations and workspaces may take together; None for no limit.
-    stages: in the order in which they run, with the settings chosen.
-    groups: into how many groups the denoiser's heads are cut.
-    vae_prefer: the preference of Lean VAE.
+    models, request, run, prefer: what the plan is for.
+    budget_bytes: for weights, activations and workspaces together; None for no limit.
+    stages: with the chosen settings, in the order in which they run.
+    groups: the chosen number of groups of the denoiser's heads.
+    vae_prefer: the chosen preference of Lean VAE.
     """
 
     models: Models
@@ -71,7 +70,7 @@ class Fit:
 
     @property
     def verdict(self) -> Verdict:
-        """fits; tight: only without room for workspaces; too large: cannot run at all."""
+        """fits; tight: fits only without room for workspaces; too large: cannot run at all."""
         budget, judged = self.budget_bytes, [stage for stage in self.stages if stage.is_judged]
         if budget is None or all(stage.least_bytes <= budget for stage in judged):
             return "fits"
@@ -80,7 +79,7 @@ class Fit:
 
     @property
     def missing_bytes(self) -> int:
-        """What the budget lacks for the stage that needs most."""
+        """How much larger the budget must be for the plan to fit."""
         least = max((stage.least_bytes for stage in self.stages if stage.is_judged), default=0)
         return 0 if self.budget_bytes is None else max(0, least - self.budget_bytes)
 
@@ -97,17 +96,17 @@ def fit(
     prefer: Prefer = "balance",
     run: Run = WHOLE_RUN,
 ) -> Fit:
-    """The fastest settings whose peaks fit, from those that the preference allows; else smaller.
+    """A plan with the fastest allowed settings that fit, or else with the smallest.
 
     Args:
         models: of the run.
         request: the picture, the batch of pictures and the prompt's length.
         budget_bytes: see `Fit`.
-        prefer: speed begins at the fastest settings, balance at the next, smallest at the last.
-        run: what it consists of.
+        prefer: the fastest settings that are allowed.
+        run: its stages.
 
     Raises:
-        ValueError: prefer is none of `PREFERENCES`, or the budget is not positive.
+        ValueError: prefer is not one of `PREFERENCES`, or the budget is not positive.
     """
     if prefer not in PREFERENCES:
         raise ValueError(f"prefer must be one of {PREFERENCES}, got {prefer!r}")
@@ -156,9 +155,9 @@ def _with_least_need(stage: Stage, need_bytes: int) -> Stage:
 
 @dataclass(frozen=True)
 class Alternative:
-    """What fits in place of a plan that does not.
+    """What would fit instead of a plan that does not.
 
-    differs_in: the smaller batch, the smaller picture, or transformer and text encoder in fp8.
+    differs_in: a smaller batch, a smaller picture, or transformer and text encoder in fp8.
     request: what fits.
     """
 
@@ -167,7 +166,7 @@ class Alternative:
 
 
 def alternatives(plan: Fit) -> Iterator[Alternative]:
-    """What would fit the budget where the plan does not."""
+    """What would fit the budget instead; empty for a plan that fits."""
     if plan.verdict == "fits":
         return
     wanted, models = plan.request, plan.models
@@ -212,7 +211,7 @@ def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = 256)
 
 
 def largest_batch(models: Models, request: Request, budget_bytes: int) -> int:
-    """The largest batch of that picture which fits with the smallest settings, or 0."""
+    """The largest batch of such pictures that fits with the smallest settings, or 0."""
 
     def fits(count: int) -> bool:
         return _fits_at_smallest(models, replace(request, batch=count), budget_bytes)
@@ -221,7 +220,7 @@ def largest_batch(models: Models, request: Request, budget_bytes: int) -> int:
 
 
 def _in_fp8(weight_bytes: int, parameters: int) -> int:
-    """A model's weights in fp8; what is more than 2 bytes a parameter, LoRAs, stays as it is."""
+    """A model's weights in fp8. LoRAs, the bytes beyond 2 a parameter, keep their size."""
     return min(weight_bytes, parameters + max(0, weight_bytes - 2 * parameters))
 
 
@@ -232,7 +231,7 @@ def _fits_at_smallest(
 
 
 def _largest(last: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 1 on for which `fits` holds, or 0; it must hold for all below it."""
+    """The largest number up to `last` that fits, or 0; all numbers below it must fit."""
     low, high = 0, last
     while low < high:
         middle = -(-(low + high) // 2)

@@ -1,1 +1,1 @@
-"""Plans with the host's memory and keeps a model within its budget."""
+"""Enforces a budget: asks for plans with the host's memory, and keeps a model within them."""

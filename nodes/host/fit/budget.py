@@ -1,4 +1,4 @@
-"""What the host's models may take of a card, kept to by the host's own memory manager."""
+"""What a card has free, and the limit on a model's weights there, by the host's own means."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ _COPY_BYTES, _COPIES = 64 * 2**20, 3
 
 
 def room_bytes(device: torch.device) -> int | None:
-    """What is free on the card with none of the host's models on it; None where there is no card.
-
-    What other processes hold is not in it.
-    """
+    """Bytes free on the card if the host unloaded all its models; None where there is no card."""
     if not is_card(device):
         return None
     return int(management.get_free_memory(device) + weights_bytes(device))
@@ -35,25 +32,25 @@ def card_bytes(device: torch.device) -> int | None:
 
 
 def margin_bytes() -> int:
-    """What the host itself leaves free for other programs."""
+    """Bytes that the host leaves free for other programs."""
     return int(management.extra_reserved_memory())
 
 
 def floor_bytes(patcher: Any) -> int:
-    """What a host that loads by estimate leaves free of weights, beside its margin."""
+    """Bytes that a host that loads by estimate keeps free of weights, besides its margin."""
     if not is_card(patcher.load_device) or is_dynamic(patcher):
         return 0
     return max(0, int(management.minimum_inference_memory()) - margin_bytes())
 
 
 def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] | None:
-    """Bounds the weights of a loaded model on the card.
+    """Limits how many bytes of a loaded model's weights are on the card.
 
     Returns:
-        What lifts the bound; None where nothing is left to lift.
+        A function that lifts the limit; None where there is nothing to lift.
 
-    Source: ModelVBAR in comfy_aimdo: its watermark is the first page that is never resident, while
-    its watermark *limit* is what others may not take. The host lifts it whenever it loads.
+    Source: ModelVBAR in comfy_aimdo. No page from its watermark on is resident; its watermark
+    *limit* is another thing, what others may not take. The host lifts the watermark at each load.
     """
     if limit_bytes is None or not is_card(patcher.load_device):
         return None
@@ -64,14 +61,16 @@ def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] |
         return None
     pages = patcher.model.dynamic_vbars.get(patcher.load_device)
     if not hasattr(pages, "set_watermark"):
-        logger.warning("Fit to VRAM: this ComfyUI's pages know no limit, nothing is enforced")
+        logger.warning(
+            "Fit to VRAM: this ComfyUI cannot limit a model's pages, so nothing is enforced"
+        )
         return None
     pages.set_watermark(limit_bytes)
     return lambda: pages.set_watermark(pages.max_size)
 
 
 def notes(patcher: Any) -> list[str]:
-    """For a reader: how a named budget is enforced for this model, and what is not in the plan."""
+    """Lines for the report: how a budget is enforced here, and what the plan leaves out."""
     if not is_card(patcher.load_device):
         how = "nothing is enforced: no NVIDIA, AMD or Intel card computes this model"
     elif is_dynamic(patcher):
@@ -109,7 +108,7 @@ def _copy_bytes_per_s(index: int) -> float:
 
 
 def weight_bytes(patcher: Any) -> int:
-    """Bytes of a model's weights with its LoRAs, which come to the card with what they change."""
+    """Bytes of a model's weights and of its LoRAs, which the host loads with them."""
     seen: dict[int, int] = {}
 
     def walk(value: Any) -> None:

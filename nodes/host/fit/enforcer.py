@@ -23,7 +23,7 @@ from ..denoiser.forward import HANDOVER_PATCHES
 from . import budget
 
 _KEY = f"{OPTIONS_KEY}.fit_to_vram"
-# Share by which predicted and measured may differ without a warning.
+# Predicted and measured may differ by this share without a warning.
 APART = 0.05
 
 
@@ -42,7 +42,7 @@ class Enforcer:
         clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, self.outer_sample)
 
     def prepare(self, executor, model, noise_shape, conds, *args, **kwargs):
-        """PREPARE_SAMPLING: plans, and has the host load within the plan."""
+        """PREPARE_SAMPLING: plans the sampling, and lets the host load within the plan."""
         self._is_asked = True
         if kwargs.get("force_full_load") or kwargs.get("force_offload"):  # training
             return executor(model, noise_shape, conds, *args, **kwargs)
@@ -93,7 +93,7 @@ class Enforcer:
         return result
 
     def _compare(self, decision: Decision, before: Any, after: Any) -> None:
-        # What neither the models nor this sampling hold was there before.
+        # What was in the allocator before, other than weights, is not this sampling's.
         weights_then, current, peak_then = before
         weights, _, peak = after
         if peak <= peak_then:
@@ -113,29 +113,29 @@ class Enforcer:
 
 
 def _readings(device: torch.device) -> tuple[int, int, int] | None:
-    """Of torch's allocator: the weights in it, current and peak bytes; None without a card."""
+    """Weights in torch's allocator, its current and its peak bytes; None without a card."""
     if not is_card(device):
         return None
     return (weights_bytes(device) - pages_bytes(device), *allocator_bytes(device))
 
 
 def _is_guided(guider: Any, sampler: Any) -> bool:
-    """Whether the negative prompt may be computed: not at cfg 1, unless something asks for it."""
+    """Whether the negative prompt may be computed, which the host skips at cfg 1."""
     is_own = type(guider).predict_noise is not CFGGuider.predict_noise
     function = getattr(sampler, "sampler_function", None)
-    # These ask for it when they begin.
+    # These samplers ask for it once they run.
     is_cfg_pp = "cfg_pp" in getattr(function, "__name__", "")
     return is_own or is_cfg_pp or not math.isclose(guider.cfg, 1.0)
 
 
 def _prompts(conds: Mapping[str, Any], *, is_guided: bool) -> int:
-    """How many prompts of a picture may go in one call."""
+    """How many prompts of one picture may be in one call."""
     computed = (found for name, found in conds.items() if is_guided or name != "negative")
     return max(1, sum(len(found or ()) for found in computed))
 
 
 def _loaded_with(model: ModelPatcher, conds: Mapping[str, Any]) -> list[Any]:
-    """The models that the host loads with it: patches, ControlNets."""
+    """The models that the host loads with this one: patches, ControlNets."""
     others, _ = sampler_helpers.get_additional_models(conds, model.model_dtype())
     others += model.get_nested_additional_models()
     return list(dict.fromkeys([*model.model_patches_models(), *others]))
@@ -162,7 +162,7 @@ def _is_plain(conds: Mapping[str, Any], transformer_options: Mapping[str, Any]) 
 
 
 def _ask_groups(model_options: dict[str, Any], groups: int) -> None:
-    """Leaves the groups where the lean block finds them; the options are this sampling's own."""
+    """Puts the groups where the lean blocks read them, in the options of this sampling alone."""
     options = model_options.setdefault("transformer_options", {})
     options[OPTIONS_KEY] = {**options.get(OPTIONS_KEY, {}), FIT: groups}
 

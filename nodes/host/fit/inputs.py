@@ -1,4 +1,4 @@
-"""What the node's inputs say: sizes of the picture, the prompt and the models."""
+"""Reads the node's inputs: the sizes of the picture, the prompt and the models."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def planner_for(
     latent: dict[str, Any] | None,
     conditioning: Any,
 ) -> Planner:
-    """The planner for what is set on the node and connected to it.
+    """The planner for the node's widgets and what is connected to it.
 
     Args:
         model: a Z-Image model.
-        asked: the picture, the batch and the prompt's length where nothing connected has them.
+        asked: the widgets' picture and batch, and the prompt's length to assume.
         named_bytes: the budget; 0 for what the card has free.
         prefer: the node's input.
-        vae: a VAE, or None.
-        latent: of a LATENT wire, or None.
-        conditioning: of a CONDITIONING wire, or None.
+        vae: what is connected, or None.
+        latent: likewise; it overrides the widgets.
+        conditioning: likewise; it overrides the prompt's length.
 
     Raises:
-        ValueError: the model is not Z-Image, or the latent not a picture's.
+        ValueError: the model is not Z-Image, or the latent is not a picture's.
     """
     check_is_z_image(model)
     sizes = transformer_sizes(model)
@@ -61,7 +61,7 @@ def planner_for(
 
 
 def _models(model: Any, vae: Any, sizes: TransformerSizes) -> tuple[Models, bool]:
-    """The connected models, with published ones for the rest; and whether the VAE can be lean."""
+    """The connected models, or the published ones; and whether the VAE can be lean."""
     models = replace(
         published_models(),
         denoiser=sizes,

@@ -1,4 +1,4 @@
-"""Puts a plan on a model and on a VAE: lean parts, and settings chosen at each call."""
+"""Puts a plan on a model and on a VAE: lean parts, with settings chosen at each call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME = "Fit to VRAM"
 
 
 def with_plan(model: ModelPatcher, planner: Planner, node_id: str | None) -> ModelPatcher:
-    """A clone with lean blocks whose samplings are planned and kept within the budget."""
+    """A clone with lean blocks, whose samplings are planned and kept within the budget."""
     enforcer = Enforcer(planner, NodeLog(NAME, node_id))
     settings = BlockSettings(planner.request.sizes)
     patched = with_lean_blocks(
@@ -31,7 +31,7 @@ def with_plan(model: ModelPatcher, planner: Planner, node_id: str | None) -> Mod
 
 
 def with_planned_vae(vae: Any, planner: Planner, node_id: str | None) -> Any:
-    """The VAE in strips, with the preference that fits at each call; as it came if it cannot."""
+    """A VAE that chooses at each call what fits; the same VAE if it must stay stock."""
     settings = VaeSettings(
         choose=lambda call, device: planner.vae_choice(call, budget.room_bytes(device)),
         budget=planner.named_bytes or None,

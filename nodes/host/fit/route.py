@@ -1,4 +1,4 @@
-"""A route for the page: it answers what a picture would need, by the formula alone."""
+"""A route for the page: answers what a picture would need, by the formula alone."""
 
 from __future__ import annotations
 
