@@ -1,4 +1,4 @@
-"""What a decode or encode over strips stores, and what it computes again: the plan."""
+"""The plan of a decode or encode: what it stores, and what it recomputes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Literal
 Prefer = Literal["speed", "balance", "smallest"]
 PREFERENCES: tuple[Prefer, ...] = ("speed", "balance", "smallest")
 
-# Pixels of a strip at the picture's size: fewer leave a card waiting for the next launch, more
-# widen the strips that are held beside the maps.
+# Pixels of a strip at the picture's size. With fewer, a card waits for the next launch; with more,
+# the strips that are held beside the maps grow.
 STRIP_PIXELS = {"speed": 2**16, "balance": 2**16, "smallest": 2**14}
 LEAST_STRIP_PIXELS = 2**14
-# Into how many strips a small picture is cut, though not below the least pixels.
+# Into how many strips a small picture is cut, unless they fall below `LEAST_STRIP_PIXELS`.
 STRIPS = {"speed": 8, "balance": 32, "smallest": 1}
 LEAST_ROWS = 2
-# Rows of an encoder's largest map that are stored.
+# Share of the rows of an encoder's largest map that is stored.
 SHARES = {"speed": 1.0, "balance": 0.75, "smallest": 0.45}
-# Sizes of strips that are tried after an out-of-memory error, and the factor between them.
+# How many sizes of strips are tried when memory runs out, and the factor between them.
 RETRIES, SHRINK = 3, 4
 
 
 @dataclass(frozen=True)
 class VaeSizes:
-    """One decoder or encoder.
+    """The sizes of one decoder or encoder.
 
-    is_decoder: whether maps grow.
+    is_decoder: maps grow; an encoder's shrink.
     widths: channels of each level, in the order of the calls.
     blocks: residual blocks per level.
-    latent_channels: of the smallest map's outer side; with mean and variance of an encoder.
+    latent_channels: of the latent; of an encoder's result, mean and variance together.
     picture_channels: 3.
     """
 
@@ -48,7 +48,7 @@ class VaeSizes:
         return 2 ** (len(self.widths) - 1)
 
     def inputs(self, level: int) -> int:
-        """Channels of what the level's first block reads."""
+        """Channels of the input of the level's first block."""
         if level:
             return self.widths[level - 1]
         return self.widths[0]
@@ -63,13 +63,13 @@ class VaeSizes:
 class LevelPlan:
     """What is stored in full at one resolution.
 
-    keeps_input: what the first block reads.
-    keeps_hidden: what stands between a block's convolutions.
-    keeps_output: what a block gives.
+    keeps_input: the input of the first block.
+    keeps_hidden: the map between a block's two convolutions.
+    keeps_output: the output of each block.
     limit: rows of a strip.
-    in_ram: what is stored lies in RAM.
-    share: of the rows, what is stored of an encoder's first level, from the top.
-    adds_after: an encoder's last block is added up behind the downsampling.
+    in_ram: stored maps are in RAM.
+    share: of an encoder's first level, the share of the rows that is stored, from the top.
+    adds_after: an encoder's last block is summed behind the downsampling.
     """
 
     keeps_input: bool
@@ -85,9 +85,9 @@ class LevelPlan:
 class VaePlan:
     """levels: one per resolution, in the order of the calls.
 
-    is_fused: upsampling and its convolution are one with 4 / 9 of the arithmetic; else only where
-        the map is made for its statistics.
-    prefer: what it was made for.
+    is_fused: upsampling and its convolution are one operation with 4 / 9 of the arithmetic;
+        otherwise only where the map is read for its statistics.
+    prefer: the preference that it serves.
     """
 
     levels: tuple[LevelPlan, ...]
@@ -112,14 +112,14 @@ def vae_plan(
         sizes: of the decoder or encoder.
         height: of the picture, in pixels.
         width: likewise.
-        prefer: which of memory and time.
+        prefer: time (speed), memory (smallest), or balance.
         strip_rows: rows of a strip at the picture's size; 0 chooses.
-        has_ram: maps may lie in RAM beside the device's memory.
+        has_ram: maps may be stored in RAM.
         is_fused: see `VaePlan`.
-        attempt: how many plans were too large before: each is smaller.
+        attempt: how many larger plans ran out of memory before.
 
     Returns:
-        None where there is nothing smaller to try.
+        None if there is nothing smaller to try.
 
     Raises:
         ValueError: prefer is not one of `PREFERENCES`, or strip_rows < 0.
@@ -128,7 +128,7 @@ def vae_plan(
         raise ValueError(f"prefer must be one of {PREFERENCES}, got {prefer!r}")
     if strip_rows < 0:
         raise ValueError(f"strip_rows must be >= 0, got {strip_rows}")
-    # Smaller strips first, then what the next preferences store.
+    # First with smaller strips, then with the preferences that store less.
     shrinks = min(attempt, RETRIES - 1)
     harder = attempt - shrinks
     place = PREFERENCES.index(prefer) + harder
@@ -147,7 +147,7 @@ def vae_plan(
 
 
 def is_fused_in(dtype_bytes: int) -> bool:
-    """`VaePlan.is_fused` for a type: in half types the rounded sums would add to the error."""
+    """`VaePlan.is_fused` for a dtype: in half types the rounded sums would add to the error."""
     return dtype_bytes == 4
 
 
@@ -160,7 +160,7 @@ def _level_plan(
 ) -> LevelPlan:
     if not sizes.is_decoder:
         return _encoder_plan(sizes, level, prefer, limit)
-    # Counted from the picture: its own size is 0, and each next one a fourth of the maps' pixels.
+    # 0 is the picture's own size; each level further has a fourth of the pixels.
     from_picture = len(sizes.widths) - 1 - level
     if prefer == "speed" or from_picture > 2 or (prefer == "balance" and from_picture):
         return LevelPlan(True, True, True, limit)
@@ -175,7 +175,7 @@ def _level_plan(
 
 def _encoder_plan(sizes: VaeSizes, level: int, prefer: Prefer, limit: int) -> LevelPlan:
     if level == 0:
-        # Rows are made anew from one stored map: of several blocks' maps only the first is.
+        # Rows are recomputed from the picture through one block: with more blocks, store all.
         share = SHARES[prefer] if sizes.blocks == 2 else 1.0
         is_speed = prefer == "speed"
         return LevelPlan(False, is_speed, True, limit, share=share, adds_after=is_speed)

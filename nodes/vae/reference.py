@@ -1,4 +1,4 @@
-"""The plain oracles of the VAE's strips: short, slow, on whole maps. Tests compare."""
+"""Oracles for the tests of the VAE's strips: short and slow, on whole maps."""
 
 from __future__ import annotations
 

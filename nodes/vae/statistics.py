@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-# Elements of a channel that the CPU's norm sums up in float32 without adding to the error.
+# The CPU's norm sums so many elements of a channel in float32 without a visible error.
 PIECE_PIXELS = 2**12
 
 
@@ -106,7 +106,7 @@ def _grouped(rows: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 class NormSiLU:
-    """Group norm with given statistics, then SiLU; what stands before a convolution.
+    """Group norm with given statistics, then SiLU, as before each convolution.
 
     Args:
         mean: of each group of the whole map, [groups], float.

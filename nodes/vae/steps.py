@@ -47,7 +47,7 @@ def step_count(layers: VaeLayers) -> int:
 
 
 class Pooled(NamedTuple):
-    """A norm with the statistics of its map: mean and biased variance of each group, float64."""
+    """A norm with its map's statistics: mean and biased variance of each group, float64."""
 
     layer: NormLayer
     mean: torch.Tensor
@@ -207,8 +207,7 @@ class Steps:
         """A convolution of stride 2."""
 
         def open_down(until: ExitStack, is_last: bool, height: int) -> Stage:
-            weight, bias = conv.fetch(until)
-            return DownConv(weight, bias, height=height)
+            return DownConv(*conv.fetch(until), height=height)
 
         return Piped(source, open_down, conv.channels, 0.5, most=self.level.limit)
 
@@ -221,12 +220,11 @@ class Steps:
         """
         skip = Stored(source.height // 2, self.level.limit, in_ram=self.level.in_ram)
         with ExitStack() as until:
-            weight, bias = conv.fetch(until)
-            down = DownConv(weight, bias, height=source.height)
+            down = DownConv(*conv.fetch(until), height=source.height)
             hidden, norm2 = self._split(source, norm, block, down, skip)
 
         def open_down(until: ExitStack) -> Stage:
-            weight, _ = conv.fetch(until)
+            weight, _ = conv.fetch(until)  # the bias is in the skip's part
             return DownConv(weight, None, height=source.height)
 
         return Joined(self.convolved(hidden, block.conv2, norm2), skip, open_down)

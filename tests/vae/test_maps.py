@@ -85,7 +85,7 @@ def _conv(height: int, weight: torch.Tensor) -> Conv:
 
 @pytest.mark.parametrize("stored_rows", [1, 2, 7, 12])
 @pytest.mark.parametrize("limit", [1, 3, 64])
-def test_a_part_makes_the_other_rows_anew(stored_rows: int, limit: int) -> None:
+def test_a_part_recomputes_the_other_rows(stored_rows: int, limit: int) -> None:
     """Begun late, the rows above are made too, and dropped: their edge is not the map's."""
     torch.manual_seed(0)
     x, weights = torch.randn(1, 2, 13, 5), [torch.randn(2, 2, 3, 3) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Room on the card for one call: what the host plans with, and what others give up for it."""
+"""Room on the card for one call: unloads other models, and tells the host what to reserve."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .device import is_card, models_on
 
 
 def make_room(used: Sequence[Any], bytes_for_it: int, budget_bytes: int | None) -> None:
-    """Sends weights of other models to RAM, until those that stay leave so much of the budget.
+    """Moves weights of other models to RAM, until the rest and this call fit the budget.
 
-    Where weights lie in pages the host leaves the other models' until the card itself is full.
+    With dynamic VRAM the host keeps the other models' weights until the card itself is full.
 
     Args:
-        used: the model that runs and those that are loaded with it, which stay.
-        bytes_for_it: what it takes with its weights.
-        budget_bytes: of that and the other models; None for no limit.
+        used: the model that runs and those loaded with it; their weights stay.
+        bytes_for_it: what the call takes, weights included.
+        budget_bytes: for the call and all other models; None for no limit.
     """
     device = used[0].load_device
     if budget_bytes is None or not is_card(device):
@@ -31,7 +31,7 @@ def make_room(used: Sequence[Any], bytes_for_it: int, budget_bytes: int | None) 
 
 @contextmanager
 def reserved(patcher: Any, estimate_bytes: float, reserve_bytes: int) -> Iterator[None]:
-    """The host reckons with the reserve instead of that estimate of its own, while it plans."""
+    """While it is open, ComfyUI plans with `reserve_bytes` instead of its own estimate."""
     base = patcher.model
     factor = base.memory_usage_factor
     base.memory_usage_factor = factor * min(1.0, reserve_bytes / max(estimate_bytes, 1))

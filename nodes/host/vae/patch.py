@@ -98,7 +98,7 @@ def _why_not_vae(vae: Any, stock: dict[str, Any]) -> str | None:
 
 
 def _take_buffers(changed: Any, decoder: LeanForward) -> bool:
-    """Lets the host hand in the result to write into; returns whether it will."""
+    """Lets the host pass the tensor for the result; returns whether this host does."""
     if getattr(changed, "max_batch_size", None) is not None:
         return False
     packing = 1 if getattr(changed, "bn", None) is None else changed.ps[0]
@@ -122,7 +122,7 @@ def _take_buffers(changed: Any, decoder: LeanForward) -> bool:
 
 
 def _hands_in_results() -> bool:
-    """Whether the host knows of the mark: it reads what its own video VAE has from 0.30 on."""
+    """Whether the host reads `comfy_has_chunked_io`: its own video VAE has it from 0.30 on."""
     try:
         from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
     except ImportError:
@@ -144,7 +144,7 @@ class _Need:
     ) -> None:
         self.stock, self._forward, self._settings = stock, forward, settings
         self._device = vae.device
-        # Strips that are written to another device as they are made hold nothing on this one.
+        # A result that is written to another device strip by strip takes nothing on this one.
         is_elsewhere = vae.output_device.type != vae.device.type
         self._holds_results = not (forward.is_decoder and is_elsewhere and takes_buffers)
         bn = getattr(vae.first_stage_model, "bn", None)

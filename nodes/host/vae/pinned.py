@@ -1,4 +1,4 @@
-"""Pinned RAM that a call used goes back to the system."""
+"""Returns to the system the pinned RAM that a call used."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 
 class PinnedRam:
-    """What one call pins on its way; given back when the call ends, by an error or cancel too.
+    """Frees the pinned RAM of one call when the call ends, also by an error or a cancel.
 
-    Torch keeps freed pinned blocks for later calls, locked, for as long as the process runs.
+    Torch itself keeps freed pinned blocks, locked, until the process ends.
 
     device: where the call computes.
-    is_used: to be set by who pins.
+    is_used: set it before RAM is pinned.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,20 +30,20 @@ class PinnedRam:
         if trace is None:
             self.give_back()
         elif self.is_used:
-            traceback.clear_frames(trace)  # their variables hold what was pinned
-            with suppress(RuntimeError):  # the error under way says more
+            traceback.clear_frames(trace)  # their variables hold pinned tensors
+            with suppress(RuntimeError):  # the first error says more
                 self.give_back()
 
     def give_back(self) -> None:
-        """Gives back what nothing holds any more."""
+        """Frees what no tensor holds any more."""
         if self.is_used:
             empty_cache(self._device)
 
 
 def empty_cache(device: torch.device) -> None:
-    """Frees the pinned RAM that torch holds and nothing uses; only NVIDIA and AMD cards have some.
+    """Frees the pinned RAM that torch holds unused; there is some only with NVIDIA and AMD cards.
 
-    Waits for the device: what a copy may still be reading would stay.
+    Waits for the device first, because a block that a copy still reads would stay.
     """
     if device.type != "cuda":
         return
