@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pack.nodes.units import MIB
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -26,7 +27,6 @@ from torch.utils.flop_counter import flop_registry
 from .rows import RESULTS_DIR, merged, write
 
 RESULTS = RESULTS_DIR / "denoiser_frontier.jsonl"
-MIB = 2**20
 GROUPS = (1, 2, 3, 5, 10, 30)
 CHUNKS = (256, 512, 1024, 2048, 4096)
 TEXT_TOKENS = 256

@@ -19,24 +19,23 @@ import argparse
 import dataclasses
 import functools
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from pack.nodes.denoiser.sizes import Request
-    from pack.nodes.probe.tracker import PeakTracker
-    from pack.testing.stock_forward import FakeDenoiser
+from pack.nodes.denoiser import need
+from pack.nodes.denoiser.plan import DEFAULT_GROUPS
+from pack.nodes.denoiser.sizes import PIXELS_PER_LATENT, Z_IMAGE, Request
+from pack.nodes.probe.tracker import PeakTracker
+from pack.nodes.units import MIB
+from pack.testing.stock_forward import FakeDenoiser, settle_host
 
-from .rows import RESULTS_DIR, merged, write
+from .rows import RESULTS_DIR, merged, versions, write
 
 RESULTS = RESULTS_DIR / "denoiser_peak.jsonl"
-MIB = 2**20
 TEXT_TOKENS = 256
 CASES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1), (1024, 1024, 4), (4096, 4096, 1))
 ROUTES = {
@@ -105,23 +104,6 @@ VARIANTS: dict[str, Callable[[FakeDenoiser, Case], PeakTracker]] = {
 # Variants of many small operations, slow on fake tensors: measured with fewer main layers.
 FEW_LAYERS = 2
 LEAN = [name for name, variant in VARIANTS.items() if variant not in (stock, training_checkpoint)]
-
-
-def versions() -> dict[str, str]:
-    """What the figures depend on."""
-    import comfyui_version
-    import torch
-
-    try:
-        kitchen = version("comfy-kitchen")
-    except PackageNotFoundError:
-        kitchen = "none"
-    return {
-        "host": comfyui_version.__version__,
-        "torch": torch.__version__,
-        "comfy_kitchen": kitchen,
-        "python": platform.python_version(),
-    }
 
 
 def measure(
@@ -200,9 +182,6 @@ def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def told_table(rows: Sequence[dict[str, Any]], requests: Sequence[Request]) -> str:
     """What the host is told to keep free, beside what was measured and its own estimate."""
     from comfy.supported_models import ZImage
-    from pack.nodes.denoiser.need import TEXT_TOKENS, denoiser_need_bytes
-    from pack.nodes.denoiser.plan import DEFAULT_GROUPS
-    from pack.nodes.denoiser.sizes import PIXELS_PER_LATENT
 
     lines = [
         "| case | whole forward, measured | block level, measured | told to the host | its own "
@@ -210,8 +189,8 @@ def told_table(rows: Sequence[dict[str, Any]], requests: Sequence[Request]) -> s
         "|---|---|---|---|---|",
     ]
     for request in requests:
-        told = denoiser_need_bytes(
-            dataclasses.replace(request, text_tokens=TEXT_TOKENS),
+        told = need.denoiser_need_bytes(
+            dataclasses.replace(request, text_tokens=need.TEXT_TOKENS),
             DEFAULT_GROUPS,
             is_plain=False,
         )
@@ -235,24 +214,22 @@ def told_table(rows: Sequence[dict[str, Any]], requests: Sequence[Request]) -> s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    names_of_cases = ["{}x{}x{}".format(*case) for case in CASES]
     parser.add_argument("--layers", type=int, default=30, help="main layers (2: the same peak)")
     parser.add_argument(
         "--lean-layers", type=int, default=FEW_LAYERS, help="the same for the lean columns, slower"
     )
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="only these columns")
-    parser.add_argument("--case", action="append", help="only these, as WIDTHxHEIGHTxBATCH")
+    parser.add_argument("--case", action="append", choices=names_of_cases, help="only these")
     parser.add_argument("--show", action="store_true", help="print the rows measured before")
     parser.add_argument("--attention", choices=["flash", "math"], default="flash")
     parser.add_argument("--eager", action="store_true", help="comfy-kitchen without CUDA kernels")
     options = parser.parse_args()
 
-    from pack.nodes.denoiser.sizes import Z_IMAGE, Request
-    from pack.testing.stock_forward import FakeDenoiser, settle_host
-
     with tempfile.TemporaryDirectory() as base_dir:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
         sizes = dataclasses.replace(Z_IMAGE, layers=options.layers)
-        cases = [c for c in CASES if not options.case or "{}x{}x{}".format(*c) in options.case]
+        cases = [c for c in CASES if "{}x{}x{}".format(*c) in (options.case or names_of_cases)]
         requests = [Request(*case, text_tokens=TEXT_TOKENS, sizes=sizes) for case in cases]
         names = [] if options.show else options.variant or list(VARIANTS)
         few = dataclasses.replace(Z_IMAGE, layers=min(options.layers, options.lean_layers))

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pack.nodes.units import MIB
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .rows import RESULTS_DIR, merged, write
 
 RESULTS = RESULTS_DIR / "diffusers_peak.jsonl"
-MIB = 2**20
 TEXT_TOKENS = 256
 KEY = ("variant", "width_px", "height_px", "batch")
 CASES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1))

@@ -10,10 +10,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from pack.nodes.denoiser.sizes import Request
+from pack.nodes.fit.stages import published_models
+from pack.nodes.fit.what_fits import (
+    LARGEST_BATCH,
+    LARGEST_PX,
+    fit,
+    largest_batch,
+    largest_square,
+)
+from pack.nodes.units import GIB
+
 from .rows import RESULTS_DIR, write
 
 RESULTS = RESULTS_DIR / "fit_table.jsonl"
-GIB = 2**30
 BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
 PICTURES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1), (4096, 4096, 1))
 TEXT_TOKENS = 256
@@ -21,10 +31,6 @@ TEXT_TOKENS = 256
 
 def rows() -> list[dict[str, Any]]:
     """One row per budget and picture, and one per budget with the largest."""
-    from pack.nodes.denoiser.sizes import Request
-    from pack.nodes.fit.stages import published_models
-    from pack.nodes.fit.what_fits import fit, largest_batch, largest_square
-
     models, made = published_models(), []
     for gib in BUDGETS_GIB:
         budget = gib * GIB
@@ -51,8 +57,6 @@ def rows() -> list[dict[str, Any]]:
 
 def table(made: list[dict[str, Any]]) -> str:
     """Markdown: a line per budget."""
-    from pack.nodes.fit.what_fits import LARGEST_BATCH, LARGEST_PX
-
     heads = [f"{w}x{h}" + (f", batch {b}" if b > 1 else "") for w, h, b in PICTURES]
     columns = [*heads, "largest square", "largest batch of 1024x1024"]
     lines = [f"| budget | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]

@@ -23,11 +23,12 @@ import time
 import types
 from pathlib import Path
 
+from pack.nodes.units import GIB
+
 from .rows import REPO, RESULTS_DIR, merged, write
 
 RESULTS = RESULTS_DIR / "load_ram.jsonl"
 KEY = ("way", "layers", "dim", "dtype")
-GIB = 2**30
 WAYS = {
     "node": "Load Z-Image-Turbo",
     "mapped": "all shards mapped, then copied by the host",

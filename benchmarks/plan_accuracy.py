@@ -26,11 +26,9 @@ from typing import Any
 
 import torch
 
-from .denoiser_peak import versions
-from .rows import RESULTS_DIR, cell_of, merged, write
+from .rows import RESULTS_DIR, cell_of, merged, versions, write
 
 RESULTS = RESULTS_DIR / "plan_accuracy.jsonl"
-MIB = 2**20
 # Cases by stage: more than 300 in all.
 CASES = {"text encode": 60, "denoise": 81, "denoise, stock": 60, "VAE": 40, "VAE, stock": 60}
 GROUPS, CHUNKS = (1, 2, 3, 5, 6, 10, 15, 30), (0, 0, 256, 512, 1024, 2048)

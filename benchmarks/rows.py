@@ -1,4 +1,4 @@
-"""Raw rows of a benchmark, one JSON object a line.
+"""Raw rows of a benchmark, one JSON object a line, and what they depend on.
 
 Rows and plots go to benchmarks/results, or to the folder that ZIMAGE_RESULTS_DIR names.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +38,20 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     """Replaces the file's rows; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    import comfyui_version
+    import torch
+
+    try:
+        kitchen = version("comfy-kitchen")
+    except PackageNotFoundError:
+        kitchen = "none"
+    return {
+        "host": comfyui_version.__version__,
+        "torch": torch.__version__,
+        "comfy_kitchen": kitchen,
+        "python": platform.python_version(),
+    }

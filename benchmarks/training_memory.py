@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pack.nodes.units import GIB
 
 from .rows import RESULTS_DIR, merged, write
 
 RESULTS = RESULTS_DIR / "training_memory.jsonl"
-GIB = 2**30
 TEXT_TOKENS = 256
 KEY = ("way", "width_px", "height_px", "layers")
 

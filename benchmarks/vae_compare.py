@@ -31,9 +31,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from pack.nodes.units import MIB
 
-from .denoiser_peak import versions
-from .rows import RESULTS_DIR, cell_of, merged, write
+from .rows import RESULTS_DIR, cell_of, merged, versions, write
 
 RESULTS = RESULTS_DIR / "vae_compare.jsonl"
 STOCK, TILED, FALLBACK = "stock", "VAEDecodeTiled", "fallback"
@@ -43,7 +43,6 @@ KEY = ("task", "side_px", "contrast", "way")
 # In latent pixels, as the node VAEDecodeTiled and the host's fallback call the host's tiles.
 TILES = {TILED: (64, 8), FALLBACK: (64, 16)}
 NEAR_PX = 4
-MIB = 2**20
 HEADS = (
     "way", "live", "process", "time", "max error", "PSNR", "seams", "8-bit pixels equal",
     "most off", "equal to float64",

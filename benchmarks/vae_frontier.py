@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pack.nodes.units import GIB, MIB
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .denoiser_peak import versions
-from .rows import RESULTS_DIR, merged, read, write
+from .rows import RESULTS_DIR, merged, read, versions, write
 from .vae_peak import RESULTS as MEASURED
 
 RESULTS = RESULTS_DIR / "vae_frontier.jsonl"
-MIB, GIB = 2**20, 2**30
 # keeps_input, keeps_hidden, keeps_output, in_ram
 WAYS = {
     "A": (True, True, True, False),

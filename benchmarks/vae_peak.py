@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .denoiser_peak import versions
-from .rows import RESULTS_DIR, cell_of, merged, write
+from pack.nodes.units import MIB
+
+from .rows import RESULTS_DIR, cell_of, merged, versions, write
 
 RESULTS = RESULTS_DIR / "vae_peak.jsonl"
-MIB = 2**20
 CASES = ((1024, 1024, 1), (2048, 2048, 1), (4096, 4096, 1), (512, 512, 4), (1024, 1024, 4))
 STOCK = "stock"
 COLUMNS = (STOCK, "speed", "balance", "smallest")
@@ -85,7 +85,8 @@ def table(rows: Sequence[dict[str, Any]], way: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--case", action="append", help="only these, as WIDTHxHEIGHTxBATCH")
+    names = ["{}x{}x{}".format(*case) for case in CASES]
+    parser.add_argument("--case", action="append", choices=names, help="only these")
     parser.add_argument("--way", action="append", choices=WAYS)
     parser.add_argument("--prefer", action="append", choices=COLUMNS)
     parser.add_argument("--show", action="store_true", help="print the rows measured before")
@@ -101,7 +102,7 @@ def main() -> None:
         for way in () if options.show else options.way or WAYS:
             fake = FakeVae(is_decoder=way == "decode")
             for case in CASES:
-                if options.case and "{}x{}x{}".format(*case) not in options.case:
+                if "{}x{}x{}".format(*case) not in (options.case or names):
                     continue
                 for prefer in options.prefer or COLUMNS:
                     row = {**measure(fake, way, prefer, case), **known}

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from pack.nodes.units import GIB
 from pack.runner.arguments import above_zero
 from pack.runner.environment import SetupError
 from pack.runner.model_files import offer_models
 
 from . import campaign, catalogue, driver, plot, report, rows
-from .job import GIB, Leg
+from .job import Leg
 
 OUT, REHEARSAL_OUT = ".card", ".card-rehearsal"
 MINUTES, REHEARSAL_MINUTES, LEAST_MINUTES = 25.0, 15.0, 1.0

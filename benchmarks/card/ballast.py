@@ -12,7 +12,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from .job import ALLOCATOR_SETTINGS, GIB
+from pack.nodes.units import GIB
+
+from .job import ALLOCATOR_SETTINGS
 
 _OFF_BYTES = 64 * 2**20  # other programs must not move the free memory by more meanwhile
 # The first query makes this process' context, so that it is no longer part of what is free.

@@ -18,10 +18,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pack.nodes.units import GIB
 from pack.runner.live_host import DIE_WITH_PARENT, REPO
 
 from . import driver, rows
-from .job import ALLOCATOR_SETTINGS, GIB, Job, Leg
+from .job import ALLOCATOR_SETTINGS, Job, Leg
 
 # The rows that tell how a leg ended; `variant` is one of the words below.
 LEG_CASE = "leg"

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pack.nodes.units import GIB
 
-from .job import GIB, Job
+from .job import Job
 
 Kind = Literal["whole", "short", "small"]
 # Of the VAE's last layer: as it is, many pixels would be clamped, and equal for that alone.

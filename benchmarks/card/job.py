@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 Mode = Literal["dynamic", "estimate"]
 Allocator = Literal["cudaMallocAsync", "native"]
-GIB = 2**30
 # Environment variables that torch's allocator reads; the first is the one that the host knows.
 ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pack.nodes.units import GIB
+
 from . import rows, tables
 from .report import BUDGET_OURS, DENOISER_OURS, PLOT_NAME, REHEARSAL
 from .rows import Row
 from .tables import HOST
 
-GIB = 2**30
 # Okabe and Ito's colours, told apart by the colour-blind; hatches for prints without colour.
 STYLES = {
     HOST: ("#595959", ""),

@@ -217,6 +217,7 @@ def runs(
     pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoke", CASES)
 def test_a_script_prints_its_table_at_its_smallest_size(smoke: str, runs: Runs):
     if reason := why_not(smoke):
@@ -241,6 +242,7 @@ def test_no_script_has_written_into_the_committed_results(runs: Runs):
     assert after.keys() == runs.before.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
 def test_show_prints_the_committed_rows_and_changes_none(name: str, tmp_path: Path):
     if reason := why_not(name):
@@ -266,3 +268,11 @@ def test_a_row_that_was_not_measured_is_no_number():
     assert [row["peak"] for row in table] == ["1.5 MiB", "nan MiB"]
     assert [is_finite_number(row["peak"]) for row in table] == [True, False]
     assert not any(map(is_finite_number, ("not measured", "-", "inf", "inf %", "1 of nan")))
+
+
+@pytest.mark.parametrize("name", ["denoiser_peak", "vae_peak"])
+def test_a_case_that_a_script_does_not_have_is_refused(name: str, tmp_path: Path):
+    done = start(name, ["--case", "1x1x1"], tmp_path)
+    assert done.returncode == 2
+    assert "--case: invalid choice: '1x1x1'" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())

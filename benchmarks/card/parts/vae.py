@@ -27,7 +27,7 @@ from . import vae_difference
 TASKS = ("decode", "encode")
 # Picture, rounds.
 CASES = ((Picture(1024, 1024), 3), (Picture(2048, 2048), 2))
-REHEARSED = ((Picture(64, 64), 1),)
+REHEARSED = ((Picture(32, 32), 1),)
 WARM_UP = Picture(32, 32)
 PREFERENCES = ("speed", "balance", "smallest")
 TILE_NODES = {"decode": TILED, "encode": "VAEEncodeTiled"}
