@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -42,22 +43,25 @@ def model(host: Any) -> Any:
     return models.patcher(torch.nn.Linear(1, 1))
 
 
-def _check(name: str, model: Any, mode: str, size: int, args: Any, options: Any) -> int:
-    """Compares a sliced call with the plain one; returns into how many calls it was cut."""
+def _check(name: str, model: Any, args: Any, options: Any) -> dict[tuple[str, int], int]:
+    """Compares sliced calls with the plain one; returns into how many calls each setting cut it."""
     whole = models.function(name)(*args, HEADS, **options)
-    recorder = models.Recorder()
-    sliced = models.sliced(models.with_override(model, recorder), mode, size)
     before = [t.clone() for t in args]
-    got = models.function(name)(*args, HEADS, **options, transformer_options=models.options(sliced))
-    assert all(torch.equal(a, b) for a, b in zip(args, before, strict=True))
-    assert got.shape == whole.shape and got.dtype == whole.dtype
-    if mode == "queries":  # blocks of another size in the CPU's kernels
-        rounding = 8 * torch.finfo(whole.dtype).eps
-        torch.testing.assert_close(got, whole, rtol=rounding, atol=rounding)
-    else:
-        assert torch.equal(got, whole)
-    assert {function for function, _, _ in recorder.seen} == {name}
-    return len(recorder.seen)
+    calls = {}
+    for mode, size in SETTINGS:
+        recorder = models.Recorder()
+        sliced = models.options(models.sliced(models.with_override(model, recorder), mode, size))
+        got = models.function(name)(*args, HEADS, **options, transformer_options=sliced)
+        assert all(torch.equal(a, b) for a, b in zip(args, before, strict=True))
+        assert got.shape == whole.shape and got.dtype == whole.dtype
+        if mode == "queries":  # blocks of another size in the CPU's kernels
+            rounding = 8 * torch.finfo(whole.dtype).eps
+            torch.testing.assert_close(got, whole, rtol=rounding, atol=rounding)
+        else:
+            assert torch.equal(got, whole), (mode, size)
+        assert {function for function, _, _ in recorder.seen} == {name}
+        calls[mode, size] = len(recorder.seen)
+    return calls
 
 
 MASKS = {
@@ -72,78 +76,56 @@ MASKS = {
 
 @pytest.mark.parametrize("shape", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize(("mode", "size"), SETTINGS)
-@pytest.mark.parametrize("skip_reshape", [False, True])
-@pytest.mark.parametrize("skip_output_reshape", [False, True])
 def test_masks_layouts_and_cross_attention(
-    model: Any,
-    shape: tuple[int, ...] | None,
-    name: str,
-    mode: str,
-    size: int,
-    skip_reshape: bool,
-    skip_output_reshape: bool,
+    model: Any, shape: tuple[int, ...] | None, name: str
 ) -> None:
-    options: dict[str, Any] = {"mask": None if shape is None else models.draw(*shape, seed=3)}
-    options.update(skip_reshape=skip_reshape, skip_output_reshape=skip_output_reshape)
-    args = models.inputs(skip_reshape=skip_reshape)
-    calls = _check(name, model, mode, size, args, options)
-    assert (
-        calls == {("max", 0): 6, ("heads", 4): 2, ("queries", 64): 3, ("queries", 0): 2}[mode, size]
-    )
+    mask = None if shape is None else models.draw(*shape, seed=3)
+    for skip_reshape, skip_output_reshape in itertools.product((False, True), repeat=2):
+        options = {"mask": mask, "skip_reshape": skip_reshape}
+        options["skip_output_reshape"] = skip_output_reshape
+        args = models.inputs(skip_reshape=skip_reshape)
+        calls = _check(name, model, args, options)
+        assert calls == {("max", 0): 6, ("heads", 4): 2, ("queries", 64): 3, ("queries", 0): 2}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize(("mode", "size"), SETTINGS)
 @pytest.mark.parametrize("precision", [None, torch.float32])
-def test_half_precision(model: Any, name: str, mode: str, size: int, precision: Any) -> None:
+def test_half_precision(model: Any, name: str, precision: Any) -> None:
     args = models.inputs(skip_reshape=True, dtype=torch.bfloat16)
     options = {"skip_reshape": True, "attn_precision": precision}
-    assert _check(name, model, mode, size, args, options) > 1
+    assert min(_check(name, model, args, options).values()) > 1
 
 
 @pytest.mark.parametrize("shape", [(QUERIES, KEYS), (BATCH, 1, 1, KEYS)])
-@pytest.mark.parametrize(("mode", "size"), SETTINGS)
-def test_bool_masks(model: Any, mode: str, size: int, shape: tuple[int, ...]) -> None:
+def test_bool_masks(model: Any, shape: tuple[int, ...]) -> None:
     mask = models.draw(*shape, seed=3) > -0.5
-    args = models.inputs(skip_reshape=True)
     options = {"skip_reshape": True, "mask": mask}
-    assert _check("attention_pytorch", model, mode, size, args, options) > 1
+    calls = _check("attention_pytorch", model, models.inputs(skip_reshape=True), options)
+    assert min(calls.values()) > 1
 
 
 @pytest.mark.parametrize("shape", [(BATCH, KEYS), (BATCH, 1, 1, KEYS)])
-@pytest.mark.parametrize(("mode", "size"), SETTINGS)
 def test_bool_masks_of_attention_basic_are_by_sample_and_key(
-    model: Any, mode: str, size: int, shape: tuple[int, ...]
+    model: Any, shape: tuple[int, ...]
 ) -> None:
     mask = models.draw(*shape, seed=3) > -0.5
     options = {"skip_reshape": True, "mask": mask}
-    args = models.inputs(skip_reshape=True)
-    assert _check("attention_basic", model, mode, size, args, options) > 1
+    calls = _check("attention_basic", model, models.inputs(skip_reshape=True), options)
+    assert min(calls.values()) > 1
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 3])
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize(("mode", "size"), SETTINGS)
-@pytest.mark.parametrize("skip_reshape", [False, True])
-@pytest.mark.parametrize("with_mask", [False, True])
-def test_shared_keys_and_values(
-    model: Any,
-    kv_heads: int,
-    name: str,
-    mode: str,
-    size: int,
-    skip_reshape: bool,
-    with_mask: bool,
-) -> None:
+def test_shared_keys_and_values(model: Any, kv_heads: int, name: str) -> None:
     import comfy.ops
 
     if not hasattr(comfy.ops, "repeat_kv_for_gqa"):
         pytest.skip("this host's attention functions do not share keys and values")
-    args = models.inputs(skip_reshape=skip_reshape, kv_heads=kv_heads)
-    mask = models.draw(BATCH, HEADS, QUERIES, KEYS, seed=3) if with_mask else None
-    options = {"enable_gqa": True, "skip_reshape": skip_reshape, "mask": mask}
-    assert _check(name, model, mode, size, args, options) > 1
+    masks = (None, models.draw(BATCH, HEADS, QUERIES, KEYS, seed=3))
+    for skip_reshape, mask in itertools.product((False, True), masks):
+        args = models.inputs(skip_reshape=skip_reshape, kv_heads=kv_heads)
+        options = {"enable_gqa": True, "skip_reshape": skip_reshape, "mask": mask}
+        assert min(_check(name, model, args, options).values()) > 1
 
 
 @pytest.mark.parametrize("name", ["attention_basic", "attention_split", "attention_sub_quad"])

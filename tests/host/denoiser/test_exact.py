@@ -176,8 +176,8 @@ def test_block_with_a_batch_is_equal_up_to_rounding(runs: Any) -> None:
 
 
 def test_block_in_small_chunks_is_equal_up_to_rounding() -> None:
-    x = _draw(1, TOKENS, HEADS * CHANNELS, seed=1)
-    for chunk in (1, 37):
+    for chunk, tokens in ((1, 70), (37, TOKENS)):
+        x = _draw(1, tokens, HEADS * CHANNELS, seed=1)
         wanted, got, _ = _both(_block(torch.float32), x, BACKENDS[0], _settings(chunk=chunk))
         assert _relative(got, wanted) < 1e-6
 
@@ -214,8 +214,11 @@ def _forwards(
     return wanted, got
 
 
-@pytest.mark.parametrize("size", [(48, 48), (33, 50), (16, 16), (71, 30)], ids=str)
-@pytest.mark.parametrize("text_tokens", [1, 32, 77])
+@pytest.mark.parametrize(
+    ("size", "text_tokens"),
+    [((48, 48), 1), ((33, 50), 32), ((33, 50), 77), ((16, 16), 32), ((16, 16), 77), ((71, 30), 1)],
+    ids=str,
+)
 def test_forward_has_the_hosts_bits(denoiser: Any, size: tuple[int, int], text_tokens: int) -> None:
     wanted, got = _forwards(denoiser, (1, 16, *size), text_tokens)
     assert torch.equal(got, wanted)
@@ -289,13 +292,13 @@ def _masked() -> dict[str, torch.Tensor]:
 REQUESTS: dict[str, dict[str, Any]] = {
     "text to image": {},
     "prompts of differing lengths": {
-        "cfg": 3.0, "steps": 3,
+        "cfg": 3.0, "steps": 2,
         "negative": "blurred, with a watermark and text over it, cut off at the edges, " * 2,
     },
     "image to image": {
-        "denoise": 0.5, "steps": 4, "latent": {"samples": _draw(1, 16, 48, 40, seed=6)},
+        "denoise": 0.5, "steps": 2, "latent": {"samples": _draw(1, 16, 48, 40, seed=6)},
     },
-    "inpainting": {"steps": 4, "latent": _masked()},
+    "inpainting": {"steps": 2, "latent": _masked()},
 }  # fmt: skip
 
 
@@ -314,9 +317,14 @@ def test_the_same_picture_to_the_byte(host: Any, loaded: Any, options: dict[str,
         seen.clear()
         assert run(_watched(patched, seen)) == wanted
         assert min(seen) < 512  # queries came in chunks, the lean code ran
-    assert run(_shifted(loaded.model)) != wanted  # a picture that can differ
     assert run(loaded.model) == wanted
     assert lean_block.LeanBlock not in map(type, loaded.model.model.diffusion_model.layers)
+
+
+def test_the_picture_can_differ(host: Any, loaded: Any) -> None:
+    """Else the test above proves nothing."""
+    run = _sampler(host, loaded, steps=2)
+    assert run(_shifted(loaded.model)) != run(loaded.model)
 
 
 def _watched(model: Any, seen: list[int] | None = None) -> Any:
