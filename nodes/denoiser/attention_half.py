@@ -46,9 +46,9 @@ def add_attention(
     """target = source + gate * norm_out(out(attended)), attended from q, k, v of norm_in(source).
 
     For each group of heads: k and v of all tokens, then q chunk by chunk (from QUERY_GROUPS groups
-    on: q, k and v of all tokens, then the attention chunk by chunk). What earlier groups
-    attended to waits in one buffer (`scratch`, if given); the last group's goes straight through
-    the output projection, so a buffer for it is never made.
+    on: q, k and v of all tokens, then the attention chunk by chunk). The results of earlier groups
+    wait in one buffer (`scratch`, if given). Those of the last group go straight through the output
+    projection and need no buffer.
 
     Source: the host's JointTransformerBlock and JointAttention (comfy/ldm/lumina/model.py).
 
@@ -67,8 +67,8 @@ def add_attention(
         heads: head counts.
         groups: into how many groups the heads are cut, >= 1; 1 holds k and v of all heads.
         chunk_tokens: rows at a time, >= 1; a multiple of 64 keeps the CPU's attention bit-exact.
-        scratch: [T, D] to overwrite; a target that is not the source serves, as rows of the result
-            are written after what waited in them was read. None: a buffer is made where needed.
+        scratch: [T, D] to overwrite; may be a target that is not the source, as each row is read
+            before the result is written there. None: a buffer is made where needed.
 
     Raises:
         ValueError: groups or chunk_tokens < 1.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from .cuts import HIDDEN_BLOCKS, QUERY_GROUPS, head_groups, longest_chunk
 from .sizes import Request, TransformerSizes, round_up
 
-# Chunks that keep a card's matrix units full: from 512 rows on, reading the weights again for each
-# chunk hides behind the arithmetic of common cards.
+# Chunks that keep a card's matrix units full: from 512 rows on, common cards read the weights again
+# for each chunk while they compute.
 CHUNK_TOKENS = (512, 1024, 2048, 4096)
-# With one head at a time the least memory is asked for, and products are narrow whatever the chunk.
+# One head at a time asks for the least memory, and its products are narrow with any chunk.
 LEAST_CHUNK_TOKENS = (256, 512)
 # Two groups cost one more norm of the stream per block and save half a stream.
 DEFAULT_GROUPS = 2
@@ -120,7 +120,7 @@ def stock_peak_bytes(request: Request) -> int:
 
 
 def _latent_and_text_bytes(request: Request) -> int:
-    """What the caller holds."""
+    """The caller holds these."""
     _, channels, height, width = request.latent_shape
     elements = channels * height * width + request.text_tokens * request.sizes.cap_dim
     return request.batch * elements * request.dtype_bytes

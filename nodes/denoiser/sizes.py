@@ -94,14 +94,11 @@ class Request:
     sizes: TransformerSizes = Z_IMAGE
 
     def __post_init__(self) -> None:
-        for name in ("width_px", "height_px"):
-            if getattr(self, name) < PIXELS_PER_LATENT:
-                raise ValueError(
-                    f"{name} must be >= {PIXELS_PER_LATENT}, got {getattr(self, name)}"
-                )
-        for name in ("batch", "text_tokens", "dtype_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        least = {"width_px": PIXELS_PER_LATENT, "height_px": PIXELS_PER_LATENT}
+        for name in ("width_px", "height_px", "batch", "text_tokens", "dtype_bytes"):
+            value, bound = getattr(self, name), least.get(name, 1)
+            if value < bound:
+                raise ValueError(f"{name} must be >= {bound}, got {value}")
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

@@ -130,7 +130,7 @@ def rms_rope_by_rows(given: Inputs) -> torch.Tensor:
 def _weight(norm: Any, like: torch.Tensor, until: ExitStack) -> torch.Tensor:
     from pack.nodes.host.base import fetch
 
-    return fetch.fetch_weight(norm, like, until)
+    return fetch.fetch_weights(norm, like, until)[0]
 
 
 def _epsilon(norm: Any) -> float:

@@ -1,7 +1,7 @@
-"""What the host's attention functions hold while they run.
+"""Who computes an attention call of the host, and the buffers that it holds meanwhile.
 
-Figures for one head of one sample. Those of the functions that run on a CPU are checked by a
-memory tracker in the tests; those of sage attention follow from its published data types.
+Figures are for one head of one sample. Tests check those of the functions that run on a CPU with a
+memory tracker. Those of sage attention follow from its published data types.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SAGE3_SHORT = 1024
 
 
 class Backend(NamedTuple):
-    """Who computes a call, and what it holds meanwhile; None where that cannot be known."""
+    """Who computes a call, and its workspace; None where that is not known."""
 
     name: str
     workspace: Workspace | None
 
 
 def backend_of(call: AttentionCall) -> Backend:
-    """Returns who computes the call and what it holds meanwhile."""
+    """Who computes the call."""
     if call.is_foreign:
         return Backend("the attention override of another pack", None)
     name = call.function_name

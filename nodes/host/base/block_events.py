@@ -1,7 +1,7 @@
-"""Tells who asks for it where a model's forward stands: which of its blocks has just ended.
+"""Notifies observers when a block of a model finishes.
 
-Blocks are the members of a model's lists of modules, whatever the family. Hooks stand on them for
-one forward at a time. A forward of ours that never calls its blocks tells it through the request's
+Blocks are the members of a model's lists of modules, in every family. They have hooks during one
+forward at a time. A forward of ours that never calls its blocks notifies through the request's
 options, see `block_ended`.
 """
 
@@ -22,7 +22,7 @@ Observer = Callable[[str], None]
 
 
 def add_observer(model_options: dict[str, Any], observer: Observer) -> None:
-    """Adds an observer for forwards that call no block; those that were there are told as well."""
+    """Adds an observer for forwards that call no block, beside those that are already there."""
     options = model_options.setdefault("transformer_options", {})
     asked = options.get(OPTIONS_KEY, {})
     previous = asked.get(_OBSERVER)
@@ -36,14 +36,14 @@ def add_observer(model_options: dict[str, Any], observer: Observer) -> None:
 
 
 def block_ended(transformer_options: Mapping[str, Any], name: str) -> None:
-    """Says that a block has ended, for a forward that does not call it as a module."""
+    """Notifies that a block has ended, for a forward that does not call it as a module."""
     observer = transformer_options.get(OPTIONS_KEY, {}).get(_OBSERVER)
     if observer is not None:
         observer(name)
 
 
 def blocks_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every block, in the order in which they stand in the model."""
+    """Name and module of every block, in the model's order."""
     for name, child in model.named_children():
         if isinstance(child, nn.ModuleList):
             for index, block in enumerate(child):
@@ -54,7 +54,7 @@ def blocks_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 @contextmanager
 def watched(model: nn.Module, observer: Observer) -> Iterator[None]:
-    """Puts hooks on the blocks for as long as the context lasts, and takes all of them off."""
+    """Keeps hooks on the blocks inside the context."""
     with ExitStack() as until:
         for name, block in blocks_of(model):
             handle = block.register_forward_hook(_hook(name, observer))
@@ -73,7 +73,7 @@ def _called(name: str, block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _hook(name: str, observer: Observer) -> Callable[..., None]:
     def ended(module: nn.Module, args: Any, output: Any) -> None:
-        # Inside a compiled graph there are no blocks to tell apart.
+        # A compiled graph has no blocks.
         if not torch.compiler.is_compiling():
             observer(name)
 

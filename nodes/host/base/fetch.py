@@ -15,6 +15,8 @@ import torch
 from comfy.cli_args import args
 from torch.nn import functional
 
+from ...cuts import pieces
+
 RowsFn = Callable[[torch.Tensor], torch.Tensor]
 # weight, bias (each None where the layer must be called), and the call of the layer itself
 Fetched = tuple[torch.Tensor | None, torch.Tensor | None, RowsFn]
@@ -26,8 +28,7 @@ _PLAIN = comfy.ops.disable_weight_init
 def is_plain(layer: Any, kind: type) -> bool:
     """True where the layer multiplies as torch does, after the host's cast.
 
-    False for quantised layers, whose own forward decides how they multiply, for layers of other
-    packs, and for layers whose forward was replaced.
+    False for quantised layers, for layers of other packs and for layers whose forward was replaced.
     """
     # Of the layer, not of its class: a bypass LoRA sits on the layer alone.
     return (
@@ -49,14 +50,14 @@ def fetch_linear(layer: Any, like: torch.Tensor, until: ExitStack) -> Fetched:
     Args:
         layer: the layer.
         like: a tensor of the dtype and device that the layer's input has.
-        until: gives the weight back to the host when it closes.
+        until: returns the weight to the host when it closes.
 
-    Memory: nothing where the weight lies on the device in that dtype without LoRA, else its size;
-    beside it the host's buffers of its copy streams.
+    Memory: nothing where the weight is on the device in that dtype and without LoRA, else its size;
+        beside it the buffers of the host's copy streams.
     """
     if not is_plain(layer, _PLAIN.Linear):
         return None, None, layer
-    weight, bias = _fetch(layer, like, until)
+    weight, bias = fetch_weights(layer, like, until)
     return weight, bias, lambda rows: functional.linear(rows, weight, bias)
 
 
@@ -64,14 +65,14 @@ def fetch_norm(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
     """Fetches the weight of an RMS norm; returns the norm of rows. Arguments as `fetch_linear`."""
     if not is_plain(layer, _PLAIN.RMSNorm):
         return layer
-    weight = fetch_weight(layer, like, until)
+    weight, _ = fetch_weights(layer, like, until)
     return lambda rows: by_pieces(
         lambda part: functional.rms_norm(part, layer.normalized_shape, weight, layer.eps), rows
     )
 
 
 def by_pieces(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
-    """A row-wise function of rows [T, ...]; on the CPU a few rows at a time.
+    """Applies a row-wise function to rows [T, ...]; on the CPU a few rows at a time.
 
     The CPU has no fused norm and rotary embedding: their steps hold several float32 copies.
 
@@ -83,27 +84,15 @@ def by_pieces(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> tor
     if rows[0].device.type != "cpu" or tokens <= piece:
         return function(*rows)
     result = torch.empty_like(rows[0])
-    for first in range(0, tokens, piece):
-        last = first + piece
+    for first, last in pieces(tokens, piece):
         result[first:last] = function(*(r[first:last] for r in rows))
     return result
-
-
-def fetch_weight(layer: Any, like: torch.Tensor, until: ExitStack) -> torch.Tensor:
-    """Fetches the weight of a plain layer. Arguments as `fetch_linear`."""
-    return _fetch(layer, like, until)[0]
 
 
 def fetch_weights(
     layer: Any, like: torch.Tensor, until: ExitStack
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Fetches the weight and bias of a plain layer. Arguments as `fetch_linear`."""
-    return _fetch(layer, like, until)
-
-
-def _fetch(
-    layer: Any, like: torch.Tensor, until: ExitStack
-) -> tuple[torch.Tensor, torch.Tensor | None]:
     comfy.ops.run_every_op()  # ends a cancelled prompt, as each call of a layer does
     has_functions = layer.weight_function or layer.bias_function
     if not (layer.comfy_cast_weights or has_functions):
@@ -118,11 +107,11 @@ def _fetch(
 
 
 def _is_in_shared_buffer(layer: Any, weight: torch.Tensor, stream: Any) -> bool:
-    """True where the second next fetch would write over the weight.
+    """True where the second fetch from now would write over the weight.
 
-    The host streams through one buffer for each of its two copy streams, and a layer is done before
-    the next but one is fetched; we hold several. What has a page of its own, was allocated for the
-    copy, or was converted, lies elsewhere.
+    The host has two copy streams with one buffer each: enough for a layer that is done before the
+    second layer after it is fetched. We hold several. A weight is elsewhere if it has a page of its
+    own, was allocated for the copy, or was converted.
 
     Source: cast_bias_weight and cast_modules_with_vbar in the host's comfy/ops.py.
     """

@@ -25,7 +25,7 @@ from ...denoiser.feed_forward_half import add_feed_forward
 from ...denoiser.plan import DEFAULT_GROUPS, DenoiserPlan, plan_for
 from ...denoiser.rows import Modulation, Projection, RowsFn
 from ...denoiser.sizes import TransformerSizes
-from ..base.fetch import by_pieces, fetch_linear, fetch_norm, fetch_weight, is_plain
+from ..base.fetch import by_pieces, fetch_linear, fetch_norm, fetch_weights, is_plain
 from ..base.options import asked_groups, within_groups
 
 # Hosts from 0.28 on fuse norm and rotary embedding; the older ones call them one after the other.
@@ -71,7 +71,7 @@ def is_known_block(block: Any) -> bool:
 
 
 def is_untouched(block: Any) -> bool:
-    """True where the block's layers alone decide what it computes: no forward replaced, no hook."""
+    """True for a block without hooks and without replaced forwards, in its parts as well."""
     if type(block) is LeanBlock:
         if "forward" in vars(block):
             return False
@@ -256,7 +256,7 @@ def _modulation(
 def _norm_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> torch.Tensor | RowsFn:
     """What `_rotate` needs of q's or k's norm: its weight, or the norm itself on older hosts."""
     if IS_FUSED and is_plain(layer, comfy.ops.disable_weight_init.RMSNorm):
-        return fetch_weight(layer, like, until)
+        return fetch_weights(layer, like, until)[0]
     return fetch_norm(layer, like, until)
 
 

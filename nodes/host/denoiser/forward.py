@@ -151,7 +151,7 @@ def _run_blocks(
     for index, block in enumerate(model.noise_refiner):
         run(block, text_tokens, tokens, t)
         block_ended(transformer_options, f"noise_refiner.{index}")
-    # What the host's forward tells the patches of other nodes.
+    # The host's forward sets these for the patches of other nodes.
     transformer_options["total_blocks"] = len(model.layers)
     transformer_options["block_type"] = "double"
     for index, block in enumerate(model.layers):
