@@ -59,7 +59,8 @@ def load_in_this_process(
     import comfy.sd
     import comfy.utils
     import utils.extra_config  # noqa: F401 (first: hosts before 0.26 hide `utils` later)
-    from pack.nodes.load_model import SAME_FOLDER, LoadZImageTurbo
+    from pack.nodes.host.loader.choices import SAME_FOLDER
+    from pack.nodes.load_model import LoadZImageTurbo
 
     if is_tiny:
         from pack.testing import widen_detection

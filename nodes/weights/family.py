@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .blocks import count_blocks, extent
 from .component import Component
@@ -135,7 +136,7 @@ def z_image(component: Component, hint: str = "") -> ZImage:
     )
 
 
-def check_text_encoder(component: Component, *, text_width: int) -> dict[str, object]:
+def check_text_encoder(component: Component, *, text_width: int) -> dict[str, Any]:
     """Checks that a component is the text encoder that a Z-Image of that text width reads.
 
     Returns:

@@ -5,6 +5,7 @@ The host has no loader for shards; their tensors go to the functions behind the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,43 @@ from comfy.model_patcher import ModelPatcher
 from comfy.text_encoders.z_image import ZImageTEModel
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
 
+from ...weights import stored
+from ...weights.text_encoder import key_prefix
+from .choices import Sources
+
 WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]
 
 StateDict = dict[str, torch.Tensor]
 # Gives the state dict of a folder; called again when the host wants a second copy of the model.
 StateDictSource = Callable[[], StateDict]
+
+
+def steps(sources: Sources, weight_dtype: str) -> tuple[Callable[[], Any], ...]:
+    """Functions that load the MODEL, the CLIP and the VAE, in this order."""
+    return (
+        functools.partial(_load_model, sources, weight_dtype),
+        functools.partial(_load_clip, sources),
+        functools.partial(load_vae, sources.vae.files),
+    )
+
+
+def _load_model(sources: Sources, weight_dtype: str) -> ModelPatcher:
+    component, found = sources.transformer, sources.z_image
+    if component.is_file:
+        return load_model_file(component.files[0], weight_dtype=weight_dtype)
+    targets = diffusers_targets(layers=found.layers, dim=found.dim) if found.is_diffusers else {}
+    tensors = functools.partial(stored.state_dict, component, targets)
+    return load_model_shards(component.files, tensors, weight_dtype=weight_dtype)
+
+
+def _load_clip(sources: Sources) -> comfy.sd.CLIP:
+    component, config = sources.text_encoder, sources.text_config
+    prefix = key_prefix(component.tensors) or ""
+    # The host's loader of files knows Qwen3 by this prefix only.
+    if component.is_file and prefix == "model.":
+        return load_clip_file(component.files[0], config)
+    tensors = functools.partial(stored.state_dict, component)
+    return load_clip_shards(component.files, tensors, config, prefix=prefix)
 
 
 def diffusers_targets(*, layers: int, dim: int) -> Mapping[str, Any]:

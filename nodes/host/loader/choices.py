@@ -1,0 +1,119 @@
+"""What the loader node offers, and the checked weights behind what was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...weights import diffusers_folder, family
+from ...weights.component import Component, open_file
+from ...weights.diffusers_folder import TEXT_ENCODER, TRANSFORMER, VAE
+from ...weights.header import WeightsError
+from ...weights.text_encoder import size_name
+from . import folders
+
+SAME_FOLDER = "from the same folder"
+DEFAULT_SHIFT = 3.0
+# The host's folder of single files for each part of a diffusers folder.
+_KINDS = {TRANSFORMER: "diffusion_models", TEXT_ENCODER: "text_encoders", VAE: "vae"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Checked weights that belong together; no tensor has been read.
+
+    z_image: what the transformer's tensors say about it.
+    text_config: sizes of the text encoder, by the names of transformers' Qwen3Config.
+    shift: the timestep shift to sample with.
+    """
+
+    transformer: Component
+    text_encoder: Component
+    vae: Component
+    z_image: family.ZImage
+    text_config: dict[str, Any]
+    shift: float
+
+    def summary(self, dtype_name: str) -> str:
+        """Model and text encoder in one line, for the node; dtype_name is the model's."""
+        config = self.text_config
+        return (
+            f"{self.z_image.name}, {_layers(self.z_image.layers)}, {dtype_name} · "
+            f"{size_name(config['hidden_size'])}, {_layers(config['num_hidden_layers'])}"
+        )
+
+
+def options(part: str) -> list[str]:
+    """The files and folders to choose from for a part."""
+    with_part = [name for name, folder in _folders().items() if (folder / part).is_dir()]
+    return [*folders.file_names(_KINDS[part]), *sorted(with_part)]
+
+
+def by_part(diffusion_model: str, text_encoder: str, vae: str) -> dict[str, str]:
+    """The choice for each part, with "from the same folder" replaced by that folder.
+
+    Raises:
+        WeightsError: there is no such folder, as diffusion_model is a file.
+    """
+    choices = {TRANSFORMER: diffusion_model, TEXT_ENCODER: text_encoder, VAE: vae}
+    for part, choice in choices.items():
+        if choice == SAME_FOLDER and not diffusion_model.endswith("/"):
+            raise WeightsError(
+                f"{part} is '{SAME_FOLDER}', but diffusion_model is the file {diffusion_model}: "
+                f"choose a file for {part}, or a folder for diffusion_model"
+            )
+    return {part: diffusion_model if c == SAME_FOLDER else c for part, c in choices.items()}
+
+
+def files_of(choices: dict[str, str]) -> list[Path]:
+    """The files that decide what these choices load."""
+    known = _folders()
+    paths: list[Path] = []
+    for part, choice in choices.items():
+        if choice in known:
+            paths += diffusers_folder.files_of(known[choice], part)
+        elif not choice.endswith("/"):
+            paths.append(folders.file_path(_KINDS[part], choice))
+    return paths
+
+
+def open_all(choices: dict[str, str], shift: float) -> Sources:
+    """Opens every part and checks that they belong together.
+
+    Args:
+        choices: from `by_part`.
+        shift: 0 takes that of the transformer's folder, or the default.
+
+    Raises:
+        WeightsError: a part is missing or broken, or is not the one that Z-Image needs.
+        FileNotFoundError: the host has no such file.
+    """
+    known = _folders()
+    opened = {part: _open(part, choice, known) for part, choice in choices.items()}
+    transformer, text_encoder, vae = (opened[part] for part in (TRANSFORMER, TEXT_ENCODER, VAE))
+    folder = known.get(choices[TRANSFORMER])
+    z_image = family.z_image(transformer, diffusers_folder.pipeline_class(folder) if folder else "")
+    config = family.check_text_encoder(text_encoder, text_width=z_image.text_width)
+    family.check_vae(vae, latent_channels=z_image.latent_channels)
+    if not shift:
+        shift = (diffusers_folder.scheduler_shift(folder) if folder else None) or DEFAULT_SHIFT
+    return Sources(transformer, text_encoder, vae, z_image, config, shift)
+
+
+def _folders() -> dict[str, Path]:
+    return diffusers_folder.find_folders(folders.search_paths("diffusers"))
+
+
+def _open(part: str, choice: str, known: dict[str, Path]) -> Component:
+    if choice in known:
+        return diffusers_folder.open_part(known[choice], choice, part)
+    if choice.endswith("/"):
+        raise WeightsError(
+            f"{choice} is not below the diffusers folder: refresh the page (R) and choose again"
+        )
+    return open_file(folders.file_path(_KINDS[part], choice), choice)
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
