@@ -28,18 +28,18 @@ function outerOf(subgraph, graph = app.rootGraph) {
   return null;
 }
 
-/** Keeps what a node shows in step with its inputs.
+/** Keeps the plan that a node shows in step with its inputs.
  *
- * It looks at them instead of listening: they change by mouse, by undo, in another node over a wire,
- * by scripts, and each renderer tells of these in its own way or not at all.
+ * It polls them: they change by mouse, by undo, by scripts and in other nodes, and no event covers
+ * all of these in both renderers.
  */
 class FitPanel {
   #node;
   #view;
   #seen = null; // the question at the last look
-  #shown = null; // the question to which what is shown belongs
+  #shown = null; // the question that is answered on the node
   #run = null; // { question, plan } of the last run
-  #turn = 0; // how often something else was to be shown
+  #turn = 0; // counts the questions, so that a late answer is not shown
 
   constructor(node) {
     const ended = new AbortController();
@@ -52,7 +52,7 @@ class FitPanel {
     api.addEventListener("reconnected", again, { signal: ended.signal });
   }
 
-  /** Shows what the node has given out, for as long as it would be asked the same. */
+  /** Shows the plan of a run, for as long as the question stays the same. */
   ran(question, plan) {
     this.#run = { question: JSON.stringify(question), plan };
     this.#shown = null;
@@ -81,12 +81,12 @@ class FitPanel {
   async #ask(asked) {
     const turn = this.#turn;
     const show = await answerTo(asked);
-    // Else something newer is shown: another answer, or a run of the same question.
+    // Otherwise something newer is shown.
     if (turn === this.#turn) show(this.#view);
   }
 }
 
-/** Asks the server; gives what the view shall show. */
+/** Asks the server; gives a function that shows its answer on a view. */
 async function answerTo(body) {
   try {
     const headers = { "Content-Type": "application/json" };

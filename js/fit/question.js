@@ -1,7 +1,7 @@
-// What Fit to VRAM is asked: its inputs, as they stand in the open graph or in a prompt.
+// The question to Fit to VRAM: its inputs, read from the open graph or from a prompt.
 //
-// A question is { width, height, batch_size, budget_gib, prefer, has_vae }; a size that only the run
-// will tell, such as that of a loaded picture, is null. No page is needed here.
+// A question is { width, height, batch_size, budget_gib, prefer, has_vae }. Sizes that are known only
+// in the run, such as those of a loaded picture, are null. No page is needed here.
 
 export const SIZES = ["width", "height", "batch_size"];
 const SUBGRAPH_INPUT = -10; // the origin of a link that comes from outside of a subgraph

@@ -87,7 +87,7 @@ class Enforcer:
                 self._lift()
                 self._lift = None
         if not self._is_asked:
-            self._say("a node behind this one has replaced its plan: nothing is kept to")
+            self._say("a node behind this one has replaced its plan: no budget is enforced")
         elif self._decision is not None and before is not None:
             self._compare(self._decision, before, _readings(device))
         return result
