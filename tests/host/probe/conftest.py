@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ def loaded(host: Any, small_folder: Path) -> Any:
 
 @pytest.fixture
 def prompts(host: Any) -> Iterator[Bench]:
-    gc.collect()  # what other tests have left behind must not go while an interval is measured
     with bench(host) as made:
         yield made
 

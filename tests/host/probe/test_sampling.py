@@ -16,6 +16,7 @@ from pack.testing.probe_prompts import MIB, can_reset, resident
 pytestmark = pytest.mark.usefixtures("host")
 KEEP, RESET = "measure", "measure and reset peak"
 AT_LEAST = "at least"
+CALLS = 6  # of the attention, in a step
 
 
 @pytest.fixture(autouse=True)
@@ -41,18 +42,20 @@ def reset() -> Callable[[], None]:
 
 
 def growing(model: Any, mib: int, *, first_mib: int | None = None) -> Any:
-    """A clone that takes so much memory for a moment in each call of the attention.
+    """A clone that takes so much memory for a moment in the first attention call of each step.
 
     Args:
         model: left as it is.
-        mib: in each call.
-        first_mib: in the very first call instead.
+        mib: in each step.
+        first_mib: in the very first step instead.
     """
     clone = model.clone()
-    sizes = itertools.chain([mib if first_mib is None else first_mib], itertools.repeat(mib))
+    steps = itertools.chain([mib if first_mib is None else first_mib], itertools.repeat(mib))
+    sizes = (size for step in steps for size in (step, *[0] * (CALLS - 1)))
 
     def override(function: Any, *args: Any, **kwargs: Any) -> Any:
-        resident(next(sizes))
+        if size := next(sizes):
+            resident(size)
         return function(*args, **kwargs)
 
     clone.model_options["transformer_options"][OVERRIDE] = override

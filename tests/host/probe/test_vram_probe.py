@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from typing import Any
@@ -62,6 +63,11 @@ def test_the_outputs(loaded):
 
 
 class TestInterval:
+    @pytest.fixture(autouse=True)
+    def _calm(self) -> None:
+        """What other tests have left behind must not go while an interval is measured."""
+        gc.collect()
+
     def test_two_probes_measure_what_is_between_them(self, prompts):
         """300 MiB that come and go in front of the first one are not the second one's."""
         if not can_reset():
