@@ -77,12 +77,19 @@ def run(server: LiveHost, prompt: dict[str, Any], *, cancels: bool = False) -> A
                 await asyncio.wait_for(sampling.wait(), TIMEOUT_S)
                 await asyncio.to_thread(server.post_json, "/interrupt", {})
             await asyncio.wait_for(ended.wait(), TIMEOUT_S)
-            await asyncio.sleep(0.3)  # what is still on its way
+            while not is_over(got[mine]):  # what is still on its way; until the test's own limit
+                await asyncio.sleep(0.05)
             for listener in listeners:
                 listener.cancel()
         return prompt_id, got[mine], got[other]
 
     return asyncio.run(both())
+
+
+def is_over(messages: list[Any]) -> bool:
+    """Whether the last record of every probe says that it ended."""
+    states = {m[1]["node_id"]: m[1]["record"]["state"] for m in messages if m[0] == EVENT}
+    return "running" not in states.values()
 
 
 def step_of(message: Any) -> int | None:
