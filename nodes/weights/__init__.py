@@ -1,1 +1,1 @@
-"""What lies on disk: headers, shards, indexes, and which model a file holds. Knows no host."""
+"""Weights on disk: headers, shards, indexes, and which model a file holds. Knows no host."""

@@ -1,4 +1,4 @@
-"""Whether a stack of equal blocks is complete, told from its tensor names."""
+"""Checks by tensor names that a stack of equal blocks is complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def count_blocks(label: str, tensors: Mapping[str, TensorInfo], prefix: str) -> 
     Args:
         label: the component's name, for the message.
         tensors: all tensors by name.
-        prefix: what stands before the block's number, such as ``layers.``.
+        prefix: the names' text before the block's number, such as ``layers.``.
 
     Raises:
         WeightsError: no block, a gap in the numbers, or a tensor missing in one of them.

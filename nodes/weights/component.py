@@ -21,7 +21,7 @@ class Component:
 
     label: the name the user chose, for messages.
     tensors: what each tensor is, by name.
-    file_of: the file each tensor lies in.
+    file_of: the file of each tensor.
     files: every safetensors file, in order.
     metadata: the safetensors metadata of the only file; empty for shards.
     config: the folder's config.json; empty where there is none.
@@ -154,7 +154,7 @@ def _component(
     weight_map: Mapping[str, str] | None = None,
     is_file: bool = False,
 ) -> Component:
-    # The index decides which tensors are meant, and which copy of one that lies in two shards.
+    # The index decides which tensors count, and which copy counts if two shards hold one.
     found = [
         (n, h)
         for h in headers

@@ -1,4 +1,4 @@
-"""Which model a weight file holds, told from the names and shapes of its tensors."""
+"""Finds which model a weight file holds by the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 class ZImage:
     """What a Z-Image transformer's tensors say about it.
 
-    name: such as "Z-Image-Turbo"; plain "Z-Image" where nothing tells the variant.
+    name: such as "Z-Image-Turbo"; plain "Z-Image" where the variant is unknown.
     dim: width of the residual stream, in channels.
     layers: main layers.
     text_width: width of the text encoder it reads, in channels.
@@ -101,7 +101,7 @@ def z_image(component: Component, hint: str = "") -> ZImage:
     Args:
         component: the transformer's weights.
         hint: text that may name the variant, such as the folder's name and pipeline class; Turbo,
-            Base and Edit have the same tensors and cannot be told apart by them.
+            Base and Edit have the same tensors.
 
     Raises:
         WeightsError: another model; the message names the family it looks like.
@@ -124,14 +124,14 @@ def z_image(component: Component, hint: str = "") -> ZImage:
 
     patch_width = size(embed, 1)
     if tensors[f"{prefix}{embed}"].dtype not in _FLOATS:
-        patch_width = 64  # packed: its shape does not tell
+        patch_width = 64  # packed: its shape is another one
     has_siglip = any("siglip_embedder" in n for n in tensors)
     return ZImage(
         name=_variant_name(f"{component.label} {hint}", has_siglip),
         dim=size("cap_embedder.1.weight"),
         layers=layers,
         text_width=size("cap_embedder.0.weight"),
-        latent_channels=patch_width // 4,  # patches of 2 x 2,
+        latent_channels=patch_width // 4,  # patches of 2 x 2
         is_diffusers=is_diffusers,
     )
 
@@ -183,7 +183,7 @@ def check_vae(component: Component, *, latent_channels: int) -> None:
 
 
 def _z_image_prefix(tensors: Mapping[str, TensorInfo]) -> str | None:
-    """What stands before the tensor names of a Z-Image transformer; None where it is none."""
+    """The prefix of the tensor names of a Z-Image transformer; None where it is no Z-Image."""
     for prefix in ("", *_PREFIXES):
         # Lumina 2 is the same class with another modulation (its adaLN_modulation is numbered 1).
         if all(

@@ -33,7 +33,7 @@ Target = str | tuple[str, tuple[int, int, int]]
 class StoredTensor(torch.Tensor):
     """A tensor with shape and dtype in memory and its values on disk.
 
-    Every operation on it reads the values anew and runs on an ordinary tensor; nothing is kept, so
+    Every operation on it reads the values again and runs on an ordinary tensor. Nothing is kept, so
     an operation that would write into it raises TypeError.
 
     Memory: 0 bytes; during an operation the tensor's own size.
@@ -115,7 +115,7 @@ def _dtype(component: Component, name: str) -> torch.dtype:
 
 
 def _read(path: Path, name: str) -> torch.Tensor:
-    # Opened anew for each tensor: the mapping, and with it the resident pages, go with the tensor.
+    # Opened for each tensor: the mapping and its resident pages end with the tensor.
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name)
 

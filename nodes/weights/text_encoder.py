@@ -21,7 +21,7 @@ def size_name(hidden_size: int) -> str:
 
 
 def key_prefix(tensors: Mapping[str, TensorInfo]) -> str | None:
-    """What stands before ``layers.0.`` in a Qwen3's tensor names; None where it is no Qwen3."""
+    """The prefix before ``layers.0.`` in a Qwen3's tensor names; None where it is no Qwen3."""
     for prefix in ("model.", "", "language_model.model."):
         layer = f"{prefix}layers.0."
         has = all(
@@ -79,10 +79,10 @@ def qwen3_config(component: Component) -> dict[str, Any]:
         "num_key_value_heads": rows("layers.0.self_attn.k_proj") // HEAD_DIM,
     }
     for key, value in found.items():
-        told = component.config.get(key, value)
-        if told != value:
+        stated = component.config.get(key, value)
+        if stated != value:
             raise WeightsError(
-                f"{label} contradicts its config.json: {key} is {told} there and {value} in the "
+                f"{label} contradicts its config.json: {key} is {stated} there and {value} in the "
                 "tensors: download it again"
             )
     found.update(_constants(component.config))
@@ -92,6 +92,6 @@ def qwen3_config(component: Component) -> dict[str, Any]:
 def _constants(config: Mapping[str, Any]) -> dict[str, float]:
     rope = config.get("rope_parameters")
     # transformers 5 moved rope_theta into rope_parameters.
-    told = {"rms_norm_eps": config, "rope_theta": rope if isinstance(rope, dict) else config}
-    values = {key: table.get(key) for key, table in told.items()}
+    tables = {"rms_norm_eps": config, "rope_theta": rope if isinstance(rope, dict) else config}
+    values = {key: table.get(key) for key, table in tables.items()}
     return {k: float(v) for k, v in values.items() if isinstance(v, int | float)}

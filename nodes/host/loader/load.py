@@ -124,7 +124,7 @@ def load_clip_shards(
         files: the shards.
         stored: their tensors, read from disk when they are copied.
         config: its sizes, by the names of transformers' Qwen3Config.
-        prefix: what stands before ``layers.0.`` in the tensor names; the host wants ``model.``.
+        prefix: the text before ``layers.0.`` in the tensor names; the host wants ``model.``.
 
     Memory: as `load_model_shards`.
     """
