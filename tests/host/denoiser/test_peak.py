@@ -101,7 +101,7 @@ def _drawn(count: int, seed: int) -> list[tuple[Request, int, int]]:
     return [
         (
             Request(
-                draw.randrange(96, 560), draw.randrange(96, 560), draw.choice([1, 1, 1, 3]),
+                draw.randrange(96, 700), draw.randrange(96, 700), draw.choice([1, 1, 2, 3]),
                 draw.choice([1, 40, 77, 256, 511]),
             ),
             draw.choice([1, 2, 3, 4, 7]),
