@@ -72,11 +72,6 @@ class PeakCounter:
                 interval._stale = -1
         return count
 
-    def close(self, interval: Interval) -> None:
-        """Ends an interval; closing twice is harmless."""
-        if interval in self._intervals:
-            self._intervals.remove(interval)
-
 
 class Interval:
     """What one reader has seen since it began, or since its last `take`."""
@@ -98,7 +93,9 @@ class Interval:
         return high
 
     def close(self) -> None:
-        self._counter.close(self)
+        """Ends the interval; closing twice is harmless."""
+        if self in self._counter._intervals:
+            self._counter._intervals.remove(self)
 
     def _note(self, count: Count) -> None:
         self.current = count.current

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,8 +14,6 @@ _EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
 _SAFE_SOFTMAX = torch.ops.aten._safe_softmax.default
 # `torch.tensor(data)` fills a storage outside the dispatcher and shows it here first.
 LIFT_FRESH = torch.ops.aten.lift_fresh.default
-# How an operation is run on a device; filled as they come.
-_WAYS: dict[tuple[Any, str], tuple[Any, bool]] = {}
 
 
 def device_type_of(args: Any) -> str:
@@ -25,6 +24,7 @@ def device_type_of(args: Any) -> str:
     return ""
 
 
+@cache
 def way_of(func: Any, device_type: str) -> tuple[Any, bool]:
     """Returns how `func` is run.
 
@@ -34,33 +34,23 @@ def way_of(func: Any, device_type: str) -> tuple[Any, bool]:
         The dispatch key under which it runs as steps that can be seen, or None; and whether it may
         return a storage that is not known yet.
     """
-    try:
-        return _WAYS[func, device_type]
-    except KeyError:
-        return _WAYS.setdefault((func, device_type), _way(func, device_type))
-
-
-def opened_way(func: Any) -> Any:
-    """The dispatch key of an operation written in Python, or None: it runs in view."""
-    return _EXPLICIT if _has_kernel(func, _EXPLICIT) else None
-
-
-def _way(func: Any, device_type: str) -> tuple[Any, bool]:
     if func.namespace == "prim":  # asks a fake tensor for its device
         return None, False
     if func is _SAFE_SOFTMAX:
         return _EXPLICIT, True
-    if _has_kernel(func, _COMPOSITE) and not _has_own_kernel(func, device_type):
+    own_kernel = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    has_own = own_kernel is not None and _has_kernel(func, own_kernel)
+    if _has_kernel(func, _COMPOSITE.name) and not has_own:
         return _COMPOSITE, True
     # By its schema, a view looks at its input and makes nothing.
     is_view = func.is_view and func.namespace == "aten" and func is not LIFT_FRESH
     return None, not is_view
 
 
-def _has_own_kernel(func: Any, device_type: str) -> bool:
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+def opened_way(func: Any) -> Any:
+    """The dispatch key of an operation written in Python, or None: it runs in view."""
+    return _EXPLICIT if _has_kernel(func, _EXPLICIT.name) else None
 
 
-def _has_kernel(func: Any, key: Any) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key.name)
+def _has_kernel(func: Any, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)

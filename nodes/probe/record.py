@@ -11,7 +11,7 @@ gives plain dicts, lists, numbers, strings and None. Nothing in it names a folde
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 VERSION = 1
@@ -123,8 +123,8 @@ class LiveTensor:
     """
 
     bytes: int
-    shape: tuple[int, ...] | None
-    dtype: str | None
+    shape: tuple[int, ...]
+    dtype: str
     where: str
 
 
@@ -173,34 +173,14 @@ class Record:
         ``timeline`` rows are ``[t_s, weights, activations, other, step, block]``. ``peak_at`` and
         ``parts_at_peak`` are None where nothing was measured.
         """
-        return {
-            "version": VERSION,
-            "label": self.label,
-            "state": self.state,
-            "mode": self.mode,
-            "detail": self.detail,
-            "device": asdict(self.device),
-            "measured_with": self.measured_with,
-            "peak_bytes": self.peak_bytes,
-            "peak_at": None if self.peak_at is None else asdict(self.peak_at),
-            "parts_at_peak": None if self.parts_at_peak is None else asdict(self.parts_at_peak),
-            "timeline": [
-                [round(s.t_s, 4), *_numbers(s.parts), s.step, s.block] for s in self.timeline
-            ],
-            "steps": [asdict(step) for step in self.steps],
-            "figures": [asdict(figure) for figure in self.figures],
-            "largest": [
-                {**asdict(t), "shape": None if t.shape is None else list(t.shape)}
-                for t in self.largest
-            ],
-            "report": self.report,
-            "issue_report": self.issue_report,
-            "summary": list(self.summary),
-            "notes": list(self.notes),
-            "files": list(self.files),
-            "prompt_id": self.prompt_id,
-        }
+        timeline = [
+            [round(s.t_s, 4), s.parts.weights, s.parts.activations, s.parts.other, s.step, s.block]
+            for s in self.timeline
+        ]
+        rest = asdict(replace(self, timeline=()), dict_factory=_with_lists)
+        return {"version": VERSION, **rest, "timeline": timeline}
 
 
-def _numbers(parts: Parts) -> tuple[int, int, int]:
-    return parts.weights, parts.activations, parts.other
+def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of a dataclass' fields, its tuples as lists, as in JSON."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in items}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from .record import LiveTensor, Moment, Parts, Record, Sample, State, Step
@@ -18,12 +18,17 @@ class Recorder:
     Args:
         blank: the record without measurements: label, settings, device.
         clock: seconds, from any origin.
+
+    step: the step that is open; the first is 1.
+    files: names of the files that were written.
     """
 
     def __init__(self, blank: Record, clock: Clock = time.perf_counter) -> None:
         self.blank = blank
         self.largest: tuple[LiveTensor, ...] = ()
         self.samplings = 0
+        self.step: int | None = None
+        self.files: list[str] = []
         self._clock = clock
         self._start = clock()
         self._timeline = Timeline()
@@ -31,8 +36,6 @@ class Recorder:
         self._peak: Sample | None = None
         self._operation: str | None = None
         self._notes: dict[str, None] = {}  # in order, each once
-        self._files: list[str] = []
-        self._step: int | None = None
         self._step_start = 0.0
         self._step_peak = 0
 
@@ -40,51 +43,40 @@ class Recorder:
     def peak_bytes(self) -> int:
         return self._peak.parts.total if self._peak is not None else 0
 
-    @property
-    def step(self) -> int | None:
-        """The step that is open; the first is 1."""
-        return self._step
-
     def note(self, text: str) -> None:
         """Adds a remark for the reader, unless it was made before."""
         self._notes[text] = None
-
-    def wrote(self, name: str) -> None:
-        """Names a file that was written."""
-        self._files.append(name)
 
     def point(
         self, parts: Parts, *, block: str | None = None, operation: str | None = None
     ) -> bool:
         """Adds the highest moment since the last point; True if it is a new peak."""
-        sample = Sample(self._clock() - self._start, parts, self._step, block)
+        sample = Sample(self._clock() - self._start, parts, self.step, block)
         self._timeline.add(sample)
-        total = parts.total
-        if self._step is not None:
-            self._step_peak = max(self._step_peak, total)
-        if self._peak is not None and total <= self._peak.parts.total:
+        self._step_peak = max(self._step_peak, parts.total)
+        if self._peak is not None and parts.total <= self._peak.parts.total:
             return False
         self._peak, self._operation = sample, operation
         return True
 
     def begin_step(self) -> None:
         """Opens the next step."""
-        self._step = len(self._steps) + 1
+        self.step = len(self._steps) + 1
         self._step_start = self._clock() - self._start
         self._step_peak = 0
 
     def end_step(self) -> None:
         """Closes the open step; without one nothing happens."""
-        if self._step is not None:
+        if self.step is not None:
             seconds = self._clock() - self._start - self._step_start
-            self._steps.append(Step(self._step, self._step_start, seconds, self._step_peak))
-            self._step = None
+            self._steps.append(Step(self.step, self._step_start, seconds, self._step_peak))
+            self.step = None
 
     def drop_step(self) -> None:
         """Forgets the open step: what follows the last step is not a step."""
-        self._step = None
+        self.step = None
 
-    def record(self, state: State, *, files: Sequence[str] = ()) -> Record:
+    def record(self, state: State) -> Record:
         """Returns what was seen so far."""
         seen = replace(
             self.blank,
@@ -93,17 +85,13 @@ class Recorder:
             steps=tuple(self._steps),
             largest=self.largest,
             notes=(*self.blank.notes, *self._notes),
-            files=(*self._files, *files),
+            files=tuple(self.files),
         )
         if self._peak is None:
             return seen
         at = Moment(self._peak.t_s, self._peak.step, self._peak.block, self._operation)
-        return replace(
-            seen,
-            peak_bytes=self._peak.parts.total,
-            peak_at=at,
-            parts_at_peak=self._peak.parts,
-        )
+        parts = self._peak.parts
+        return replace(seen, peak_bytes=parts.total, peak_at=at, parts_at_peak=parts)
 
 
 def parts_of(total: int, weights: int, before: int) -> Parts:

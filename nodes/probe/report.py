@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ..units import size
-from .record import Device, Figure, Parts, Record
+from .record import Device, Figure, Moment, Parts, Record
 
 _STATES = {
     "running": "still running",
@@ -15,11 +15,6 @@ _STATES = {
     "failed": "failed: the record ends there",
     "cached": "cached, not measured",
 }
-
-
-def figure_line(figure: Figure) -> str:
-    """A figure, or why there is none."""
-    return f"{figure.name}: {_amount(figure)}"
 
 
 def headline(record: Record) -> str:
@@ -38,9 +33,8 @@ def report(record: Record) -> str:
     """The whole record as lines of text."""
     device = record.device
     lines = [headline(record)]
-    where = _where(record)
-    if where:
-        lines.append(where)
+    if record.peak_at is not None:
+        lines.append(f"peak at {_moment(record.peak_at)}")
     total = "" if device.total_bytes is None else f" with {size(device.total_bytes)}"
     allocator = "" if device.allocator is None else f", allocator {device.allocator}"
     lines += [
@@ -53,11 +47,11 @@ def report(record: Record) -> str:
     if record.largest:
         lines += ["", "largest tensors alive at the peak:"]
         lines += [
-            f"{size(t.bytes):>11}  {_shape(t.shape)} {t.dtype or ''}  {t.where}".rstrip()
+            f"{size(t.bytes):>11}  {_shape(t.shape)} {t.dtype}  {t.where}".rstrip()
             for t in record.largest
         ]
     if record.figures:
-        lines += ["", *(figure_line(figure) for figure in record.figures)]
+        lines += ["", *(f"{figure.name}: {_amount(figure)}" for figure in record.figures)]
     if len(record.summary) > 1:
         lines += ["", "all probes of this prompt, in order:", *record.summary]
     if record.notes or record.files:
@@ -74,15 +68,11 @@ def issue_report(record: Record, versions: Mapping[str, str]) -> str:
         versions: name and version of what runs: host, torch, python, ...
     """
     device = record.device
-    rows: list[tuple[str, str]] = [
-        ("peak", size(record.peak_bytes)),
-        ("state", record.state),
-    ]
+    rows = [("peak", size(record.peak_bytes)), ("state", str(record.state))]
     if record.parts_at_peak is not None:
         rows.append(("made of", _parts(record.parts_at_peak)))
-    where = _where(record)
-    if where:
-        rows.append(("peak at", where.removeprefix("peak at ")))
+    if record.peak_at is not None:
+        rows.append(("peak at", _moment(record.peak_at)))
     rows += [
         ("device", f"{device.name}, {size(device.total_bytes)}"),
         ("allocator", device.allocator or "none"),
@@ -98,7 +88,7 @@ def issue_report(record: Record, versions: Mapping[str, str]) -> str:
 
 def completed(
     record: Record,
-    figures: Sequence[Figure],
+    figures: Iterable[Figure],
     others: Sequence[Record],
     versions: Mapping[str, str],
 ) -> Record:
@@ -109,18 +99,14 @@ def completed(
         others: the prompt's other probes so far, in order.
         versions: as for `issue_report`.
     """
-    record = replace(record, figures=tuple(figures), summary=summary([*others, record]))
+    summary = tuple(f"{i}. {headline(one)}" for i, one in enumerate([*others, record], 1))
+    record = replace(record, figures=tuple(figures), summary=summary)
     return replace(record, report=report(record), issue_report=issue_report(record, versions))
 
 
 def missed(label: str) -> Record:
     """The record of a probe that the host took from its cache."""
     return Record(label, "cached", "", "totals", Device("", "", None, None), "")
-
-
-def summary(records: Sequence[Record]) -> tuple[str, ...]:
-    """One line for each probe of a prompt."""
-    return tuple(f"{i}. {headline(record)}" for i, record in enumerate(records, 1))
 
 
 def _amount(figure: Figure) -> str:
@@ -134,17 +120,14 @@ def _parts(parts: Parts) -> str:
     )
 
 
-def _where(record: Record) -> str:
-    at = record.peak_at
-    if at is None:
-        return ""
+def _moment(at: Moment) -> str:
     named = [
         None if at.step is None else f"step {at.step}",
         at.block,
         None if at.operation is None else f"operation {at.operation}",
         f"{at.t_s:.2f} s",
     ]
-    return "peak at " + ", ".join(part for part in named if part)
+    return ", ".join(part for part in named if part)
 
 
 def _steps(record: Record) -> str:
@@ -154,8 +137,8 @@ def _steps(record: Record) -> str:
     return f"{len(record.steps)}, {mean:.3f} s each on average"
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "shape not known" if shape is None else "x".join(map(str, shape)) or "scalar"
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def _cell(value: str) -> str:

@@ -7,9 +7,7 @@ Addresses are made up. Each is used once, so that the viewer tells the allocatio
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,17 +50,6 @@ def snapshot(log: Sequence[Allocation]) -> dict[str, Any]:
         "allocator_settings": {},
         "external_annotations": [],
     }
-
-
-def write_snapshot(path: Path, log: Sequence[Allocation]) -> None:
-    """Pickles the run; makes the folder.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        pickle.dump(snapshot(log), file)
 
 
 def _frames(allocation: Allocation) -> list[dict[str, Any]]:

@@ -10,13 +10,10 @@ LIMIT = 400
 class Timeline:
     """Keeps the highest of every `stride` samples; the stride doubles when the list is full.
 
-    Memory: at most `limit` samples, whatever the number that is added.
+    Memory: at most LIMIT samples, whatever the number that is added.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        if limit < 4:
-            raise ValueError(f"limit must be >= 4, got {limit}")
-        self._limit = limit
+    def __init__(self) -> None:
         self._stride = 1
         self._kept: list[Sample] = []
         self._open: Sample | None = None  # highest of the samples that are not a point yet
@@ -35,7 +32,7 @@ class Timeline:
         if self._waiting == self._stride:
             self._kept.append(self._open)
             self._open, self._waiting = None, 0
-            if len(self._kept) > self._limit - 2:
+            if len(self._kept) > LIMIT - 2:
                 self._halve()
 
     def samples(self) -> tuple[Sample, ...]:

@@ -57,18 +57,18 @@ class Allocation:
     op: the operation's name, such as ``aten.mm.default``, or ``watch``.
     nbytes: size of the storage in bytes.
     born: tick at which it was allocated.
-    died: tick at which it was freed; None if it was alive when the tracker was left.
-    where: innermost caller outside torch, as ``file.py:line function``; empty without `trace`.
     shape, dtype: of the tensor that came with it; others may look at the same storage.
+    where: innermost caller outside torch, as ``file.py:line function``; empty without `trace`.
+    died: tick at which it was freed; None if it was alive when the tracker was left.
     """
 
     op: str
     nbytes: int
     born: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    where: str
     died: int | None = None
-    where: str = ""
-    shape: tuple[int, ...] | None = None
-    dtype: torch.dtype | None = None
 
 
 class Lifetime(NamedTuple):
@@ -162,9 +162,8 @@ class PeakTracker(TorchDispatchMode):
 
     def __enter__(self) -> PeakTracker:
         if self._depth == 0 and self._attention is not None:
-            kernel = sdpa_kernel(_BACKENDS[self._attention])
-            kernel.__enter__()
-            self._kernel = kernel
+            self._kernel = sdpa_kernel(_BACKENDS[self._attention])
+            self._kernel.__enter__()
         self._depth += 1
         super().__enter__()
         return self
@@ -223,10 +222,8 @@ class PeakTracker(TorchDispatchMode):
         return self._device is None or storage.device.type == self._device
 
     def _add(self, storage: torch.UntypedStorage, op: str, tensor: torch.Tensor) -> None:
-        allocation = Allocation(op, storage.nbytes(), self._tick)
-        allocation.shape, allocation.dtype = tuple(tensor.shape), tensor.dtype
-        if self._traces:
-            allocation.where = _caller()
+        shape, where = tuple(tensor.shape), _caller() if self._traces else ""
+        allocation = Allocation(op, storage.nbytes(), self._tick, shape, tensor.dtype, where)
         key = storage._cdata
         self._live[key] = (weakref.ref(storage, lambda _: self._remove(key)), allocation)
         self._tick += 1
@@ -258,20 +255,14 @@ def _name_of(func: Any) -> str:
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:
     """Yields every tensor with a storage in nested tuples, lists and dicts."""
-    if type(tree) in _USUAL:
-        if tree.layout is torch.strided:
-            yield tree
-    elif isinstance(tree, torch.Tensor):
-        if is_traceable_wrapper_subclass(tree):
+    if isinstance(tree, torch.Tensor):
+        if type(tree) not in _USUAL and is_traceable_wrapper_subclass(tree):
             for name in tree.__tensor_flatten__()[0]:
                 yield from _tensors(getattr(tree, name))
         elif tree.layout is torch.strided:
             yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
+    elif isinstance(tree, (tuple, list, dict)):
+        for item in tree.values() if isinstance(tree, dict) else tree:
             yield from _tensors(item)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from comfy_execution.progress import get_progress_state
 from ...probe.history import append, row, workflow_hash
 from ...probe.record import Figure, Record
 from ...probe.recorder import Recorder
-from ...probe.snapshot import write_snapshot
+from ...probe.snapshot import snapshot
 from ...probe.tracker import PeakTracker
 from .device import figures, versions
 
@@ -69,12 +70,8 @@ def keep(
         figures=tuple(figures(device, streamed)),
         about={"workflow": workflow_hash(prompt), **about, "versions": versions()},
     )
-    try:
-        append(_output() / HISTORY, entry)
-    except OSError as error:
-        _complain(recorder, f"the history was not written: {error.strerror}")
-    else:
-        recorder.wrote(HISTORY)
+    with _writing(recorder, HISTORY, "the history was not written") as path:
+        append(path, entry)
 
 
 @contextmanager
@@ -89,21 +86,17 @@ def memory_history(
     try:
         yield
     finally:
-        name = f"{FOLDER}/vram_{time.strftime('%Y%m%d_%H%M%S')}_{time.time_ns() // 1000 % 10**6:06}"
-        path = _output() / f"{name}.pickle"
+        now = f"{time.strftime('%Y%m%d_%H%M%S')}_{time.time_ns() // 1000 % 10**6:06}"
+        name = f"{FOLDER}/vram_{now}.pickle"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if why_not is None:
-                torch.cuda.memory._dump_snapshot(str(path))
-            else:
-                write_snapshot(path, tracker.log)
-                recorder.note(f"{_TRACKED}: torch keeps no such history {why_not}")
-        except OSError as error:
-            _complain(recorder, f"no file for torch's memory viewer: {error.strerror}")
-        except RuntimeError as error:
-            _complain(recorder, f"no file for torch's memory viewer: {str(error).splitlines()[0]}")
-        else:
-            recorder.wrote(f"{name}.pickle")
+            with _writing(recorder, name, "no file for torch's memory viewer") as path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if why_not is None:
+                    torch.cuda.memory._dump_snapshot(str(path))
+                else:
+                    with path.open("wb") as file:
+                        pickle.dump(snapshot(tracker.log), file)
+                    recorder.note(f"{_TRACKED}: torch keeps no such history {why_not}")
         finally:
             if why_not is None:
                 torch.cuda.memory._record_memory_history(enabled=None)
@@ -119,10 +112,14 @@ def _begin_history() -> str | None:
     return None
 
 
-def _output() -> Path:
-    return Path(folder_paths.get_output_directory())
-
-
-def _complain(recorder: Recorder, text: str) -> None:
-    logger.warning("VRAM Probe: %s", text)
-    recorder.note(text)
+@contextmanager
+def _writing(recorder: Recorder, name: str, complaint: str) -> Iterator[Path]:
+    """The path of a file below the output folder; what prevents the writing becomes a note."""
+    try:
+        yield Path(folder_paths.get_output_directory()) / name
+    except (OSError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        logger.warning("VRAM Probe: %s: %s", complaint, why)
+        recorder.note(f"{complaint}: {why}")
+    else:
+        recorder.files.append(name)
