@@ -73,11 +73,11 @@ class Clock:
 
 def clocked(monkeypatch: Any) -> Clock:
     """Gives the probes of samplings, and the pace of their events, a clock of their own."""
-    from pack.nodes.host.probe import wrappers
+    from pack.nodes.host.probe import events, wrappers
     from pack.nodes.probe.recorder import Pace, Recorder
 
     clock = Clock()
-    monkeypatch.setattr(wrappers, "Pace", lambda per_second: Pace(per_second, clock))
+    monkeypatch.setattr(events, "Pace", lambda per_second: Pace(per_second, clock))
     monkeypatch.setattr(wrappers, "Recorder", lambda blank: Recorder(blank, clock))
     return clock
 

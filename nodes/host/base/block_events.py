@@ -46,8 +46,7 @@ def blocks_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Name and module of every block, in the model's order."""
     for name, child in model.named_children():
         if isinstance(child, nn.ModuleList):
-            for index, block in enumerate(child):
-                yield from _called(f"{name}.{index}", block)
+            yield from _called(name, child)
         else:
             yield from ((f"{name}.{inner}", block) for inner, block in blocks_of(child))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.utils
@@ -15,23 +15,15 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Page(NamedTuple):
-    """The host's server, and the name by which it knows the page."""
+def waiting_pages(followers: Iterable[str] = ()) -> list[str]:
+    """Names of the page that asked for the running prompt and of those that follow it.
 
-    server: Any
-    client_id: str
-
-
-def waiting_pages(followers: Iterable[str] = ()) -> list[Page]:
-    """The page that asked for the running prompt and those that follow it; none without a server.
-
-    Each has a name: without one the host would send to every open page.
+    None without a server, nor for a prompt of no page: the host would send to every open page.
     """
-    server = getattr(PromptServer, "instance", None)
+    server = _host_server()
     if server is None:
         return []
-    names = dict.fromkeys([server.client_id, *followers])
-    return [Page(server, name) for name in names if name is not None]
+    return [name for name in dict.fromkeys([server.client_id, *followers]) if name is not None]
 
 
 def add_route(method: str, path: str, handler: Callable[[Any], Any]) -> None:
@@ -42,7 +34,7 @@ def add_route(method: str, path: str, handler: Callable[[Any], Any]) -> None:
         path: as aiohttp writes it.
         handler: an async function of the request.
     """
-    server = getattr(PromptServer, "instance", None)
+    server = _host_server()
     if server is None:
         return
     # A second copy of the pack must not keep the host from starting: it takes no path twice.
@@ -53,7 +45,7 @@ def add_route(method: str, path: str, handler: Callable[[Any], Any]) -> None:
 def show_text(node_id: str | None, text: str) -> None:
     """Shows a line on the node; nothing where there is no node, or no page that waits for it."""
     for page in waiting_pages() if node_id is not None else ():
-        page.server.send_progress_text(text, node_id, page.client_id)
+        _host_server().send_progress_text(text, node_id, page)
 
 
 class NodeLog:
@@ -81,6 +73,11 @@ class NodeLog:
         self._lines[kind] = line if isinstance(line, str) else line()
         logger.log(level, "%s: %s", self._name, self._lines[kind])
         show_text(self._node_id, "\n".join(self._lines.values()))
+
+
+def _host_server() -> Any:
+    """None where ComfyUI runs without one."""
+    return getattr(PromptServer, "instance", None)
 
 
 def with_progress(steps: Sequence[T]) -> Iterator[T]:

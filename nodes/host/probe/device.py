@@ -31,7 +31,7 @@ from ..base.device import (
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _AND_PAGES = ", and the pages of dynamic VRAM as they are at each reading"
-_RSS = re.compile(rb"VmHWM:\s+(\d+) kB\s+VmRSS:\s+(\d+) kB")
+_HWM_AND_RSS = re.compile(rb"VmHWM:\s+(\d+) kB\s+VmRSS:\s+(\d+) kB")
 
 
 class Gauge(NamedTuple):
@@ -58,8 +58,8 @@ def device_of(value: Any) -> torch.device:
 
 def gauge_of(device: torch.device) -> Gauge:
     """The best counter of that device: the allocator's own, or the process' memory."""
-    counts = getattr(torch, device.type, None)
-    if is_card(device) and counts is not None and hasattr(counts, "memory_stats"):
+    counts: Any = getattr(torch, device.type, None)
+    if is_card(device) and hasattr(counts, "memory_stats"):
 
         def read() -> Count:
             # One call for both numbers; pages of dynamic VRAM are not the allocator's.
@@ -117,21 +117,18 @@ def figures(device: torch.device, streamed: Iterable[Figure] | None = None) -> I
         reason = "no model here is loaded with dynamic VRAM"
         yield Figure("pages of dynamic VRAM", None, reason)
     if streamed is None:
-        yield Figure("weights streamed per step", None, _streams_unseen(device))
+        reason = "seen while a model is sampled behind a probe on its MODEL wire"
+        if device.type == "cpu":
+            reason = "weights and arithmetic are both in RAM"
+        yield Figure("weights streamed per step", None, reason)
     else:
         yield from streamed
-    yield _pinned("pinned RAM of the host")
+    yield _pinned()
     ram = psutil.virtual_memory()
-    yield Figure("RAM of this process", psutil.Process().memory_info().rss)
+    yield Figure("RAM of this process", _rss().current)
     peak = _process_gauge().read().peak
     yield Figure("RAM of this process, highest since it was set back", peak)
     yield Figure("RAM in use on this machine", ram.total - ram.available)
-
-
-def _streams_unseen(device: torch.device) -> str:
-    if device.type == "cpu":
-        return "weights and arithmetic are both in RAM"
-    return "seen while a model is sampled behind a probe on its MODEL wire"
 
 
 def _allocator() -> str:
@@ -142,37 +139,35 @@ def _allocator() -> str:
 
 
 def _allocator_figures(device: torch.device) -> Iterator[Figure]:
-    names = ("torch allocated", "torch reserved")
     if device.type == "mps":
-        yield Figure(names[0], torch.mps.current_allocated_memory())
-        yield Figure(names[1], torch.mps.driver_allocated_memory())
+        yield Figure("torch allocated", torch.mps.current_allocated_memory())
+        yield Figure("torch reserved", torch.mps.driver_allocated_memory())
         return
-    if not is_card(device):
-        reason = f"torch keeps no such count on {device.type}"
-        yield from (Figure(name, None, reason) for name in names)
-        return
-    for name, kind in zip(names, ("allocated_bytes", "reserved_bytes"), strict=True):
-        current, peak = allocator_bytes(device, kind)
-        yield Figure(name, current)
-        yield Figure(f"{name}, highest since it was set back", peak)
+    for kind in ("allocated", "reserved"):
+        name = f"torch {kind}"
+        if is_card(device):
+            current, peak = allocator_bytes(device, f"{kind}_bytes")
+            yield Figure(name, current)
+            yield Figure(f"{name}, highest since it was set back", peak)
+        else:
+            yield Figure(name, None, f"torch keeps no such count on {device.type}")
 
 
 def _driver_figures(device: torch.device) -> Iterator[Figure]:
     names = ("driver used on the device", "other processes and driver contexts")
     info = getattr(getattr(torch, device.type, None), "mem_get_info", None)
-    if info is None:
-        reason = f"a {device.type} device has no memory of its own to ask for"
-        yield from (Figure(name, None, reason) for name in names)
-        return
-    try:
-        free, total = info(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = f"the driver does not answer ({type(error).__name__})"
-        yield from (Figure(name, None, reason) for name in names)
-        return
-    own = allocator_bytes(device, "reserved_bytes")[0] + pages_bytes(device)
-    yield Figure(names[0], total - free)
-    yield Figure(names[1], max(0, total - free - own))
+    reason = f"a {device.type} device has no memory of its own to ask for"
+    if info is not None:
+        try:
+            free, total = info(device)
+        except (RuntimeError, AssertionError) as error:
+            reason = f"the driver does not answer ({type(error).__name__})"
+        else:
+            own = allocator_bytes(device, "reserved_bytes")[0] + pages_bytes(device)
+            yield Figure(names[0], total - free)
+            yield Figure(names[1], max(0, total - free - own))
+            return
+    yield from (Figure(name, None, reason) for name in names)
 
 
 def _model_figures(patcher: Any) -> Iterator[Figure]:
@@ -184,7 +179,8 @@ def _model_figures(patcher: Any) -> Iterator[Figure]:
         yield Figure(f"{name}: pages resident", resident_page_bytes(patcher))
 
 
-def _pinned(name: str) -> Figure:
+def _pinned() -> Figure:
+    name = "pinned RAM of the host"
     total = getattr(management, "TOTAL_PINNED_MEMORY", None)
     if total is None:
         return Figure(name, None, "this host does not count it")
@@ -199,39 +195,32 @@ def _process_gauge() -> Gauge:
     What a process has freed may stay resident and be used again: then nothing rises.
     """
     if _STATUS.exists():
-        return Gauge(_read_status, _peak_reset(), "RAM of the process (RSS)")
-    process = psutil.Process()
+        reset = _reset_peak if os.access(_CLEAR_REFS, os.W_OK) else None
+        return Gauge(_read_status, reset, "RAM of the process (RSS)")
     if sys.platform == "win32":
 
         def read() -> Count:
-            info = process.memory_info()
+            info = psutil.Process().memory_info()
             return Count(info.rss, info.peak_wset)
 
         return Gauge(read, None, "RAM of the process (working set)")
+    return Gauge(_rss, None, "RAM of the process (RSS), at the readings only")
 
-    def read_now() -> Count:
-        rss = process.memory_info().rss
-        return Count(rss, rss)
 
-    return Gauge(read_now, None, "RAM of the process (RSS), at the readings only")
+def _rss() -> Count:
+    """The resident memory now, where the system remembers no peak."""
+    rss = psutil.Process().memory_info().rss
+    return Count(rss, rss)
 
 
 def _read_status() -> Count:
-    found = _RSS.search(_STATUS.read_bytes())
+    found = _HWM_AND_RSS.search(_STATUS.read_bytes())
     if found is None:  # some containers leave the lines out
-        rss = psutil.Process().memory_info().rss
-        return Count(rss, rss)
+        return _rss()
     peak, current = (int(number) * 1024 for number in found.groups())
     return Count(current, max(current, peak))
 
 
-def _peak_reset() -> Callable[[], None] | None:
-    """Returns what resets the kernel's peak of this process; None where that is not allowed."""
-    if not os.access(_CLEAR_REFS, os.W_OK):
-        return None
-
-    def reset() -> None:
-        with suppress(OSError):
-            _CLEAR_REFS.write_bytes(b"5")  # 5: the peak alone, see the kernel's proc(5)
-
-    return reset
+def _reset_peak() -> None:
+    with suppress(OSError):
+        _CLEAR_REFS.write_bytes(b"5")  # 5: the peak alone, see the kernel's proc(5)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Container
-from functools import partial
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
+from server import PromptServer
 
 from ...probe.recorder import Pace
-from ..base.server import Page, waiting_pages
+from ..base.server import waiting_pages
 
 EVENT = "z_image_low_vram.probe"
 # With the node's own event, which goes out at once, below ten in any second.
@@ -55,15 +55,11 @@ class Sender:
     A record that comes too soon waits for its time on the server's loop, or until a newer one takes
     its place. So the last one reaches the page also if no node runs after the sampling, or one
     fails.
-
-    Args:
-        pace: says when the next may go out.
     """
 
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
-        self._waiting: Callable[[], None] | None = None
-        self._place: Place | None = None  # of what waits
+    def __init__(self) -> None:
+        self._pace = Pace(EVENTS_PER_SECOND)
+        self._waiting: tuple[list[str], Place, dict[str, Any]] | None = None
         self._is_timed = False
         self._lock = threading.Lock()  # the loop and the prompts run in threads of their own
 
@@ -75,16 +71,16 @@ class Sender:
         """Sends a record now or when it is due, to the pages that wait for the prompt now."""
         to = _pages(place)
         with self._lock:
-            if self._waiting is not None and self._place != place:
-                self._waiting()  # the last of an earlier prompt, which nothing newer replaces
+            if self._waiting is not None and self._waiting[1] != place:
+                _send(*self._waiting)  # the last of an earlier prompt: nothing newer replaces it
             self._waiting = None
             if self._pace.is_due():
                 _send(to, place, record)
             elif to:
-                self._waiting, self._place = partial(_send, to, place, record), place
-                loop = to[0].server.loop
+                self._waiting = to, place, record
                 if not self._is_timed:
                     self._is_timed = True
+                    loop = PromptServer.instance.loop
                     loop.call_soon_threadsafe(self._set_timer, loop)
 
     def _set_timer(self, loop: Any) -> None:
@@ -98,18 +94,18 @@ class Sender:
                 return
             self._is_timed = False
             if self._waiting is not None:
-                self._waiting()
+                _send(*self._waiting)
                 self._waiting = None
 
 
-def _pages(place: Place) -> list[Page]:
+def _pages(place: Place) -> list[str]:
     followers = [name for name, prompt in list(_followed.items()) if prompt == place.prompt_id]
     return waiting_pages(followers)
 
 
-def _send(to: list[Page], place: Place, record: dict[str, Any]) -> None:
+def _send(to: list[str], place: Place, record: dict[str, Any]) -> None:
     if place.node_id is None:
         return
     data = {"prompt_id": place.prompt_id, "node_id": place.node_id, "record": record}
     for page in to:
-        page.server.send_sync(EVENT, data, page.client_id)
+        PromptServer.instance.send_sync(EVENT, data, page)

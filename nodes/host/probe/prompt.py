@@ -19,7 +19,7 @@ from ...probe.record import Figure, Record
 from ...probe.recorder import Recorder, parts_of
 from ...probe.report import completed, missed
 from ..base.device import weights_bytes
-from .device import Gauge, describe, figures, gauge_of, versions
+from .device import describe, figures, gauge_of, versions
 from .events import Place, send
 from .settings import NODE_ID, ProbeSettings
 
@@ -48,17 +48,15 @@ class _SinceProbe:
 class PromptProbes(ProgressHandler):
     """The probes of one prompt, and what is measured between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: Any) -> None:
         super().__init__(_NAME)
+        self.registry = registry
         self.records: dict[str, Record] = {}  # by node id, in the order in which they were measured
         self.live: dict[str, dict[str, Any]] = {}  # by the id that the page knows: the newest
-        self._counters: dict[torch.device, tuple[PeakCounter, Gauge]] = {}
+        self._counters: dict[torch.device, PeakCounter] = {}
         self._open: dict[torch.device, _SinceProbe] = {}
         self._running: str | None = None
-        self._without_record: set[str] = set()
-
-    def set_registry(self, registry: Any) -> None:
-        self.registry = registry
+        self._ran: set[str] = set()  # the ids of the probes that did not come from the cache
 
     # What the host calls.
 
@@ -85,24 +83,21 @@ class PromptProbes(ProgressHandler):
         """The shared peak counter of a device."""
         if device not in self._counters:
             gauge = gauge_of(device)
-            self._counters[device] = (PeakCounter(gauge.read, gauge.reset), gauge)
-        return self._counters[device][0]
+            self._counters[device] = PeakCounter(gauge.read, gauge.reset)
+        return self._counters[device]
 
     def end_interval(
         self, device: torch.device, settings: ProbeSettings
     ) -> tuple[Record, Recorder]:
         """Ends what ran since the last probe; returns the record, and the recorder that made it."""
-        since = self._open.get(device)
-        is_cached = self._came_from_cache(settings.node_id)
-        if since is None:
-            since = self._begin(device, settings, is_first=True)
+        since = self._open.get(device) or self._begin(device, settings, is_first=True)
         self._mark()
         high = since.whole.take(reset=False)
         recorder = since.recorder
         recorder.blank = self.blank_record(device, settings)
         if high.bytes > recorder.peak_bytes:
             recorder.point(parts_of(high.bytes, weights_bytes(device), since.before))
-        if is_cached:
+        if self._came_from_cache(settings.node_id):
             return recorder.blank, recorder
         if since.is_first:
             recorder.note(_FIRST)
@@ -115,20 +110,19 @@ class PromptProbes(ProgressHandler):
 
         Called when a probe, or a watched sampling, has ended.
         """
-        if settings.node_id is not None and settings.node_id not in self.records:
-            self._without_record.add(settings.node_id)
+        if settings.node_id is not None:
+            self._ran.add(settings.node_id)
         self._begin(device, settings, is_first=False)
 
     def blank_record(self, device: torch.device, settings: ProbeSettings) -> Record:
         """A record of these settings on this device, without measurements."""
-        self.counter(device)
         return Record(
             label=settings.label,
             state="cached",
             mode=settings.mode,
             detail=settings.detail,
             device=describe(device),
-            measured_with=self._counters[device][1].measured_with,
+            measured_with=gauge_of(device).measured_with,
             prompt_id=get_progress_state().prompt_id,
         )
 
@@ -140,8 +134,8 @@ class PromptProbes(ProgressHandler):
         streamed: Iterable[Figure] | None = None,
     ) -> Record:
         """The record with this moment's figures, the prompt's summary, and its reports."""
-        found = tuple(figures(device, streamed))
-        return completed(record, found, self._others(settings.node_id), versions())
+        others = self._others(settings.node_id)
+        return completed(record, figures(device, streamed), others, versions())
 
     def put(self, node_id: str | None, record: Record) -> None:
         """Keeps the latest record of a probe for the summaries of the later ones."""
@@ -168,17 +162,12 @@ class PromptProbes(ProgressHandler):
             old.whole.close()
             old.part.close()
         counter = self.counter(device)
-        if is_first:
-            current = counter.settle(reset=False).current
-            whole, part = counter.open_since_reset(), counter.open(reset=False)
-        else:
-            whole = counter.open(reset=settings.resets)
-            part = counter.open(reset=False)
-            current = whole.current
+        whole = counter.open_since_reset() if is_first else counter.open(reset=settings.resets)
+        part = counter.open(reset=False)
         recorder = Recorder(missed(""))
         weights = weights_bytes(device)
-        before = max(0, current - weights)
-        recorder.point(parts_of(current, weights, before))
+        before = max(0, part.current - weights)
+        recorder.point(parts_of(part.current, weights, before))
         since = self._open[device] = _SinceProbe(whole, part, recorder, before, is_first)
         return since
 
@@ -209,19 +198,13 @@ class PromptProbes(ProgressHandler):
 
     def _others(self, node_id: str | None) -> list[Record]:
         """The records of the prompt's other probes so far, those from the cache first."""
-        measured = [record for other, record in self.records.items() if other != node_id]
-        return [missed(label) for label in self._cached_probes(node_id)] + measured
-
-    def _cached_probes(self, node_id: str | None) -> list[str]:
-        """Labels of the probes that the host took from its cache."""
-        labels = []
+        cached = []
         for other, node in self.registry.dynprompt.get_original_prompt().items():
-            is_probe = node.get("class_type") == NODE_ID and other != node_id
-            has_run = other in self.records or other in self._without_record
+            is_other = node.get("class_type") == NODE_ID and other != node_id
             # The host has visited it, and it did not run.
-            if is_probe and not has_run and other in self.registry.nodes:
-                labels.append(str(node["inputs"].get("label", "")))
-        return labels
+            if is_other and other not in self._ran and other in self.registry.nodes:
+                cached.append(missed(str(node["inputs"].get("label", ""))))
+        return cached + [record for other, record in self.records.items() if other != node_id]
 
 
 def current() -> PromptProbes:
@@ -229,8 +212,7 @@ def current() -> PromptProbes:
     registry = get_progress_state()
     probes = registry.handlers.get(_NAME)
     if not isinstance(probes, PromptProbes):
-        probes = PromptProbes()
-        probes.set_registry(registry)
+        probes = PromptProbes(registry)
         registry.register_handler(probes)
     return probes
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ...probe.recorder import Pace, Recorder
+from ...probe.recorder import Recorder
 from ..base.block_events import add_observer, watched
 from ..base.options import OPTIONS_KEY
-from .events import EVENTS_PER_SECOND, Sender
+from .events import Sender
 from .files import about_sampling
 from .prompt import current
 from .sampling import Sampling
@@ -59,9 +59,8 @@ class _Wrappers:
         self._settings = settings
         self._sampling: Sampling | None = None
         self._recorder: Recorder | None = None
-        self._prompt_id = ""
         # One for all samplings: a node may sample many times in a second.
-        self._sender = Sender(Pace(EVENTS_PER_SECOND))
+        self._sender = Sender()
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Around a whole sampling, with the loading of the model in front."""
@@ -94,10 +93,8 @@ class _Wrappers:
         sampling = self._sampling
         if sampling is None:
             return executor(*args, **kwargs)
-        with ExitStack() as until:
-            model = getattr(executor.class_obj, "diffusion_model", None)
-            if model is not None:
-                until.enter_context(watched(model, self.block_ended))
+        model = getattr(executor.class_obj, "diffusion_model", None)
+        with nullcontext() if model is None else watched(model, self.block_ended):
             out = executor(*args, **kwargs)
         sampling.point("after the blocks")
         return out
@@ -107,15 +104,14 @@ class _Wrappers:
             self._sampling.point(name)
 
     def _begin(self, guider: Any, args: tuple[Any, ...]) -> Sampling:
-        settings, probes = self._settings, current()
+        settings, probes, recorder = self._settings, current(), self._recorder
         patcher = guider.model_patcher
         blank = probes.blank_record(patcher.load_device, settings)
         # A second sampler in the same prompt goes on where the first one ended.
-        if self._recorder is None or blank.prompt_id != self._prompt_id or not blank.prompt_id:
-            self._recorder = Recorder(blank)
-            self._prompt_id = blank.prompt_id
+        if recorder is None or not blank.prompt_id or recorder.blank.prompt_id != blank.prompt_id:
+            recorder = self._recorder = Recorder(blank)
         about = about_sampling(patcher, args[0] if args else None)
-        return Sampling(settings, probes, patcher, self._recorder, about, self._sender)
+        return Sampling(settings, probes, patcher, recorder, about, self._sender)
 
 
 def _with_callback(
