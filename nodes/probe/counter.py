@@ -38,8 +38,7 @@ class PeakCounter:
     """
 
     def __init__(self, read: Callable[[], Count], reset: Callable[[], None] | None) -> None:
-        self._read = read
-        self._reset = reset
+        self._read, self._reset = read, reset
         self._intervals: list[Interval] = []
 
     def open(self, *, reset: bool) -> Interval:

@@ -21,29 +21,26 @@ def snapshot(log: Sequence[Allocation]) -> dict[str, Any]:
         log: every allocation, with the ticks of its beginning and its end.
     """
     events: list[tuple[int, dict[str, Any]]] = []
-    blocks = []
+    segments = []
     address = 0
     for allocation in log:
-        size = allocation.nbytes
-        told = {"addr": address, "size": size, "stream": 0, "frames": _frames(allocation)}
+        size, frames = allocation.nbytes, _frames(allocation)
+        told = {"addr": address, "size": size, "stream": 0, "frames": frames}
         events.append((allocation.born, {"action": "alloc", **told}))
         if allocation.died is None:
-            blocks.append(
-                {"address": address, "size": size, "requested_size": size,
-                 "state": "active_allocated", "frames": told["frames"]}
+            block = {"address": address, "size": size, "requested_size": size,
+                     "state": "active_allocated", "frames": frames}  # fmt: skip
+            segments.append(
+                {"device": 0, "address": address, "total_size": size, "stream": 0,
+                 "segment_type": "large", "allocated_size": size, "active_size": size,
+                 "requested_size": size, "is_expandable": False, "frames": frames,
+                 "blocks": [block]}
             )  # fmt: skip
         else:
             events.append((allocation.died, {"action": "free_requested", **told}))
             events.append((allocation.died, {"action": "free_completed", **told}))
         address += max(size, 1)
     events.sort(key=lambda event: event[0])
-    segments = [
-        {"device": 0, "address": block["address"], "total_size": block["size"], "stream": 0,
-         "segment_type": "large", "allocated_size": block["size"], "active_size": block["size"],
-         "requested_size": block["size"], "is_expandable": False, "frames": block["frames"],
-         "blocks": [block]}
-        for block in blocks
-    ]  # fmt: skip
     return {
         "segments": segments,
         "device_traces": [[event for _, event in events]],

@@ -210,9 +210,8 @@ class PeakTracker(TorchDispatchMode):
             if not self._is_counted(storage):
                 continue
             if given is None:
-                given = set()
-                if func is not LIFT_FRESH:
-                    given.update(t.untyped_storage()._cdata for t in _tensors((args, kwargs)))
+                inputs = () if func is LIFT_FRESH else (args, kwargs)
+                given = {t.untyped_storage()._cdata for t in _tensors(inputs)}
             if storage._cdata not in given:  # else a view of a tensor that was there before
                 self._add(storage, _name_of(func), tensor)
         if self.current_bytes > self.peak_bytes:

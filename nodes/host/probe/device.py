@@ -94,12 +94,10 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "Python": platform.python_version(),
         "system": platform.system(),
+        "CUDA of torch": torch.version.cuda,
+        "HIP of torch": torch.version.hip,
     }
-    if torch.version.cuda:
-        found["CUDA of torch"] = torch.version.cuda
-    if torch.version.hip:
-        found["HIP of torch"] = torch.version.hip
-    return found
+    return {name: version for name, version in found.items() if version}
 
 
 def figures(device: torch.device, streamed: Iterable[Figure] | None = None) -> Iterator[Figure]:

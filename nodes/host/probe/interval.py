@@ -7,7 +7,7 @@ from typing import Any
 
 from ...probe.record import Record
 from .device import device_of, gauge_of
-from .events import place_of
+from .events import place_of, send
 from .files import about_value, keep
 from .prompt import current
 from .settings import RESET_ONLY, ProbeSettings
@@ -35,7 +35,7 @@ def measure(value: Any, settings: ProbeSettings) -> Record:
         record = recorder.record("done")
     record = probes.completed(record, device, settings)
     probes.put(settings.node_id, record)
-    probes.show(place_of(settings.node_id), record.as_json())
+    probes.show(place_of(settings.node_id), record.as_json(), send)
     return record
 
 

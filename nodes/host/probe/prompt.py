@@ -20,7 +20,7 @@ from ...probe.recorder import Recorder, parts_of
 from ...probe.report import completed, missed
 from ..base.device import weights_bytes
 from .device import describe, figures, gauge_of, versions
-from .events import Place, send
+from .events import Place
 from .settings import NODE_ID, ProbeSettings
 
 _NAME = "z_image_low_vram.probe"
@@ -143,12 +143,7 @@ class PromptProbes(ProgressHandler):
             self.records.pop(node_id, None)
             self.records[node_id] = record
 
-    def show(
-        self,
-        place: Place,
-        record: dict[str, Any],
-        send: Callable[[Place, dict[str, Any]], None] = send,
-    ) -> None:
+    def show(self, place: Place, record: dict[str, Any], send: Callable[..., None]) -> None:
         """Sends a record to the pages of the prompt, and keeps it for a page that asks."""
         if place.node_id is not None:
             self.live[place.node_id] = record

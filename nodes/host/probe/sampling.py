@@ -17,7 +17,7 @@ from ...probe.tracker import Allocation, PeakTracker
 from ..base.device import weights_bytes
 from .events import Sender, place_of
 from .files import keep, memory_history
-from .prompt import AT_LEAST, PromptProbes
+from .prompt import AT_LEAST, current
 from .settings import ProbeSettings
 from .streaming import Streaming
 
@@ -32,7 +32,6 @@ class Sampling:
 
     Args:
         settings: what the user asked.
-        probes: the prompt's.
         patcher: the model that is sampled, as the host holds it.
         recorder: gets the readings.
         about: model, size, batch and dtype, for the history.
@@ -42,28 +41,24 @@ class Sampling:
     def __init__(
         self,
         settings: ProbeSettings,
-        probes: PromptProbes,
         patcher: Any,
         recorder: Recorder,
         about: dict[str, Any],
         sender: Sender,
     ) -> None:
-        self._settings = settings
-        self._probes = probes
-        device: torch.device = patcher.load_device
-        self._device = device
+        self._settings, self._recorder = settings, recorder
+        self._about, self._sender = about, sender
+        self._probes = current()
+        self._device: torch.device = patcher.load_device
         self._streaming = Streaming(patcher)
-        self._recorder = recorder
-        self._about = about
         self._place = place_of(settings.node_id)
-        self._sender = sender
-        self._part = probes.counter(device).open(reset=settings.resets)
-        self._whole = probes.counter(device).open(reset=False)
-        self._before = max(0, self._part.current - weights_bytes(device))
+        counter = self._probes.counter(self._device)
+        self._part, self._whole = counter.open(reset=settings.resets), counter.open(reset=False)
+        self._before = max(0, self._part.current - weights_bytes(self._device))
         self._are_steps_exact = True
         self._tracker: PeakTracker | None = None
         # On a CPU there is no allocator to ask, so the operations themselves are counted.
-        self._is_tracked = settings.sees_blocks and device.type == "cpu"
+        self._is_tracked = settings.sees_blocks and self._device.type == "cpu"
         self._thread = threading.get_ident()
         recorder.samplings += 1
         if recorder.samplings > 1:

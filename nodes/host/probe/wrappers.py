@@ -82,10 +82,7 @@ class _Wrappers:
 
     def sampler_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Around the steps; the model is loaded."""
-        sampling = self._sampling
-        if sampling is None:
-            return executor(*args, **kwargs)
-        with sampling.steps():
+        with nullcontext() if self._sampling is None else self._sampling.steps():
             return executor(*args, **kwargs)
 
     def apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -104,14 +101,13 @@ class _Wrappers:
             self._sampling.point(name)
 
     def _begin(self, guider: Any, args: tuple[Any, ...]) -> Sampling:
-        settings, probes, recorder = self._settings, current(), self._recorder
-        patcher = guider.model_patcher
-        blank = probes.blank_record(patcher.load_device, settings)
+        recorder, patcher = self._recorder, guider.model_patcher
+        blank = current().blank_record(patcher.load_device, self._settings)
         # A second sampler in the same prompt goes on where the first one ended.
         if recorder is None or not blank.prompt_id or recorder.blank.prompt_id != blank.prompt_id:
             recorder = self._recorder = Recorder(blank)
         about = about_sampling(patcher, args[0] if args else None)
-        return Sampling(settings, probes, patcher, recorder, about, self._sender)
+        return Sampling(self._settings, patcher, recorder, about, self._sender)
 
 
 def _with_callback(
