@@ -234,3 +234,33 @@ def test_a_header_of_absurd_length_is_refused_at_once_in_one_sentence(path, head
     start = time.thread_time()
     refusal(path)  # checks the length of the sentence
     assert time.thread_time() - start < 1
+
+
+WHOLE = file_bytes({"a": entry("F32", [4], 0)}, bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("content", "is_whole"),
+    [
+        (WHOLE, True),
+        (WHOLE[:-1], False),
+        (WHOLE[:20], False),
+        (file_bytes({"a": entry("F32", [5], 0)}, bytes(16)), False),
+        (b"GGUF" + bytes(28), False),
+    ],
+    ids=["whole", "truncated", "truncated header", "malformed", "another format"],
+)
+def test_no_file_stays_open(path, content, is_whole):
+    """An open file cannot be replaced on Windows. The error in hand keeps the reader's frames."""
+    path.write_bytes(content)
+    error: WeightsError | None = None
+    try:
+        read_header(path)
+    except WeightsError as refused:
+        error = refused
+    assert (error is None) == is_whole
+    if Path("/proc/self/maps").exists():
+        descriptors = Path("/proc/self/fd").iterdir()
+        assert str(path) not in [os.path.realpath(descriptor) for descriptor in descriptors]
+        assert str(path) not in Path("/proc/self/maps").read_text()
+    path.unlink()  # fails on Windows for an open file

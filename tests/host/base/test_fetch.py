@@ -113,3 +113,17 @@ def test_each_copy_is_its_own_with_cuda_malloc(streams, monkeypatch):
     with ExitStack() as until:
         held = [fetch.fetch_linear(layer, like, until) for layer in layers]
         assert [float(weight[0, 0]) for weight, _, _ in held] == [1.0, 2.0, 3.0]
+
+
+@torch.inference_mode()
+def test_a_fetch_ends_a_cancelled_prompt(host: Any) -> None:
+    """As each call of a layer does; a loop over chunks calls none."""
+    from pack.nodes.host.base.fetch import fetch_weights
+
+    management = host.model_management
+    management.interrupt_current_processing(True)
+    try:
+        with ExitStack() as until, pytest.raises(management.InterruptProcessingException):
+            fetch_weights(linear(1.0), torch.empty(1, 64), until)
+    finally:
+        management.interrupt_current_processing(False)

@@ -125,6 +125,22 @@ def test_cancel_frees_everything(vae: Any, host: Any) -> None:
     assert torch.equal(changed.decode(LATENT), wanted)
 
 
+@torch.inference_mode()
+def test_cancel_ends_a_decode_after_its_last_weight_was_fetched(vae: Any, host: Any) -> None:
+    """A fetch ends a cancelled prompt too, but `speed` fetches a weight once for all strips."""
+    management = host.model_management
+    norm = vae.first_stage_model.decoder.norm_out
+    stop = At(lambda: management.interrupt_current_processing(True), {1})
+    norm.weight_function = [stop]
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            lean(vae, "speed").decode(LATENT)
+    finally:
+        norm.weight_function = []
+        management.interrupt_current_processing(False)
+    assert stop.count == 1
+
+
 @pytest.mark.parametrize(("failures", "tries"), [({1}, 1), ({1, 2, 3}, 3)])
 @torch.inference_mode()
 def test_out_of_memory_is_tried_again_in_smaller_pieces(
@@ -211,7 +227,15 @@ def test_pinned_ram_is_given_back_when_nothing_holds_it(
     from pack.nodes.host.vae.patch import with_lean_vae
 
     held: list[int] = []
+    emptied: list[int] = []  # what was held when the card's cache was emptied for another try
+    empty_card = host.model_management.soft_empty_cache
+
+    def watched(*args: Any) -> None:
+        emptied.append(tracker.current_bytes)
+        empty_card(*args)
+
     monkeypatch.setattr(pinned, "empty_cache", lambda device: held.append(tracker.current_bytes))
+    monkeypatch.setattr(host.model_management, "soft_empty_cache", watched)
     settings = VaeSettings(lambda call, device: _InRam(prefer, 8))
     changed, _ = with_lean_vae(vae, settings, NodeLog("Lean VAE", None))
     conv = last_conv(vae)
@@ -228,7 +252,8 @@ def test_pinned_ram_is_given_back_when_nothing_holds_it(
             host.model_management.interrupt_current_processing(False)
     assert tracker.peak_bytes > 2**20
     assert len(held) == times
-    assert all(count < 2**17 for count in held), held  # the result and the latent
+    assert len(emptied) == (act is raise_oom)
+    assert all(count < 2**17 for count in held + emptied), (held, emptied)  # result and latent
 
 
 @torch.inference_mode()
