@@ -186,6 +186,9 @@ test("a probe shows the records of its own node, workflow and newest prompt alon
   ended[0].outputs[20].z_image_vram_probe = told("d");
   const [written] = newerEntries(ended, "w", new Set(["20"]), new Records(new Storage()));
   assert.equal(written.prompt, "d");
+  records.put({ workflow: "w", node: "20", prompt: "runs now", record: { state: "running" } });
+  const newer = [...newerEntries(ended, "w", new Set(["20", "21"]), records)];
+  assert.deepEqual(newer.map(({ node }) => node), ["21"], "nothing older than what runs");
 });
 
 test("what runs is followed only where it was made of the open workflow and has its probes", () => {

@@ -62,6 +62,18 @@ def test_undone_after_an_exception(z_image):
     assert seen[0][1] <= z_image.model.memory_required([1, 16, 48, 48])
 
 
+def test_the_hosts_estimate_is_never_raised(z_image):
+    """The host would send weights to RAM that its own estimate leaves on the card."""
+    from pack.nodes.host.base.reserve import reserved
+
+    factor = z_image.model.memory_usage_factor
+    with reserved(z_image, 100.0, 101):
+        assert z_image.model.memory_usage_factor == factor
+    with reserved(z_image, 100.0, 50):
+        assert z_image.model.memory_usage_factor == pytest.approx(factor / 2)
+    assert z_image.model.memory_usage_factor == factor
+
+
 def test_a_choice_of_blocks_keeps_the_hosts_own_figure(z_image):
     stock: list[Any] = []
     ours: list[Any] = []

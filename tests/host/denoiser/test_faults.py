@@ -174,6 +174,18 @@ def test_blocks_that_were_all_replaced_are_refused(z_image):
         lean(with_other_block(z_image, 0, 1))
 
 
+def test_a_block_that_was_replaced_in_the_model_itself_is_refused_by_its_class(z_image):
+    layers = z_image.model.diffusion_model.layers
+    block = layers[0]
+    layers[0] = OtherBlock(block)
+    try:
+        with pytest.raises(ValueError, match=r"layers\.0 must be the host's own block, got OtherB"):
+            lean(z_image)
+    finally:
+        layers[0] = block
+    assert not z_image.object_patches
+
+
 def test_a_block_of_another_pack_is_kept(z_image, caplog):
     caplog.set_level(logging.INFO)
     plain = sample(z_image).latent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_a_shift_of_its_own_is_a_clone_that_shares_the_weights(from_folder):
     assert shift_of(from_folder.model) == 3.0
     assert clone.model is from_folder.model.model
     assert clone.cached_patcher_init is from_folder.model.cached_patcher_init
+
+
+def test_an_encoder_that_the_host_took_for_another_is_refused_by_its_class(from_folder):
+    from pack.nodes.host.loader import load as loaders
+
+    clip = copy.copy(from_folder.clip)
+    assert loaders._checked(clip) is clip
+    clip.cond_stage_model = from_folder.vae.first_stage_model
+    with pytest.raises(ValueError, match="must be a Qwen3-4B, the host took it for Autoenc"):
+        loaders._checked(clip)
 
 
 def test_clones_share_the_weights(from_folder):
