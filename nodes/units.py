@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-GIB = 2**30
-
-
 MIB = 2**20
+GIB = 2**30
 
 
 def size(count: int | None) -> str:

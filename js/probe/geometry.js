@@ -8,7 +8,7 @@ export const T = 0;
 export const STEP = 4;
 const COLUMNS = { weights: 1, activations: 2, other: 3 };
 // The parts from the bottom up. What changes most is on top, where its shape is the chart's own.
-export const STACK = Object.keys(palette.parts);
+const STACK = Object.keys(palette.parts);
 const MARK_PX = 30;
 
 const total = (row) => row[1] + row[2] + row[3];

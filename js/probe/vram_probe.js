@@ -3,7 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { addPanel, viewOf } from "../shared/node_panel.js";
-import { getJson, history, nodeAt, nodesOf, queued, running } from "../shared/prompts.js";
+import { history, nodeAt, nodesOf, queued, running } from "../shared/prompts.js";
 import { loadTexts } from "../shared/texts.js";
 import { copyText } from "./export.js";
 import { OUTPUT, Records, isEarlier, isFinal, newerEntries, promptOf } from "./records.js";
@@ -18,7 +18,7 @@ const SIZE_PX = { width: 380, height: 240, least: 190 };
 const records = new Records(window.sessionStorage);
 let isGraphLoaded = false;
 let heard = null; // the prompt whose events this tab gets
-let followed = null; // the prompt of another tab whose events this tab has asked for
+let followed = null; // another tab's prompt whose events this tab has asked for, with its workflow
 let turns = 0; // of asking what runs
 
 function show(node, entry) {
@@ -34,7 +34,7 @@ function keep(entry) {
 async function receive(prompt, node, record) {
   // The last record may come a moment after its prompt, when another one runs already.
   if (record.state === "running") heard = prompt;
-  const { workflow } = await queued(prompt);
+  const { workflow } = followed?.prompt === prompt ? followed : await queued(prompt);
   keep({ workflow: workflow ?? app.rootGraph.id, node, prompt, record });
 }
 
@@ -60,18 +60,28 @@ async function follow() {
   const turn = ++turns;
   const prompt = promptOf(workflow, ids, await running());
   if (turn !== turns) return; // the queue has changed meanwhile
-  if (followed && followed !== prompt) {
+  if (followed && followed.prompt !== prompt) {
     followed = null;
     await askHistory(); // how that one ended
   }
-  if (!prompt || prompt === heard || prompt === followed || !api.clientId) return;
-  followed = prompt;
-  const seen = await getJson(`/z_image_low_vram/probes/${prompt}?clientId=${api.clientId}`);
+  if (!prompt || prompt === heard || prompt === followed?.prompt || !api.clientId) return;
+  followed = { prompt, workflow };
+  const seen = await recordsOf(prompt).catch((error) => {
+    followed = null; // the next change of the queue asks again
+    throw error;
+  });
   for (const [node, record] of Object.entries(seen)) {
     const known = records.get(workflow, node);
     const hasEnded = known?.prompt === prompt && isFinal(known); // by an event, meanwhile
     if (ids.has(node) && !hasEnded) keep({ workflow, node, prompt, record });
   }
+}
+
+async function recordsOf(prompt) {
+  const path = `/z_image_low_vram/probes/${prompt}?clientId=${api.clientId}`;
+  const response = await api.fetchApi(path);
+  if (!response.ok) throw new Error(`${path}: ${response.status}`);
+  return response.json();
 }
 
 async function askHistory() {
@@ -135,6 +145,11 @@ app.registerExtension({
       const isIdle = detail.exec_info.queue_remaining === 0;
       tryTo(isIdle && heard === null ? restore : follow);
       if (isIdle) heard = null;
+    });
+    // The host has forgotten which prompt this tab follows.
+    api.addEventListener("reconnected", () => {
+      followed = heard = null;
+      if (isGraphLoaded) tryTo(restore);
     });
     window.addEventListener("pagehide", () => records.save());
     await loadTexts();

@@ -28,7 +28,7 @@ _UNASKED = (
     "replaced this one"
 )
 # How the lean Z-Image block cuts its heads, by mode.
-_LEAN = {"auto": f"{AUTO_HEADS} heads", "max": "one head", "heads": "so many heads"}
+_LEAN = {"auto": f"{AUTO_HEADS} heads", "max": "one head", "heads": "slice_size heads"}
 
 
 class _Seen:

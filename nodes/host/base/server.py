@@ -18,7 +18,7 @@ T = TypeVar("T")
 def waiting_pages(followers: Iterable[str] = ()) -> list[str]:
     """Names of the page that asked for the running prompt and of those that follow it.
 
-    None without a server, nor for a prompt of no page: the host would send to every open page.
+    Empty without a server. A page without a name is left out: the host would send to every page.
     """
     server = _host_server()
     if server is None:

@@ -39,7 +39,7 @@ def make_wrapper(settings: BlockSettings, on_handover: Callable[[str], None]) ->
     def wrapper(executor, x, timesteps, context, num_tokens, attention_mask=None, **kwargs):
         model = executor.class_obj
         is_last = executor.idx + 1 == len(executor.wrappers)
-        reason = None if is_last else "a wrapper of another node stands behind"
+        reason = None if is_last else "another node's wrapper comes after this one"
         reason = reason or _why_not_plain(model, x, context, kwargs)
         if reason is not None:
             on_handover(reason)

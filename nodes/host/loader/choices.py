@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class Sources:
 
 def options(part: str) -> list[str]:
     """The files and folders to choose from for a part."""
-    with_part = [name for name, folder in _folders().items() if (folder / part).is_dir()]
+    # Not Path.is_dir(): before Python 3.14 it raises for a folder that may not be entered.
+    with_part = [name for name, path in _folders().items() if os.path.isdir(path / part)]
     return [*folders.file_names(_KINDS[part]), *sorted(with_part)]
 
 

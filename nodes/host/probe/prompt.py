@@ -2,7 +2,8 @@
 
 The host makes a new registry of progress for each prompt. It calls the registry's handlers when a
 node starts, moves on and ends. Our handler is added by the first probe of a prompt, so everything
-that is kept about a prompt goes with its registry: no thread and no global of ours.
+that is kept about a prompt goes with its registry. The only global of ours is which page follows
+which prompt, in events.py.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from . import layers as vae_layers
 from .pinned import PinnedRam
 
 # Pixels below which a progress bar would only flicker, as under each tile of a tiled decode.
-_LONG_PX = 1024**2
+_LONG_PX = 768**2
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,7 @@ def test_a_long_decode_moves_the_nodes_bar(vae: Any, monkeypatch: pytest.MonkeyP
     )
     lean(vae).decode(LATENT)
     assert seen == [], "short work shows no bar"
+    assert 512**2 < vae_forward._LONG_PX < 1024**2, "a tile shows none, the usual picture does"
     monkeypatch.setattr(vae_forward, "_LONG_PX", 0)
     lean(vae).decode(LATENT)
     assert seen == sorted(set(seen))
