@@ -75,19 +75,13 @@ def run(job: Job, rows: Recorder) -> None:
 
 def load_vae(host: Host) -> Any:
     """The VAE alone, as the host's Load VAE makes it."""
-    from pack.nodes.host.loader import folders
+    from pack.nodes.host.loader import choices
     from pack.nodes.host.loader import load as loaders
-    from pack.nodes.weights import diffusers_folder
 
     is_written = (host.job.work / "models" / "whole").is_dir()
     found = host.models("whole" if is_written else "short")
     choice = found.diffusion_model if found.vae == SAME_FOLDER else found.vae
-    if choice.endswith("/"):
-        known = diffusers_folder.find_folders(folders.search_paths("diffusers"))
-        files = diffusers_folder.open_part(known[choice], choice, diffusers_folder.VAE).files
-    else:
-        files = (folders.file_path("vae", choice),)
-    return loaders.load_vae(files)
+    return loaders.load_vae(choices.open_part("vae", choice, choices.folders()).files)
 
 
 def given_for(task: str, picture: Picture) -> torch.Tensor:

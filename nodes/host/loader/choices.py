@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import folder_paths
+
 from ...weights import diffusers_folder, family
 from ...weights.component import Component, open_file
 from ...weights.diffusers_folder import TEXT_ENCODER, TRANSFORMER, VAE
 from ...weights.header import WeightsError
 from ...weights.text_encoder import size_name
-from . import folders
 
 SAME_FOLDER = "from the same folder"
 DEFAULT_SHIFT = 3.0
@@ -48,8 +49,8 @@ class Sources:
 def options(part: str) -> list[str]:
     """The files and folders to choose from for a part."""
     # Not Path.is_dir(): before Python 3.14 it raises for a folder that may not be entered.
-    with_part = [name for name, path in _folders().items() if os.path.isdir(path / part)]
-    return [*folders.file_names(_KINDS[part]), *sorted(with_part)]
+    with_part = [name for name, path in folders().items() if os.path.isdir(path / part)]
+    return [*folder_paths.get_filename_list(_KINDS[part]), *sorted(with_part)]
 
 
 def by_part(diffusion_model: str, text_encoder: str, vae: str) -> dict[str, str]:
@@ -70,13 +71,13 @@ def by_part(diffusion_model: str, text_encoder: str, vae: str) -> dict[str, str]
 
 def files_of(choices: dict[str, str]) -> list[Path]:
     """The files that decide what these choices load."""
-    known = _folders()
+    known = folders()
     paths: list[Path] = []
     for part, choice in choices.items():
         if choice in known:
             paths += diffusers_folder.files_of(known[choice], part)
         elif not choice.endswith("/"):
-            paths.append(folders.file_path(_KINDS[part], choice))
+            paths.append(_file(part, choice))
     return paths
 
 
@@ -91,8 +92,8 @@ def open_all(choices: dict[str, str], shift: float) -> Sources:
         WeightsError: a part is missing or broken, or is not the one that Z-Image needs.
         FileNotFoundError: the host has no such file.
     """
-    known = _folders()
-    opened = {part: _open(part, choice, known) for part, choice in choices.items()}
+    known = folders()
+    opened = {part: open_part(part, choice, known) for part, choice in choices.items()}
     transformer, text_encoder, vae = (opened[part] for part in (TRANSFORMER, TEXT_ENCODER, VAE))
     folder = known.get(choices[TRANSFORMER])
     z_image = family.z_image(transformer, diffusers_folder.pipeline_class(folder) if folder else "")
@@ -103,18 +104,30 @@ def open_all(choices: dict[str, str], shift: float) -> Sources:
     return Sources(transformer, text_encoder, vae, z_image, config, shift)
 
 
-def _folders() -> dict[str, Path]:
-    return diffusers_folder.find_folders(folders.search_paths("diffusers"))
+def folders() -> dict[str, Path]:
+    """The diffusers folders that the host has, by the name to choose."""
+    roots = [Path(root) for root in folder_paths.get_folder_paths("diffusers")]
+    return diffusers_folder.find_folders(roots)
 
 
-def _open(part: str, choice: str, known: dict[str, Path]) -> Component:
+def open_part(part: str, choice: str, known: dict[str, Path]) -> Component:
+    """Opens what was chosen for a part; known: from `folders`. Raises as `open_all`."""
     if choice in known:
         return diffusers_folder.open_part(known[choice], choice, part)
     if choice.endswith("/"):
         raise WeightsError(
             f"{choice} is not below the diffusers folder: refresh the page (R) and choose again"
         )
-    return open_file(folders.file_path(_KINDS[part], choice), choice)
+    return open_file(_file(part, choice), choice)
+
+
+def _file(part: str, name: str) -> Path:
+    path = folder_paths.get_full_path(_KINDS[part], name)
+    if path is None:
+        raise FileNotFoundError(
+            f"{name} is not in the {_KINDS[part]} folder: refresh the page (R) and choose a file"
+        )
+    return Path(path)
 
 
 def _layers(count: int) -> str:

@@ -5,7 +5,6 @@ The host has no loader for shards; their tensors go to the functions behind the 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,72 +19,40 @@ from comfy.text_encoders.z_image import ZImageTEModel
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
 
 from ...weights import stored
+from ...weights.component import Component
 from ...weights.text_encoder import key_prefix
 from .choices import Sources
 
 WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]
 
-StateDict = dict[str, torch.Tensor]
-# Gives the state dict of a folder; called again when the host wants a second copy of the model.
-StateDictSource = Callable[[], StateDict]
-
 
 def steps(sources: Sources, weight_dtype: str) -> tuple[Callable[[], Any], ...]:
-    """Functions that load the MODEL, the CLIP and the VAE, in this order."""
+    """Functions that load the MODEL, the CLIP and the VAE, in this order.
+
+    Single files go through the host's own loaders.
+
+    Memory: of a folder, the model plus one tensor. With dynamic VRAM the host maps the shards,
+        fuses q, k and v itself and keeps the mapping as the model's weights.
+    """
     return (
-        functools.partial(_load_model, sources, weight_dtype),
-        functools.partial(_load_clip, sources),
-        functools.partial(load_vae, sources.vae.files),
+        lambda: _load_model(sources, weight_dtype),
+        lambda: _load_clip(sources),
+        lambda: load_vae(sources.vae.files),
     )
 
 
 def _load_model(sources: Sources, weight_dtype: str) -> ModelPatcher:
     component, found = sources.transformer, sources.z_image
     if component.is_file:
-        return load_model_file(component.files[0], weight_dtype=weight_dtype)
-    targets = diffusers_targets(layers=found.layers, dim=found.dim) if found.is_diffusers else {}
-    tensors = functools.partial(stored.state_dict, component, targets)
-    return load_model_shards(component.files, tensors, weight_dtype=weight_dtype)
-
-
-def _load_clip(sources: Sources) -> comfy.sd.CLIP:
-    component, config = sources.text_encoder, sources.text_config
-    prefix = key_prefix(component.tensors) or ""
-    # The host's loader of files knows Qwen3 by this prefix only.
-    if component.is_file and prefix == "model.":
-        return load_clip_file(component.files[0], config)
-    tensors = functools.partial(stored.state_dict, component)
-    return load_clip_shards(component.files, tensors, config, prefix=prefix)
-
-
-def diffusers_targets(*, layers: int, dim: int) -> Mapping[str, Any]:
-    """The host's table from diffusers' tensor names to its own, as name or (name, slice)."""
-    return comfy.utils.z_image_to_diffusers({"n_layers": layers, "dim": dim})
-
-
-def load_model_file(path: Path, *, weight_dtype: str) -> ModelPatcher:
-    """Loads a single file, as the host's Load Diffusion Model node does."""
-    return comfy.sd.load_diffusion_model(str(path), model_options=_dtype_options(weight_dtype))
-
-
-def load_model_shards(
-    files: Sequence[Path], stored: StateDictSource, *, weight_dtype: str
-) -> ModelPatcher:
-    """Loads a transformer from shards.
-
-    Args:
-        files: the shards.
-        stored: their tensors under the host's names, read from disk when they are copied.
-        weight_dtype: one of `WEIGHT_DTYPES`.
-
-    Memory: the model plus one tensor; with dynamic VRAM the host maps the shards, fuses q, k and v
-        itself and keeps the mapping as the model's weights.
-    """
+        path = str(component.files[0])
+        return comfy.sd.load_diffusion_model(path, model_options=_dtype_options(weight_dtype))
+    targets: Mapping[str, Any] = {}
+    if found.is_diffusers:
+        targets = comfy.utils.z_image_to_diffusers({"n_layers": found.layers, "dim": found.dim})
 
     def load(disable_dynamic: bool = False) -> ModelPatcher:
-        state_dict = _mapped(files) if _is_dynamic(disable_dynamic) else stored()
         patcher = comfy.sd.load_diffusion_model_state_dict(
-            state_dict,
+            _state_dict(component, targets, disable_dynamic),
             model_options=_dtype_options(weight_dtype),
             metadata={},
             disable_dynamic=disable_dynamic,
@@ -95,50 +62,23 @@ def load_model_shards(
         return patcher
 
     patcher = load()
-    patcher.cached_patcher_init = (load, ())
+    patcher.cached_patcher_init = (load, ())  # for when the host wants a second copy
     return patcher
 
 
-def load_clip_file(path: Path, config: Mapping[str, Any]) -> comfy.sd.CLIP:
-    """Loads a text encoder from a single file, as the host's Load CLIP node does.
-
-    Args:
-        path: the file.
-        config: its sizes, by the names of transformers' Qwen3Config.
-    """
-    clip = comfy.sd.load_clip(
-        ckpt_paths=[str(path)],
-        embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        clip_type=comfy.sd.CLIPType.LUMINA2,
-        model_options=_clip_options(config),
-    )
-    return _checked(clip)
-
-
-def load_clip_shards(
-    files: Sequence[Path], stored: StateDictSource, config: Mapping[str, Any], *, prefix: str
-) -> comfy.sd.CLIP:
-    """Loads a text encoder from shards.
-
-    Args:
-        files: the shards.
-        stored: their tensors, read from disk when they are copied.
-        config: its sizes, by the names of transformers' Qwen3Config.
-        prefix: the text before ``layers.0.`` in the tensor names; the host wants ``model.``.
-
-    Memory: as `load_model_shards`.
-    """
+def _load_clip(sources: Sources) -> comfy.sd.CLIP:
+    component, prefix = sources.text_encoder, key_prefix(sources.text_encoder.tensors)
+    # The host's loader of files knows Qwen3 by this prefix only.
+    if component.is_file and prefix == "model.":
+        path = str(component.files[0])
+        return _checked(comfy.sd.load_clip(ckpt_paths=[path], **_clip_options(sources)))
 
     def load(disable_dynamic: bool = False) -> comfy.sd.CLIP:
-        state_dict = _mapped(files) if _is_dynamic(disable_dynamic) else stored()
+        state_dict = _state_dict(component, {}, disable_dynamic)
         if prefix != "model.":
             state_dict = comfy.utils.state_dict_prefix_replace(state_dict, {prefix: "model."})
         return comfy.sd.load_text_encoder_state_dicts(
-            [state_dict],
-            embedding_directory=folder_paths.get_folder_paths("embeddings"),
-            clip_type=comfy.sd.CLIPType.LUMINA2,
-            model_options=_clip_options(config),
-            disable_dynamic=disable_dynamic,
+            [state_dict], disable_dynamic=disable_dynamic, **_clip_options(sources)
         )
 
     def load_patcher(disable_dynamic: bool = False) -> ModelPatcher:
@@ -175,13 +115,17 @@ def with_shift(model: ModelPatcher, shift: float) -> ModelPatcher:
     return ModelSamplingAuraFlow().patch_aura(model, shift)[0]
 
 
-def _is_dynamic(disable_dynamic: bool) -> bool:
-    # The host then keeps the tensors it is given as the weights and streams them from their files.
-    return comfy.memory_management.aimdo_enabled and not disable_dynamic
+def _state_dict(
+    component: Component, targets: Mapping[str, Any], disable_dynamic: bool
+) -> dict[str, torch.Tensor]:
+    # With dynamic VRAM the host keeps these tensors as the weights and streams them from the files.
+    if comfy.memory_management.aimdo_enabled and not disable_dynamic:
+        return _mapped(component.files)
+    return stored.state_dict(component, targets)
 
 
-def _mapped(files: Sequence[Path]) -> StateDict:
-    merged: StateDict = {}
+def _mapped(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    merged: dict[str, torch.Tensor] = {}
     for file in files:
         merged.update(comfy.utils.load_torch_file(str(file), safe_load=True))
     return merged
@@ -196,8 +140,12 @@ def _dtype_options(weight_dtype: str) -> dict[str, Any]:
     return options
 
 
-def _clip_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"qwen3_4b_model_config": dict(config)}
+def _clip_options(sources: Sources) -> dict[str, Any]:
+    return {
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+        "clip_type": comfy.sd.CLIPType.LUMINA2,
+        "model_options": {"qwen3_4b_model_config": dict(sources.text_config)},
+    }
 
 
 def _checked(clip: comfy.sd.CLIP) -> comfy.sd.CLIP:
