@@ -91,7 +91,7 @@ def component(
 ) -> Component:
     """A component without files, for what looks at names and shapes alone."""
     tensors = {n: TensorInfo(dtype, tuple(s), nbytes(dtype, s)) for n, s in shapes.items()}
-    return Component(label, tensors, {}, (), {}, config or {}, is_file=True)
+    return Component(label, tensors, {}, (), config or {}, is_file=True)
 
 
 def z_image_shapes(

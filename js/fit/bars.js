@@ -19,10 +19,9 @@ export function barsOf({ stages, budget_bytes: budget, card_bytes: card }) {
     budget: budget ? percent(budget) : null,
     card: card ? percent(card) : null,
     stages: stages.map((stage) => {
-      const { name, weights, activations, stock } = stage;
+      const { weights, activations, stock } = stage;
       const hasStock = stock > activations;
       return {
-        name,
         parts: PARTS.map((part) => ({ part, width: percent(stage[part]) })),
         stock: hasStock ? { left: percent(weights), width: clipped(weights, stock) } : null,
       };

@@ -14,23 +14,17 @@ const RUNS = new Set([undefined, 0]); // a node's mode where it is neither muted
 export function questionOf(node, outerOf = () => null) {
   const asks = (of) => (name) => valueOf(of, name, outerOf);
   const own = asks(node);
-  let sized = own;
   const latent = latentOf(node);
-  if (latent) {
-    const origin = originOf(node, latent, outerOf)?.node;
-    sized = origin && RUNS.has(origin.mode) ? asks(origin) : () => null;
-  }
-  return question(sized, own, linkOf(node, "vae") !== undefined);
+  const origin = latent && originOf(node, latent, outerOf)?.node;
+  const ofLatent = origin && RUNS.has(origin.mode) ? asks(origin) : () => null;
+  return question(latent ? ofLatent : own, own, linkOf(node, "vae") !== undefined);
 }
 
 /** The node's input for a latent where something is wired to it. */
-export function latentOf(node) {
-  return linkOf(node, "latent");
-}
+export const latentOf = (node) => linkOf(node, "latent");
 
-function linkOf(node, name) {
-  return node.inputs?.find((input) => input.name === name && input.link != null);
-}
+const linkOf = (node, name) =>
+  node.inputs?.find((input) => input.name === name && input.link != null);
 
 /** The question that the node asked in a prompt; null where the prompt does not have it. */
 export function questionInPrompt(nodes, id) {
@@ -54,13 +48,10 @@ function question(sized, own, hasVae) {
 
 /** The value of a node's widget, or of what is wired to it. */
 function valueOf(node, name, outerOf) {
-  const input = node.inputs?.find((candidate) => candidate.name === name);
-  if (input && input.link != null) {
-    const { node: origin, widget } = originOf(node, input, outerOf) ?? {};
-    const found = widget ?? origin?.widgets?.find((candidate) => candidate.name === "value");
-    return found?.value;
-  }
-  return widgetOf(node, name)?.value;
+  const input = linkOf(node, name);
+  if (!input) return widgetOf(node, name)?.value;
+  const { node: origin, widget } = originOf(node, input, outerOf) ?? {};
+  return (widget ?? (origin && widgetOf(origin, "value")))?.value;
 }
 
 const widgetOf = (node, name) => node.widgets?.find((candidate) => candidate.name === name);

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .header import Header, TensorInfo, WeightsError, pickle_sentence, read_header
+from .header import Header, TensorInfo, WeightsError, pickle_sentence, read_header, unreadable
 
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pt2", ".pth")
@@ -23,7 +23,6 @@ class Component:
     tensors: what each tensor is, by name.
     file_of: the file of each tensor.
     files: every safetensors file, in order.
-    metadata: the safetensors metadata of the only file; empty for shards.
     config: the folder's config.json; empty where there is none.
     is_file: chosen as a single file, not as a folder.
     """
@@ -32,14 +31,8 @@ class Component:
     tensors: Mapping[str, TensorInfo]
     file_of: Mapping[str, Path]
     files: tuple[Path, ...]
-    metadata: Mapping[str, str]
     config: Mapping[str, Any]
     is_file: bool
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the tensors on disk, in bytes."""
-        return sum(info.nbytes for info in self.tensors.values())
 
 
 def open_file(path: Path, label: str) -> Component:
@@ -61,7 +54,7 @@ def open_folder(folder: Path, label: str) -> Component:
             shards disagree.
     """
     try:
-        names = sorted(p.name for p in folder.iterdir() if p.is_file() or p.is_symlink())
+        names = [p.name for p in folder.iterdir() if p.is_file() or p.is_symlink()]
     except OSError as error:
         raise WeightsError(
             f"{label} cannot be read ({error.strerror or error}): check that the folder exists"
@@ -73,7 +66,8 @@ def open_folder(folder: Path, label: str) -> Component:
             "folder with weight_dtype, or a quantised single file"
         )
     # Variants ("x.fp16.safetensors") may lie beside the plain file; the plain name is the shortest.
-    indexes = sorted((n for n in names if n.endswith(INDEX_SUFFIX)), key=lambda n: (len(n), n))
+    names.sort(key=lambda name: (len(name), name))
+    indexes = [n for n in names if n.endswith(INDEX_SUFFIX)]
     weights = [n for n in names if n.endswith(".safetensors")]
     if indexes:
         return _open_shards(folder, label, folder / indexes[0], config)
@@ -89,8 +83,7 @@ def open_folder(folder: Path, label: str) -> Component:
         raise WeightsError(
             f"{label} holds shards ({weights[0]}) but no *{INDEX_SUFFIX}: download the index too"
         )
-    plain = min(weights, key=lambda n: (len(n), n))
-    return _component(label, [read_header(folder / plain)], config)
+    return _component(label, [read_header(folder / weights[0])], config)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -105,10 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise WeightsError(
-            f"{name} cannot be read ({error.strerror or error}): check that the file exists and "
-            "that you may read it"
-        ) from error
+        raise unreadable(name, error) from error
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{name} is not valid JSON ({error}): download it again") from error
     if not isinstance(value, dict):
@@ -119,15 +109,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _open_shards(folder: Path, label: str, index: Path, config: Mapping[str, Any]) -> Component:
-    weight_map = read_json(index).get("weight_map")
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(shard, str) for shard in weight_map.values())
-    ):
+    weight_map = read_json(index).get("weight_map", {})
+    shards = weight_map.values() if isinstance(weight_map, dict) else ()
+    if not shards or not all(isinstance(shard, str) for shard in shards):
         raise WeightsError(f"{label}{index.name} has no weight_map: download the index again")
     headers: dict[str, Header] = {}
-    for shard in sorted(set(weight_map.values())):
+    for shard in sorted(set(shards)):
         if shard in ("", "..") or Path(shard).name != shard or "\\" in shard:
             raise WeightsError(
                 f"{label}{index.name} names {shard!r}, which is not a plain file name"
@@ -154,19 +141,18 @@ def _component(
     weight_map: Mapping[str, str] | None = None,
     is_file: bool = False,
 ) -> Component:
-    # The index decides which tensors count, and which copy counts if two shards hold one.
-    found = [
-        (n, h)
-        for h in headers
-        for n in h.tensors
-        if weight_map is None or weight_map.get(n) == h.path.name
-    ]
+    holders = {
+        name: header
+        for header in headers
+        for name in header.tensors
+        # The index decides which tensors count, and which copy counts if two shards hold one.
+        if weight_map is None or weight_map.get(name) == header.path.name
+    }
     return Component(
         label=label,
-        tensors={n: h.tensors[n] for n, h in found},
-        file_of={n: h.path for n, h in found},
+        tensors={name: header.tensors[name] for name, header in holders.items()},
+        file_of={name: header.path for name, header in holders.items()},
         files=tuple(h.path for h in headers),
-        metadata=next(iter(headers)).metadata if len(headers) == 1 else {},
         config=config,
         is_file=is_file,
     )

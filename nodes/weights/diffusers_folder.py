@@ -29,11 +29,11 @@ def find_folders(roots: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in roots:
         for folder, subfolders, _ in os.walk(root, followlinks=True):
-            here = Path(folder)
-            depth = len(here.relative_to(root).parts)
+            inside = Path(folder).relative_to(root)
+            depth = len(inside.parts)
             is_model = depth > 0 and not PARTS.isdisjoint(subfolders)
             if is_model:
-                found.setdefault(here.relative_to(root).as_posix() + "/", here)
+                found.setdefault(f"{inside.as_posix()}/", Path(folder))
             if is_model or depth == MAX_DEPTH:
                 subfolders.clear()
             else:
@@ -77,11 +77,8 @@ def pipeline_class(folder: Path) -> str:
 
 def files_of(folder: Path, part: str) -> list[Path]:
     """The files that decide what `open_part`, `scheduler_shift` and `pipeline_class` return."""
-    inside = [
-        p
-        for n in ("config.json", "*.safetensors", f"*{INDEX_SUFFIX}")
-        for p in (folder / part).glob(n)
-    ]
+    patterns = ("config.json", "*.safetensors", f"*{INDEX_SUFFIX}")
+    inside = [path for pattern in patterns for path in (folder / part).glob(pattern)]
     return [*inside, folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"]
 
 

@@ -186,10 +186,8 @@ def _z_image_prefix(tensors: Mapping[str, TensorInfo]) -> str | None:
     """The prefix of the tensor names of a Z-Image transformer; None where it is no Z-Image."""
     for prefix in ("", *_PREFIXES):
         # Lumina 2 is the same class with another modulation (its adaLN_modulation is numbered 1).
-        if all(
-            f"{prefix}{name}" in tensors
-            for name in ("cap_embedder.1.weight", "noise_refiner.0.adaLN_modulation.0.weight")
-        ):
+        names = ("cap_embedder.1.weight", "noise_refiner.0.adaLN_modulation.0.weight")
+        if all(f"{prefix}{name}" in tensors for name in names):
             return prefix
     return None
 

@@ -51,12 +51,6 @@ def read_header(path: Path) -> Header:
 
     The safetensors library judges the file. Our own checks are for what it lets through.
 
-    Args:
-        path: the file.
-
-    Returns:
-        The tensors by name and the metadata.
-
     Raises:
         WeightsError: the file cannot be read, is of another format, is truncated or is malformed.
 
@@ -76,10 +70,7 @@ def read_header(path: Path) -> Header:
             file.seek(8)
             raw = file.read(header_bytes)
     except OSError as error:
-        raise WeightsError(
-            f"{name} cannot be read ({error.strerror or error}): check that the file exists and "
-            "that you may read it"
-        ) from error
+        raise unreadable(name, error) from error
     try:
         entries = json.loads(raw, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -98,6 +89,14 @@ def read_header(path: Path) -> Header:
 def pickle_sentence(name: str) -> str:
     """What to tell the user who chose a pickle file."""
     return f"{name} is a pickle file, which can run code when it is opened: use a .safetensors file"
+
+
+def unreadable(name: str, error: OSError) -> WeightsError:
+    """The error for a file that cannot be read."""
+    return WeightsError(
+        f"{name} cannot be read ({error.strerror or error}): check that the file exists and that "
+        "you may read it"
+    )
 
 
 def _refuse_other_formats(name: str, start: bytes) -> None:

@@ -24,12 +24,10 @@ def key_prefix(tensors: Mapping[str, TensorInfo]) -> str | None:
     """The prefix before ``layers.0.`` in a Qwen3's tensor names; None where it is no Qwen3."""
     for prefix in ("model.", "", "language_model.model."):
         layer = f"{prefix}layers.0."
-        has = all(
-            f"{layer}{k}.weight" in tensors
-            for k in ("self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm")
-        )
+        norms = ("self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm")
+        has_norms = all(f"{layer}{norm}.weight" in tensors for norm in norms)
         # Gemma 3 has the same norms and two more.
-        if has and f"{layer}post_feedforward_layernorm.weight" not in tensors:
+        if has_norms and f"{layer}post_feedforward_layernorm.weight" not in tensors:
             return prefix
     return None
 
@@ -39,9 +37,6 @@ def qwen3_config(component: Component) -> dict[str, Any]:
 
     The layer count, widths and head counts come from the tensors, so that smaller (distilled)
     encoders load as what they are; the constants that no tensor shows come from config.json.
-
-    Args:
-        component: the text encoder's weights.
 
     Returns:
         Keyword arguments by the names that transformers' Qwen3Config uses.
