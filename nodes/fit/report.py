@@ -9,25 +9,16 @@ from ..units import size
 from .stages import Stage
 from .what_fits import Alternative, Fit
 
-COLUMNS = (
-    "stage",
-    "setting",
-    "all weights",
-    "of them resident",
-    "activations",
-    "(ComfyUI alone)",
-    "workspace",
-    "peak",
-)
 # Copy bandwidth to assume where none was measured: about PCIe 4.0 x16.
 NOMINAL_COPY_BYTES_PER_S = 25 * 10**9
 
 
 def table(plan: Fit) -> str:
     """The stages as Markdown, which is also readable as plain text."""
-    rows = [COLUMNS, *(_cells(stage, plan.budget_bytes) for stage in plan.stages)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    rows.insert(1, tuple("-" * width for width in widths))
+    cells = [_cells(stage, plan.budget_bytes) for stage in plan.stages]
+    rows = [list(cells[0]), *(list(row.values()) for row in cells)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
         for row in rows
@@ -51,19 +42,6 @@ def headline(plan: Fit) -> str:
     return f"{asked}; budget {size(plan.budget_bytes)}: {words[plan.verdict]}"
 
 
-def streaming(plan: Fit, copy_bytes_per_s: float | None) -> str | None:
-    """What a step copies from RAM and how long it takes; None where all weights are resident."""
-    streamed = plan.stage("denoise").streamed_bytes(plan.budget_bytes)
-    if not streamed:
-        return None
-    speed = copy_bytes_per_s or NOMINAL_COPY_BYTES_PER_S
-    how = "measured" if copy_bytes_per_s else "assumed, not measured"
-    return (
-        f"Each step streams {size(streamed)} of weights from RAM: {streamed / speed:.2f} s at "
-        f"{speed / 1e9:.1f} GB/s ({how}), less what hides behind the arithmetic."
-    )
-
-
 def text(
     plan: Fit,
     *,
@@ -80,7 +58,13 @@ def text(
         notes: further lines.
     """
     lines = [headline(plan), "", table(plan), ""]
-    lines += [line for line in (streaming(plan, copy_bytes_per_s),) if line]
+    if streamed := plan.stage("denoise").streamed_bytes(plan.budget_bytes):
+        speed = copy_bytes_per_s or NOMINAL_COPY_BYTES_PER_S
+        how = "measured" if copy_bytes_per_s else "assumed, not measured"
+        lines.append(
+            f"Each step streams {size(streamed)} of weights from RAM: {streamed / speed:.2f} s at "
+            f"{speed / 1e9:.1f} GB/s ({how}), less what hides behind the arithmetic."
+        )
     if others:
         lines.append(f"What would fit: {either(others)}.")
     return "\n".join([*lines, *notes]).rstrip()
@@ -136,13 +120,14 @@ def as_json(
     }
 
 
-def _cells(stage: Stage, budget_bytes: int | None) -> tuple[str, ...]:
-    sizes = (
-        stage.weight_bytes,
-        stage.resident_bytes(budget_bytes),
-        stage.activation_bytes,
-        stage.stock_bytes,
-        stage.workspace_bytes,
-        stage.peak_bytes(budget_bytes),
-    )
-    return (stage.name, stage.setting, *map(size, sizes))
+def _cells(stage: Stage, budget_bytes: int | None) -> dict[str, str]:
+    return {
+        "stage": stage.name,
+        "setting": stage.setting,
+        "all weights": size(stage.weight_bytes),
+        "of them resident": size(stage.resident_bytes(budget_bytes)),
+        "activations": size(stage.activation_bytes),
+        "(ComfyUI alone)": size(stage.stock_bytes),
+        "workspace": size(stage.workspace_bytes),
+        "peak": size(stage.peak_bytes(budget_bytes)),
+    }

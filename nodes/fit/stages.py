@@ -8,9 +8,10 @@ from ..attention.budget import AUTO_HEADS
 from ..denoiser.need import denoiser_live_bytes, denoiser_need_bytes
 from ..denoiser.plan import DEFAULT_GROUPS, stock_peak_bytes
 from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
+from ..vae.choice import VaeCall, VaeChoice
 from ..vae.need import VAE_RESERVED, vae_need_bytes
 from ..vae.peak import vae_parameters, vae_peak_bytes
-from ..vae.plan import PREFERENCES, Prefer, VaeSizes, is_fused_in, vae_plan
+from ..vae.plan import PREFERENCES, Prefer, VaeSizes
 from .text_encoder import QWEN3_4B, TextEncoderSizes, text_encoder_peak_bytes
 
 FLUX_DECODER = VaeSizes()
@@ -54,7 +55,7 @@ class Stage:
     @property
     def least_bytes(self) -> int:
         """The smallest budget in which the stage fits, workspaces included."""
-        return self.need_bytes + min(self.buffer_bytes, self.weight_bytes)
+        return self.hard_least_bytes + self.workspace_bytes
 
     @property
     def hard_least_bytes(self) -> int:
@@ -108,11 +109,10 @@ class Models:
 
 def published_models(*, weight_bits: float = 16) -> Models:
     """Z-Image-Turbo as published, with `weight_bits` for each weight of the transformer."""
-    vae = vae_parameters(FLUX_DECODER) + vae_parameters(FLUX_ENCODER)
     return Models(
         denoiser_weight_bytes=int(Z_IMAGE.parameters * weight_bits / 8),
         text_weight_bytes=2 * QWEN3_4B.parameters,
-        vae_weight_bytes=2 * vae,
+        vae_weight_bytes=2 * (vae_parameters(FLUX_DECODER) + vae_parameters(FLUX_ENCODER)),
     )
 
 
@@ -143,7 +143,6 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
     largest = sizes.dim * max(sizes.qkv_dim, sizes.ffn_dim)
     buffers = 2 * models.denoiser_weight_bytes * largest // sizes.parameters
     is_cast = models.denoiser_weight_bytes < sizes.parameters * request.dtype_bytes
-    cast, copied = (part, 0) if is_cast else (0, part)
 
     def stage(groups: int) -> Stage:
         name = f"{groups} head groups" if groups < sizes.kv_heads else "one head at a time"
@@ -153,10 +152,10 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
             "denoise",
             f"Apply Gradient Checkpoint, {name}",
             weight_bytes=models.denoiser_weight_bytes,
-            buffer_bytes=buffers + copied,
+            buffer_bytes=buffers + (0 if is_cast else part),
             activation_bytes=live,
             stock_bytes=stock_peak_bytes(request),
-            workspace_bytes=need - live + cast,
+            workspace_bytes=need - live + (part if is_cast else 0),
             is_repeated=True,
             block_bytes=part,
             is_cast=is_cast,
@@ -188,18 +187,9 @@ def vae_stage(
         is_decode: otherwise it is an encode.
     """
     sizes = models.decoder if is_decode else models.encoder
-    _, _, height, width = request.latent_shape
-    height, width = height * sizes.factor, width * sizes.factor
-    plan = None
-    if prefer is not None:
-        plan = vae_plan(
-            sizes,
-            height,
-            width,
-            prefer=prefer,
-            has_ram=models.has_ram,
-            is_fused=is_fused_in(models.vae_dtype_bytes),
-        )
+    height, width = (side * sizes.factor for side in request.latent_shape[-2:])
+    call = VaeCall(sizes, height, width, models.vae_dtype_bytes, models.has_ram)
+    plan = None if prefer is None else VaeChoice(prefer, strip_rows=0).plan(call)
     live, stock = (
         vae_peak_bytes(sizes, height, width, request.batch, models.vae_dtype_bytes, how)
         for how in (plan, None)

@@ -32,11 +32,6 @@ class TextEncoderSizes:
         layer = attention + 3 * self.hidden * self.ffn + norms
         return self.vocabulary * self.hidden + self.layers * layer + self.hidden
 
-    @property
-    def largest_parameters(self) -> int:
-        """Elements of the largest matrix, which the host holds in float32 while it is used."""
-        return self.hidden * max(self.ffn, self.heads * self.head_dim)
-
 
 QWEN3_4B = TextEncoderSizes()
 
@@ -56,9 +51,10 @@ def text_encoder_peak_bytes(tokens: int, sizes: TextEncoderSizes = QWEN3_4B) -> 
         raise ValueError(f"tokens must be >= 1, got {tokens}")
     rotary = 3 * sizes.head_dim
     masks = 2 * tokens**2
-    # The embedding, the stream twice, the normed input and the tapped layer.
-    feed_forward = tokens * (5 * sizes.hidden + rotary + 2 * sizes.ffn) + sizes.largest_parameters
     queries, shared = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    # The embedding, the stream twice, the normed input and the tapped layer; the largest matrix.
+    feed_forward = tokens * (5 * sizes.hidden + rotary + 2 * sizes.ffn)
+    feed_forward += sizes.hidden * max(sizes.ffn, queries)
     # q, k and v for every head, q scaled; scores, their softmax and what was masked in a byte.
     attention = tokens * (4 * sizes.hidden + rotary + 4 * queries + 2 * shared)
     attention += sizes.heads * tokens**2 * 9 // 4

@@ -8,15 +8,7 @@ from typing import Literal
 
 from ..denoiser.sizes import Request
 from ..vae.plan import PREFERENCES, Prefer
-from .stages import (
-    Models,
-    Stage,
-    denoise_stages,
-    head_groups,
-    text_stage,
-    vae_stage,
-    vae_stages,
-)
+from .stages import Models, Stage, denoise_stages, head_groups, text_stage, vae_stage, vae_stages
 
 # Sizes that are searched: sides in steps, up to the largest side and batch.
 STEP_PX, LARGEST_PX, LARGEST_BATCH = 16, 8192, 64
@@ -116,26 +108,26 @@ def fit(
     first = PREFERENCES.index(prefer)
 
     def choose(stages: tuple[Stage, ...]) -> int:
-        fitting = range(first, len(stages))
-        if budget_bytes is None:
-            return first
-        return next((i for i in fitting if stages[i].least_bytes <= budget_bytes), len(stages) - 1)
+        for place in range(first, len(stages)):
+            if budget_bytes is None or stages[place].least_bytes <= budget_bytes:
+                return place
+        return len(stages) - 1
 
     called = replace(request, batch=request.batch * run.prompts)
     denoise = denoise_stages(models, called, is_plain=run.is_plain)
     denoise = tuple(_with_least_need(stage, run.least_need_bytes) for stage in denoise)
-    chosen, chosen_vae = choose(denoise), first
+    chosen = choose(denoise)
     stages = [text_stage(models, request.text_tokens)] if run.has_text else []
     decode = vae_stages(models, request) if run.has_decode else ()
     encode = vae_stages(models, request, is_decode=False) if run.has_encode else ()
-    for ways in filter(None, (decode, encode)):
-        chosen_vae = max(chosen_vae, choose(ways))
+    chosen_vae = max((choose(ways) for ways in (decode, encode) if ways), default=first)
     if encode:
         stages.append(encode[chosen_vae])
     stages.append(denoise[chosen])
-    if decode:
-        is_lean = run.has_lean_vae
-        stages.append(decode[chosen_vae] if is_lean else vae_stage(models, request, None))
+    if decode and run.has_lean_vae:
+        stages.append(decode[chosen_vae])
+    elif decode:
+        stages.append(vae_stage(models, request, None))
     return Fit(
         models,
         request,
@@ -181,11 +173,10 @@ def alternatives(plan: Fit) -> Iterator[Alternative]:
     longer = max(wanted.width_px, wanted.height_px)
 
     def scaled(steps: int) -> Request:
-        sides = (
+        width, height = (
             max(STEP_PX, side * steps * STEP_PX // longer // STEP_PX * STEP_PX)
             for side in (wanted.width_px, wanted.height_px)
         )
-        width, height = sides
         return replace(wanted, width_px=width, height_px=height)
 
     steps = _largest((longer - 1) // STEP_PX, lambda steps: fits(scaled(steps)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,20 +48,23 @@ class Enforcer:
             return executor(model, noise_shape, conds, *args, **kwargs)
         options = kwargs.get("model_options") or {}
         is_guided = self._is_guided or options.get("disable_cfg1_optimization", False)
+        each = [cond for prompts in conds.values() for cond in prompts or ()]
         together = _loaded_with(model, conds)
         decision = self._decision = self._planner.decide(
             Situation(
                 noise_shape,
                 _prompts(conds, is_guided=is_guided),
-                _text_tokens(conds),
+                _text_tokens(each),
                 budget.weight_bytes(model),
                 sum(other.model_size() for other in together),
                 budget.room_bytes(model.load_device),
-                _is_plain(conds, options.get("transformer_options", {})),
+                _is_plain(each, options.get("transformer_options", {})),
             )
         )
         self._say(decision.text, is_warning=decision.is_warning)
-        _ask_groups(options, decision.groups)
+        # The lean blocks read the groups in the options of this sampling alone.
+        asked = options.setdefault("transformer_options", {})
+        asked[OPTIONS_KEY] = {**asked.get(OPTIONS_KEY, {}), FIT: decision.groups}
         make_room([model, *together], decision.peak_bytes, decision.budget_bytes)
         _, estimate = sampler_helpers.estimate_memory(model, noise_shape, conds)
         with reserved(model, estimate, decision.need_bytes):
@@ -141,30 +144,17 @@ def _loaded_with(model: ModelPatcher, conds: Mapping[str, Any]) -> list[Any]:
     return list(dict.fromkeys([*model.model_patches_models(), *others]))
 
 
-def _text_tokens(conds: Mapping[str, Any]) -> int | None:
-    found = [
-        cond["cross_attn"].shape[1]
-        for prompts in conds.values()
-        for cond in prompts or ()
-        if getattr(cond.get("cross_attn"), "ndim", 0) == 3
-    ]
-    return max(found, default=None)
+def _text_tokens(conds: Sequence[Mapping[str, Any]]) -> int | None:
+    texts: list[Any] = [cond.get("cross_attn") for cond in conds]
+    return max((text.shape[1] for text in texts if getattr(text, "ndim", 0) == 3), default=None)
 
 
-def _is_plain(conds: Mapping[str, Any], transformer_options: Mapping[str, Any]) -> bool:
+def _is_plain(conds: Sequence[Mapping[str, Any]], transformer_options: Mapping[str, Any]) -> bool:
     patches = transformer_options.get("patches", {})
-    if any(patches.get(name) for name in HANDOVER_PATCHES):
-        return False
-    handed = ("control", "reference_latents")
-    return not any(
-        name in cond for prompts in conds.values() for cond in prompts or () for name in handed
+    is_handed_over = any(patches.get(name) for name in HANDOVER_PATCHES)
+    return not is_handed_over and not any(
+        "control" in cond or "reference_latents" in cond for cond in conds
     )
-
-
-def _ask_groups(model_options: dict[str, Any], groups: int) -> None:
-    """Puts the groups where the lean blocks read them, in the options of this sampling alone."""
-    options = model_options.setdefault("transformer_options", {})
-    options[OPTIONS_KEY] = {**options.get(OPTIONS_KEY, {}), FIT: groups}
 
 
 def _mib(count: int) -> str:

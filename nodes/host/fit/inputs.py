@@ -8,9 +8,9 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 
 from ...denoiser.need import of_latent
-from ...denoiser.sizes import Request, TransformerSizes
+from ...denoiser.sizes import Request
 from ...fit.planner import Planner
-from ...fit.stages import Models, published_models
+from ...fit.stages import published_models
 from ...fit.what_fits import Run
 from ...vae.plan import Prefer
 from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
@@ -44,11 +44,25 @@ def planner_for(
     """
     check_is_z_image(model)
     sizes = transformer_sizes(model)
-    request = replace(asked, dtype_bytes=activation_bytes(model), sizes=sizes)
+    tokens = text_tokens(conditioning) or asked.text_tokens
+    request = replace(asked, text_tokens=tokens, dtype_bytes=activation_bytes(model), sizes=sizes)
     if latent is not None:
         request = of_latent(request, shape_of(latent, sizes.channels))
-    request = replace(request, text_tokens=text_tokens(conditioning) or asked.text_tokens)
-    models, is_lean = _models(model, vae, sizes)
+    models = replace(
+        published_models(),
+        denoiser=sizes,
+        denoiser_weight_bytes=budget.weight_bytes(model),
+        has_ram=model.load_device.type == "cuda",
+    )
+    vae_sizes = None if vae is None else sizes_of(vae)  # None: the VAE cannot be lean
+    if vae is not None and vae_sizes is not None:
+        models = replace(
+            models,
+            decoder=vae_sizes.decoder,
+            encoder=vae_sizes.encoder,
+            vae_dtype_bytes=vae.vae_dtype.itemsize,
+            vae_weight_bytes=vae.patcher.model_size(),
+        )
     return Planner(
         models,
         request,
@@ -56,28 +70,8 @@ def planner_for(
         budget.margin_bytes(),
         prefer,
         floor_bytes=budget.floor_bytes(model),
-        run=Run(has_text=conditioning is None, has_lean_vae=is_lean),
+        run=Run(has_text=conditioning is None, has_lean_vae=vae_sizes is not None),
     )
-
-
-def _models(model: Any, vae: Any, sizes: TransformerSizes) -> tuple[Models, bool]:
-    """The connected models, or the published ones; and whether the VAE can be lean."""
-    models = replace(
-        published_models(),
-        denoiser=sizes,
-        denoiser_weight_bytes=budget.weight_bytes(model),
-        has_ram=model.load_device.type == "cuda",
-    )
-    if vae is None or (vae_sizes := sizes_of(vae)) is None:
-        return models, False
-    models = replace(
-        models,
-        decoder=vae_sizes.decoder,
-        encoder=vae_sizes.encoder,
-        vae_dtype_bytes=vae.vae_dtype.itemsize,
-        vae_weight_bytes=vae.patcher.model_size(),
-    )
-    return models, True
 
 
 def shape_of(latent: dict[str, Any], channels: int) -> tuple[int, ...]:
