@@ -350,3 +350,13 @@ def test_a_quantised_wrapper_counts_its_inner_tensors() -> None:
         assert tracker.current_bytes == 4 * 32
         del y
     assert tracker.current_bytes == 2 * 32
+
+
+def test_an_error_leaves_neither_the_tracker_nor_its_kernel_behind():
+    enabled = torch.backends.cuda.flash_sdp_enabled()
+    with pytest.raises(RuntimeError, match="inside"), PeakTracker(attention="math") as tracker:
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        raise RuntimeError("inside")
+    assert torch.backends.cuda.flash_sdp_enabled() == enabled
+    kept = torch.ones(1000)
+    assert (tracker.current_bytes, kept.numel()) == (0, 1000)

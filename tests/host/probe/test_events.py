@@ -110,6 +110,16 @@ def test_a_page_that_asks_gets_what_was_seen_and_the_events_from_then_on(
     assert "late-page" not in {receiver for _, receiver in prompts.sent()}
 
 
+def test_a_page_that_was_closed_gets_no_more_once_another_page_asks(prompts):
+    from pack.nodes.host.probe import events
+
+    events.follow("closed-page", "a prompt", ["closed-page"])
+    events.follow("open-page", "a prompt", ["open-page"])
+    events.send(events.Place("a prompt", "1"), {})
+    receivers = {receiver for _, receiver in prompts.sent()}
+    assert receivers - {CLIENT, None} == {"open-page"}
+
+
 def test_the_page_that_asked_for_the_prompt_gets_each_event_once(prompts, loaded):
     def ask() -> int:
         asked(prompts.prompt_id, CLIENT)
