@@ -221,7 +221,7 @@ class FakeVae:
 
         run = decode if self.is_decoder else encode
         with self._counted() as arithmetic:
-            run(x, layers, plan, device=x.device, write=write, tick=lambda share: None)
+            run(x, layers, plan, write=write, tick=lambda share: None)
         return arithmetic.total
 
     def stock(self, height: int, width: int, *, batch: int = 1) -> PeakTracker:

@@ -14,8 +14,7 @@ class VaeCall(NamedTuple):
     """The decode or encode of one sample.
 
     sizes: of the decoder or encoder.
-    height: of the picture, in pixels.
-    width: likewise.
+    height, width: of the picture, in pixels.
     dtype_bytes: of one element in the arithmetic.
     has_ram: large maps may wait in RAM, which pays on NVIDIA cards.
     """

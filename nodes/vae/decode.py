@@ -15,17 +15,15 @@ def decode(
     layers: VaeLayers,
     plan: VaePlan,
     *,
-    device: torch.device,
     write: RowsWriter,
     tick: Tick,
 ) -> None:
     """Decodes one latent.
 
     Args:
-        latent: [1, C, H, W], float, in the dtype of the arithmetic, on any device.
+        latent: [1, C, H, W], float, in the dtype and on the device of the arithmetic.
         layers: of the decoder.
         plan: what to store; its levels go from the smallest map to the picture.
-        device: where to compute.
         write: takes the rows of the picture.
         tick: see `Tick`.
 
@@ -34,7 +32,7 @@ def decode(
         rounded to the dtype before they are multiplied.
     """
     steps = Steps(plan.levels[0], tick)
-    source: Rows = steps.convolved(Whole(latent, device), layers.conv_in)
+    source: Rows = steps.convolved(Whole(latent), layers.conv_in)
     source = steps.middle(source, layers)
     for number, level in enumerate(layers.levels):
         steps.level = plan.levels[number]

@@ -15,17 +15,15 @@ def encode(
     layers: VaeLayers,
     plan: VaePlan,
     *,
-    device: torch.device,
     write: RowsWriter,
     tick: Tick,
 ) -> None:
     """Encodes one picture to the moments of its latent.
 
     Args:
-        picture: [1, C, H, W], float, in the dtype of the arithmetic, on any device.
+        picture: [1, C, H, W], float, in the dtype and on the device of the arithmetic.
         layers: of the encoder.
         plan: what to store; its levels go from the picture to the smallest map.
-        device: where to compute.
         write: takes the rows of the moments.
         tick: see `Tick`.
 
@@ -33,7 +31,7 @@ def encode(
     Exact: equal up to rounding to the host's encoder.
     """
     steps = Steps(plan.levels[0], tick)
-    made = steps.convolved(Whole(picture, device), layers.conv_in)
+    made = steps.convolved(Whole(picture), layers.conv_in)
     # Made of 3 channels, it is cheaper to recompute than to keep.
     first = layers.levels[0].blocks[0]
     source, norm = steps.keep(made, first.norm1, is_stored=False)
@@ -41,11 +39,11 @@ def encode(
     source = _rest_of_level(steps, source, layers.levels[0])
     for number, level in enumerate(layers.levels[1:], 1):
         steps.level = plan.levels[number]
-        source, norm = steps.keep(source, level.blocks[0].norm1, is_stored=True)
+        source, norm = steps.keep(source, level.blocks[0].norm1)
         source = steps.block(source, norm, level.blocks[0])
         source = _rest_of_level(steps, source, level)
     source = steps.middle(source, layers)
-    source, norm = steps.keep(source, layers.norm_out, is_stored=True)
+    source, norm = steps.keep(source, layers.norm_out)
     steps.write(steps.convolved(source, layers.conv_out, norm), write)
 
 
@@ -58,5 +56,5 @@ def _rest_of_level(steps: Steps, source: Rows, level: LevelLayers) -> Rows:
         return source
     if last is None:
         return steps.downsampled(source, level.resample)
-    source, norm = steps.keep(source, last.norm1, is_stored=True)
+    source, norm = steps.keep(source, last.norm1)
     return steps.downsampled_sum(source, norm, last, level.resample)

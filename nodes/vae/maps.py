@@ -29,28 +29,19 @@ class Rows(Protocol):
         ...
 
 
-class Remade(Rows, Protocol):
-    """A map that can be read from any row on, any number of times."""
-
-    def read_from(self, start: int, limit: int) -> Iterator[torch.Tensor]:
-        """Yields the strips from row `start` to the last row."""
-        ...
-
-
 class Whole:
-    """A map that is a tensor [1, C, H, W], read as views on `device`; the caller keeps it."""
+    """A map that is a tensor [1, C, H, W], read as views; the caller keeps it."""
 
-    def __init__(self, rows: torch.Tensor, device: torch.device) -> None:
-        self._rows, self._device = rows, device
+    def __init__(self, rows: torch.Tensor) -> None:
+        self._rows = rows
         _, self.channels, self.height, self.width = rows.shape
 
     def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
-        for start, stop in even_runs(self.height, limit):
-            yield self._rows[:, :, start:stop].to(self._device)
+        return self.read_from(0, limit)
 
     def read_from(self, start: int, limit: int) -> Iterator[torch.Tensor]:
         for first, last in even_runs(self.height - start, limit):
-            yield self._rows[:, :, start + first : start + last].to(self._device)
+            yield self._rows[:, :, start + first : start + last]
 
 
 class Stored:
@@ -100,13 +91,9 @@ class Stored:
         """
         if sum(strip.shape[2] for strip in self._strips) != self.height:
             raise ValueError(f"a map of {self.height} rows is not complete or was drained")
-        strips = self._strips
-        if drain:
-            self._strips = deque()
-        for _ in range(len(strips)):
-            strip = [strips.popleft() if drain else strips[0]]
-            if not drain:
-                strips.rotate(-1)
+        strips, self._strips = self._strips, deque() if drain else self._strips.copy()
+        while strips:
+            strip = [strips.popleft()]
             runs = even_runs(strip[0].shape[2], limit)
             # From memory that is not pinned, the copy waits until all is read: the strip may go.
             for start, stop in runs[:-1]:
@@ -150,7 +137,7 @@ class Piped:
             yield from _pushed(self._source.read(of_source, drain=drain), stage)
 
     def read_from(self, start: int, limit: int) -> Iterator[torch.Tensor]:
-        """See `Remade`.
+        """Yields the strips from row `start` to the last row; the source is not drained.
 
         Raises:
             ValueError: the map has another size than its source, or the source cannot do this.
@@ -181,7 +168,7 @@ class Part:
     Memory: the stored rows, and what recomputing the others holds.
     """
 
-    def __init__(self, stored: Stored, remade: Remade) -> None:
+    def __init__(self, stored: Stored, remade: Piped) -> None:
         self._stored, self._remade = stored, remade
         self.height, self.width, self.channels = remade.height, remade.width, remade.channels
 
@@ -191,25 +178,18 @@ class Part:
 
 
 class Joined:
-    """The sum of two maps, one of them through a convolution; it can be read once.
+    """The sum of two maps of one size; it can be read once.
 
     Args:
-        hidden: the map to convolve.
-        skip: the map to add, of the result's size.
-        open_conv: makes the convolution.
-        remade: the same map, for readers that need it more than once.
+        made: the map whose strips become those of the sum, in place.
+        skip: the map to add.
+        remade: the same sum, for readers that need it more than once.
 
-    Memory: what reading both maps holds, and the convolution.
+    Memory: what reading both maps holds.
     """
 
-    def __init__(
-        self,
-        hidden: Rows,
-        skip: Rows,
-        open_conv: Callable[[ExitStack], Stage],
-        remade: Remade | None = None,
-    ) -> None:
-        self._hidden, self._skip, self._open, self.remade = hidden, skip, open_conv, remade
+    def __init__(self, made: Piped, skip: Rows, remade: Piped | None = None) -> None:
+        self._made, self._skip, self.remade = made, skip, remade
         self.channels, self.height, self.width = skip.channels, skip.height, skip.width
 
     def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
@@ -222,20 +202,13 @@ class Joined:
             raise ValueError("a joined map can be read once, with drain")
         waiting = RowQueue()
         skips = self._skip.read(limit, drain=True)
-        with ExitStack() as until:
-            conv = self._open(until)
-            for rows in self._hidden.read(limit, drain=True):
-                given = [rows]
-                del rows
-                made = conv.push(given.pop())
-                if made is None:
-                    continue
-                while waiting.rows < made.shape[2]:
-                    waiting.put(next(skips))
-                waiting.add_to_(made)
-                given.append(made)
-                del made
-                yield given.pop()
+        for made in self._made.read(limit, drain=True):
+            while waiting.rows < made.shape[2]:
+                waiting.put(next(skips))
+            waiting.add_to_(made)
+            given = [made]
+            del made
+            yield given.pop()
 
 
 def _pushed(strips: Iterator[torch.Tensor], stage: Stage) -> Iterator[torch.Tensor]:
@@ -250,15 +223,12 @@ def _pushed(strips: Iterator[torch.Tensor], stage: Stage) -> Iterator[torch.Tens
 
 
 def _to_ram(rows: torch.Tensor) -> torch.Tensor:
-    held = _pinned_like(rows) if rows.device.type == "cuda" else None
-    if held is None:
-        return torch.empty_like(rows, device="cpu").copy_(rows)  # waits until it is copied
-    # Copies from and to pinned memory keep the order of the stream, so nothing has to wait.
-    return held.copy_(rows, non_blocking=True)
-
-
-def _pinned_like(rows: torch.Tensor) -> torch.Tensor | None:
-    try:
-        return torch.empty_like(rows, device="cpu", pin_memory=True)
-    except RuntimeError:  # the system locks no more RAM
-        return None
+    if rows.device.type == "cuda":
+        try:
+            held = torch.empty_like(rows, device="cpu", pin_memory=True)
+        except RuntimeError:
+            pass  # the system locks no more RAM
+        else:
+            # Copies from and to pinned memory keep the order of the stream: nothing has to wait.
+            return held.copy_(rows, non_blocking=True)
+    return torch.empty_like(rows, device="cpu").copy_(rows)  # waits until it is copied

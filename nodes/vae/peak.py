@@ -136,16 +136,14 @@ def vae_parameters(sizes: VaeSizes) -> int:
         shortcut = conv(inputs, outputs, 1) if inputs != outputs else 0
         return 2 * (inputs + outputs) + conv(inputs, outputs) + conv(outputs, outputs) + shortcut
 
-    lowest = sizes.widths[0 if sizes.is_decoder else -1]
-    total = 2 * block(lowest, lowest) + 2 * lowest + 4 * conv(lowest, lowest, 1)
-    total += conv(sizes.latent_channels, lowest) if sizes.is_decoder else 0
-    total += 0 if sizes.is_decoder else conv(lowest, sizes.latent_channels)
+    ends = sizes.latent_channels, sizes.picture_channels
+    given, result = ends if sizes.is_decoder else ends[::-1]
+    first, last = sizes.widths[0], sizes.widths[-1]
+    total = conv(given, first) + 2 * last + conv(last, result)
+    lowest = first if sizes.is_decoder else last
+    total += 2 * block(lowest, lowest) + 2 * lowest + 4 * conv(lowest, lowest, 1)
     for level, own in enumerate(sizes.widths):
         inputs = sizes.inputs(level)
         total += block(inputs, own) + (sizes.blocks - 1) * block(own, own)
         total += conv(inputs, inputs) if level else 0  # the resampling before
-    picture = sizes.widths[-1 if sizes.is_decoder else 0]
-    total += 2 * (picture if sizes.is_decoder else lowest)
-    if sizes.is_decoder:
-        return total + conv(picture, sizes.picture_channels)
-    return total + conv(sizes.picture_channels, picture)
+    return total

@@ -49,14 +49,11 @@ class VaeSizes:
 
     def inputs(self, level: int) -> int:
         """Channels of the input of the level's first block."""
-        if level:
-            return self.widths[level - 1]
-        return self.widths[0]
+        return self.widths[max(0, level - 1)]
 
     def scale(self, level: int) -> int:
         """Rows of the picture per row of the level's maps."""
-        place = len(self.widths) - 1 - level if self.is_decoder else level
-        return 2**place
+        return 2 ** (len(self.widths) - 1 - level if self.is_decoder else level)
 
 
 @dataclass(frozen=True)
@@ -110,8 +107,7 @@ def vae_plan(
 
     Args:
         sizes: of the decoder or encoder.
-        height: of the picture, in pixels.
-        width: likewise.
+        height, width: of the picture, in pixels.
         prefer: time (speed), memory (smallest), or balance.
         strip_rows: rows of a strip at the picture's size; 0 chooses.
         has_ram: maps may be stored in RAM.
@@ -130,12 +126,12 @@ def vae_plan(
         raise ValueError(f"strip_rows must be >= 0, got {strip_rows}")
     # First with smaller strips, then with the preferences that store less.
     shrinks = min(attempt, RETRIES - 1)
-    harder = attempt - shrinks
-    place = PREFERENCES.index(prefer) + harder
+    place = PREFERENCES.index(prefer) + attempt - shrinks
     if place >= len(PREFERENCES):
         return None
     prefer = PREFERENCES[place]
-    pixels = strip_rows * width or _strip_pixels(prefer, height * width)
+    automatic = max(LEAST_STRIP_PIXELS, height * width // STRIPS[prefer])
+    pixels = strip_rows * width or min(STRIP_PIXELS[prefer], automatic)
     elements = pixels * (max(sizes.widths[-2:]) if sizes.is_decoder else sizes.widths[0])
     elements //= SHRINK**shrinks
     levels = []
@@ -151,10 +147,6 @@ def is_fused_in(dtype_bytes: int) -> bool:
     return dtype_bytes == 4
 
 
-def _strip_pixels(prefer: Prefer, picture: int) -> int:
-    return min(STRIP_PIXELS[prefer], max(LEAST_STRIP_PIXELS, picture // STRIPS[prefer]))
-
-
 def _level_plan(
     sizes: VaeSizes, level: int, prefer: Prefer, limit: int, has_ram: bool
 ) -> LevelPlan:
@@ -162,15 +154,12 @@ def _level_plan(
         return _encoder_plan(sizes, level, prefer, limit)
     # 0 is the picture's own size; each level further has a fourth of the pixels.
     from_picture = len(sizes.widths) - 1 - level
-    if prefer == "speed" or from_picture > 2 or (prefer == "balance" and from_picture):
+    waits = prefer == "smallest" and has_ram
+    recomputed = {"speed": 0, "balance": 1, "smallest": 3 if has_ram else 2}[prefer]
+    if from_picture >= recomputed:
         return LevelPlan(True, True, True, limit)
-    if prefer == "balance":
-        return LevelPlan(False, False, True, limit)
-    if has_ram:
-        return LevelPlan(False, False, True, limit, in_ram=from_picture < 2)
-    if from_picture == 2:
-        return LevelPlan(True, True, True, limit)
-    return LevelPlan(False, False, from_picture == 1, limit)
+    keeps_output = prefer == "balance" or has_ram or from_picture == 1
+    return LevelPlan(False, False, keeps_output, limit, in_ram=waits and from_picture < 2)
 
 
 def _encoder_plan(sizes: VaeSizes, level: int, prefer: Prefer, limit: int) -> LevelPlan:

@@ -107,7 +107,7 @@ class DownConv:
         if below:
             window[:, :, -1:].zero_()
         made_rows = (window.shape[2] - 1) // 2
-        self._carry = window[:, :, 2 * made_rows :, :-1].clone(memory_format=torch.preserve_format)
+        self._carry = window[:, :, 2 * made_rows :, :-1].clone()
         if made_rows == 0 or width < 2:
             return None
         return functional.conv2d(window, self._weight, self._bias, stride=2)

@@ -28,11 +28,11 @@ from torch.nn import functional
 from ..cuts import pieces
 from .cuts import query_rows
 from .layers import AttentionLayers, BlockLayers, ConvLayer, Fetch, NormLayer, VaeLayers
-from .maps import Joined, Part, Piped, Remade, Rows, Stored
+from .maps import Joined, Part, Piped, Rows, Stored
 from .plan import LevelPlan
 from .resample import DownConv, UpConv
 from .statistics import GroupStats, NormSiLU
-from .strips import Conv, Pointwise, ResBlock, Stage
+from .strips import Conv, Pointwise, ResBlock, Stage, copy_rows
 
 # Called after each strip with its share of the map that is read; may raise to end the work.
 Tick = Callable[[float], None]
@@ -67,28 +67,29 @@ class Steps:
     def __init__(self, level: LevelPlan, tick: Tick) -> None:
         self.level, self._tick = level, tick
 
-    def store(self, source: Rows, stats: GroupStats | None = None, *, drain: bool = True) -> Stored:
-        """Reads a map into strips that are kept, and adds them to the statistics."""
-        stored = self._empty(source)
+    def store(
+        self,
+        source: Rows,
+        stats: GroupStats | None = None,
+        *,
+        drain: bool = True,
+        remade: Piped | None = None,
+    ) -> Rows:
+        """Reads a map into strips that are kept, and adds them to the statistics.
+
+        Of a map that can be `remade`, keeps the plan's share of the rows; readers recompute the
+        others.
+        """
+        top = source.height if remade is None else max(1, int(self.level.share * source.height))
+        stored = self._empty(top)
         for strip in self._strips(source, drain=drain):
             if stats is not None:
                 stats.add(strip[0])
-            stored.append(strip.pop())
-        return stored
-
-    def _store_share(self, source: Rows, remade: Remade, stats: GroupStats, *, drain: bool) -> Rows:
-        """As `store`, but only the plan's share of the rows; readers recompute the others."""
-        top = max(1, int(self.level.share * source.height))
-        if top == source.height:
-            return self.store(source, stats, drain=drain)
-        stored = Stored(top, self.level.limit, in_ram=self.level.in_ram)
-        for strip in self._strips(source, drain=drain):
-            stats.add(strip[0])
             if stored.missing < strip[0].shape[2]:
                 strip.append(strip.pop()[:, :, : stored.missing].clone())  # a view would keep all
             if stored.missing:
                 stored.append(strip.pop())
-        return Part(stored, remade)
+        return stored if remade is None or top == source.height else Part(stored, remade)
 
     def pool(self, source: Rows, norm: NormLayer) -> Pooled:
         """A norm with the statistics of the map, which can be read again."""
@@ -97,15 +98,13 @@ class Steps:
             stats.add(strip.pop())
         return Pooled(norm, *stats.pooled())
 
-    def keep(self, source: Rows, norm: NormLayer, *, is_stored: bool) -> tuple[Rows, Pooled]:
+    def keep(self, source: Rows, norm: NormLayer, *, is_stored: bool = True) -> tuple[Rows, Pooled]:
         """The map, stored if `is_stored`, and a norm with its statistics."""
         if not is_stored:
             return source, self.pool(source, norm)
         stats = GroupStats(norm.groups)
-        if isinstance(source, Joined) and source.remade is not None:
-            stored = self._store_share(source, source.remade, stats, drain=True)
-        else:
-            stored = self.store(source, stats)
+        remade = source.remade if isinstance(source, Joined) else None
+        stored = self.store(source, stats, remade=remade)
         return stored, Pooled(norm, *stats.pooled())
 
     def write(self, source: Rows, write: RowsWriter) -> None:
@@ -118,8 +117,8 @@ class Steps:
     def middle(self, source: Rows, layers: VaeLayers) -> Rows:
         """The blocks and the attention of the smallest map."""
         first, attention, last = layers.middle
-        source, norm = self.keep(source, first.norm1, is_stored=True)
-        source, norm = self.keep(self.block(source, norm, first), attention.norm, is_stored=True)
+        source, norm = self.keep(source, first.norm1)
+        source, norm = self.keep(self.block(source, norm, first), attention.norm)
         source = self.attended(source, norm, attention)
         return self.block(source, self.pool(source, last.norm1), last)
 
@@ -130,22 +129,39 @@ class Steps:
             source = self.block(source, norm, block)
         return source
 
-    def first_block(self, source: Remade, norm: Pooled, block: BlockLayers) -> Rows:
+    def first_block(self, source: Piped, norm: Pooled, block: BlockLayers) -> Rows:
         """A residual block of a map that costs next to nothing to recompute."""
-        if block.shortcut is not None or not self.level.keeps_output:
+        if block.shortcut is not None:
             return self.block(source, norm, block)
         first, stats = self.convolved(source, block.conv1, norm), GroupStats(block.norm2.groups)
-        hidden = self._store_share(first, first, stats, drain=False)
+        hidden = self.store(first, stats, drain=False, remade=first)
         norm2 = Pooled(block.norm2, *stats.pooled())
         remade = self._piped(source, norm, norm2, block)
-        return Joined(hidden, source, _second(source.height, norm2, block), remade)
+        return Joined(self.convolved(hidden, block.conv2, norm2), source, remade)
 
     def block(self, source: Rows, norm: Pooled, block: BlockLayers) -> Rows:
         """A residual block's map; reading it with `drain` drains the source."""
-        if self.level.keeps_hidden:
-            return self._joined(source, norm, block)
-        norm2 = self.pool(self.convolved(source, block.conv1, norm), block.norm2)
-        return self._piped(source, norm, norm2, block)
+        first = self.convolved(source, block.conv1, norm)
+        if not self.level.keeps_hidden:
+            return self._piped(source, norm, self.pool(first, block.norm2), block)
+        skip, shortcut = source, block.shortcut
+        is_narrower = block.conv2.channels <= source.channels
+        if shortcut is not None and isinstance(source, Stored) and is_narrower:
+            skip = self._empty(source.height)
+            with ExitStack() as until:
+                across = Pointwise(*shortcut.fetch(until))
+                hidden, norm2 = self._split(source, norm, block, across, skip)
+        else:
+            stats = GroupStats(block.norm2.groups)
+            hidden = self.store(first, stats, drain=False)
+            norm2 = Pooled(block.norm2, *stats.pooled())
+            if shortcut is not None:
+                skip = Piped(
+                    source,
+                    lambda until, is_last, height: Pointwise(*shortcut.fetch(until)),
+                    shortcut.channels,
+                )
+        return Joined(self.convolved(hidden, block.conv2, norm2), skip)
 
     def _piped(self, source: Rows, norm: Pooled, norm2: Pooled, block: BlockLayers) -> Piped:
         def open_block(until: ExitStack, is_last: bool, height: int) -> Stage:
@@ -178,17 +194,18 @@ class Steps:
                 made = layers.attend(query(normed[start:stop])[None, None], keys, values)
                 flat[start:stop].add_(out(made[0, 0]))
                 self._tick((stop - start) / tokens)
-        stored = self._empty(source)
+        stored = self._empty(source.height)
         stored.append(rows)
         return stored
 
     def convolved(self, source: Rows, conv: ConvLayer, norm: Pooled | None = None) -> Piped:
         """A 3 x 3 convolution of the map, or of its SiLU after the norm."""
-
-        def open_conv(until: ExitStack, is_last: bool, height: int) -> Stage:
-            return _conv(height, norm, conv, until)
-
-        return Piped(source, open_conv, conv.channels, reach=1)
+        return Piped(
+            source,
+            lambda until, is_last, height: _conv(height, norm, conv, until),
+            conv.channels,
+            reach=1,
+        )
 
     def upsampled(self, source: Rows, conv: ConvLayer, *, is_fused: bool) -> Rows:
         """Nearest upsampling by 2 and a convolution.
@@ -205,11 +222,13 @@ class Steps:
 
     def downsampled(self, source: Rows, conv: ConvLayer) -> Rows:
         """A convolution of stride 2."""
-
-        def open_down(until: ExitStack, is_last: bool, height: int) -> Stage:
-            return DownConv(*conv.fetch(until), height=height)
-
-        return Piped(source, open_down, conv.channels, 0.5, most=self.level.limit)
+        return Piped(
+            source,
+            lambda until, is_last, height: DownConv(*conv.fetch(until), height=height),
+            conv.channels,
+            0.5,
+            most=self.level.limit,
+        )
 
     def downsampled_sum(
         self, source: Rows, norm: Pooled, block: BlockLayers, conv: ConvLayer
@@ -218,16 +237,18 @@ class Steps:
 
         Memory: the hidden map, which replaces the source, and the source's part of the result.
         """
-        skip = Stored(source.height // 2, self.level.limit, in_ram=self.level.in_ram)
+        skip = self._empty(source.height // 2)
         with ExitStack() as until:
             down = DownConv(*conv.fetch(until), height=source.height)
             hidden, norm2 = self._split(source, norm, block, down, skip)
 
-        def open_down(until: ExitStack) -> Stage:
+        def open_down(until: ExitStack, is_last: bool, height: int) -> Stage:
             weight, _ = conv.fetch(until)  # the bias is in the skip's part
-            return DownConv(weight, None, height=source.height)
+            return DownConv(weight, None, height=height)
 
-        return Joined(self.convolved(hidden, block.conv2, norm2), skip, open_down)
+        second = self.convolved(hidden, block.conv2, norm2)
+        limit = self.level.limit
+        return Joined(Piped(second, open_down, conv.channels, 0.5, most=limit), skip)
 
     def _strips(self, source: Rows, *, drain: bool) -> Iterator[list[torch.Tensor]]:
         """Reads a map once: each strip in a list, from which its user takes it to free it."""
@@ -237,35 +258,14 @@ class Steps:
             yield strip
             self._tick(share)
 
-    def _empty(self, source: Rows) -> Stored:
-        return Stored(source.height, self.level.limit, in_ram=self.level.in_ram)
-
-    def _joined(self, source: Rows, norm: Pooled, block: BlockLayers) -> Rows:
-        """The block with the map between its convolutions stored."""
-        skip, shortcut = source, block.shortcut
-        is_narrower = block.conv2.channels <= source.channels
-        if shortcut is not None and isinstance(source, Stored) and is_narrower:
-            skip = self._empty(source)
-            with ExitStack() as until:
-                across = Pointwise(*shortcut.fetch(until))
-                hidden, norm2 = self._split(source, norm, block, across, skip)
-        else:
-            stats = GroupStats(block.norm2.groups)
-            hidden = self.store(self.convolved(source, block.conv1, norm), stats, drain=False)
-            norm2 = Pooled(block.norm2, *stats.pooled())
-            if shortcut is not None:
-                skip = Piped(
-                    source,
-                    lambda until, is_last, height: Pointwise(*shortcut.fetch(until)),
-                    shortcut.channels,
-                )
-        return Joined(hidden, skip, _second(source.height, norm2, block))
+    def _empty(self, height: int) -> Stored:
+        return Stored(height, self.level.limit, in_ram=self.level.in_ram)
 
     def _split(
         self, source: Rows, norm: Pooled, block: BlockLayers, across: Stage, skip: Stored
     ) -> tuple[Stored, Pooled]:
         """A block's hidden map with its norm; beside it fills `skip`, so that the source can go."""
-        stats, hidden = GroupStats(block.norm2.groups), self._empty(source)
+        stats, hidden = GroupStats(block.norm2.groups), self._empty(source.height)
         with ExitStack() as until:
             first = _conv(source.height, norm, block.conv1, until)
             for strip in self._strips(source, drain=True):
@@ -283,13 +283,8 @@ class Steps:
 
 def _conv(height: int, norm: Pooled | None, conv: ConvLayer, until: ExitStack) -> Conv:
     weight, bias = conv.fetch(until)
-    if norm is None:
-        return Conv(weight, bias, height=height)
-    return Conv(weight, bias, height=height, write=norm.open(until).write)
-
-
-def _second(height: int, norm: Pooled, block: BlockLayers) -> Callable[[ExitStack], Conv]:
-    return lambda until: _conv(height, norm, block.conv2, until)
+    write = copy_rows if norm is None else norm.open(until).write
+    return Conv(weight, bias, height=height, write=write)
 
 
 def _linear(fetch: Fetch, until: ExitStack) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -73,8 +73,7 @@ class Halo:
         self._write(rows, window[:, :, above : above + count])
         if below:
             window[:, :, -1:].zero_()
-        kept = None if below else window[:, :, -HALO_ROWS:]
-        self._carry = None if kept is None else kept.clone(memory_format=torch.preserve_format)
+        self._carry = None if below else window[:, :, -HALO_ROWS:].clone()
         return window if window.shape[2] > HALO_ROWS else None
 
 
@@ -143,9 +142,7 @@ class RowQueue:
             if rest.shape[2]:
                 # A view would keep the whole strip.
                 short = rest.shape[2] <= taken
-                self._parts.appendleft(
-                    rest.clone(memory_format=torch.preserve_format) if short else rest
-                )
+                self._parts.appendleft(rest.clone() if short else rest)
 
 
 class Pointwise:

@@ -74,7 +74,7 @@ def test_a_drained_strip_is_free_before_the_next() -> None:
 
 def test_pipes_read_again() -> None:
     x = torch.randn(1, 2, 9, 3)
-    piped = Piped(Whole(x, x.device), lambda until, is_last, height: _Double(), 2)
+    piped = Piped(Whole(x), lambda until, is_last, height: _Double(), 2)
     for _ in range(2):
         assert torch.equal(torch.cat(list(piped.read(2, drain=False)), 2), 2 * x)
 
@@ -89,9 +89,7 @@ def test_a_part_recomputes_the_other_rows(stored_rows: int, limit: int) -> None:
     """Begun late, the rows above are made too, and dropped: their edge is not the map's."""
     torch.manual_seed(0)
     x, weights = torch.randn(1, 2, 13, 5), [torch.randn(2, 2, 3, 3) for _ in range(2)]
-    remade = Piped(
-        Whole(x, x.device), lambda until, last, height: _conv(height, weights[0]), 2, reach=1
-    )
+    remade = Piped(Whole(x), lambda until, last, height: _conv(height, weights[0]), 2, reach=1)
     remade = Piped(remade, lambda until, last, height: _conv(height, weights[1]), 2, reach=1)
     wanted = x
     for weight in weights:
@@ -146,7 +144,7 @@ def test_strips_lie_in_ram_that_is_not_pinned_where_none_can_be_had(
 
 def test_errors() -> None:
     x = torch.ones(1, 1, 4, 2)
-    doubled = Piped(Whole(x, x.device), lambda until, is_last, height: _Double(), 1, 2)
+    doubled = Piped(Whole(x), lambda until, is_last, height: _Double(), 1, 2)
     with pytest.raises(ValueError, match="only a map of its source's size"):
         next(doubled.read_from(1, 2))
     with pytest.raises(ValueError, match="limit must be >= 1, got 0"):

@@ -143,7 +143,7 @@ class LeanForward:
 
         run = decode if self.is_decoder else encode
         tick = _Progress(step_count(layers) if is_long else None)
-        run(sample, layers, plan, device=sample.device, write=write, tick=tick)
+        run(sample, layers, plan, write=write, tick=tick)
 
 
 class _Progress:

@@ -312,7 +312,6 @@ def test_the_bar_counts_the_maps_that_are_read(vae: Any, prefer: Prefer, has_ram
             given,
             layers,
             plan,
-            device=given.device,
             write=lambda first, rows: None,
             tick=shares.append,
         )
