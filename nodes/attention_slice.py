@@ -55,9 +55,7 @@ class AttentionSlice(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[
-                io.Model.Output(tooltip="The model with sliced attention, for a sampler."),
-            ],
+            outputs=[io.Model.Output(tooltip="The model with sliced attention, for a sampler.")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -25,16 +25,7 @@ def geometry(
     skip_reshape: bool = False,
     enable_gqa: bool = False,
 ) -> Geometry:
-    """Returns the sizes of an attention call.
-
-    Args:
-        query: [B, T, H * D], or [B, H, T, D] with skip_reshape, float.
-        key: [B, S, Hk * D], or [B, Hk, S, D], float.
-        value: [B, S, Hk * D], or [B, Hk, S, Dv], float.
-        mask: None, or [T, S], [B, T, S] or [B, H, T, S] with sizes of 1 allowed, any dtype.
-        heads: H.
-        skip_reshape: which of the two layouts.
-        enable_gqa: Hk may be a divisor of H; else it is H.
+    """Returns the sizes of an attention call; arguments as `sliced_attention`.
 
     Raises:
         ValueError: the tensors do not fit one another or `heads`.
@@ -43,7 +34,6 @@ def geometry(
     axes = 4 if skip_reshape else 3
     if heads < 1 or not query.ndim == key.ndim == value.ndim == axes:
         raise ValueError(f"query, key and value must have {axes} axes and heads be >= 1, {shapes}")
-    tokens = -2
     channels = query.shape[-1] if skip_reshape else query.shape[-1] // heads
     kv_heads = key.shape[1] if skip_reshape else key.shape[-1] // max(channels, 1)
     fits = (
@@ -54,11 +44,10 @@ def geometry(
             and key.shape[-1] == value.shape[-1] == kv_heads * channels
         )
     )
-    fits = fits and key.shape[tokens] == value.shape[tokens] and kv_heads > 0
+    fits = fits and key.shape[-2] == value.shape[-2] and kv_heads > 0
     if not fits or heads % kv_heads or (kv_heads != heads and not enable_gqa):
         raise ValueError(f"query, key and value must fit one another and heads, {shapes}")
-    queries, keys = query.shape[tokens], key.shape[tokens]
-    shape = Geometry(query.shape[0], heads, kv_heads, queries, keys, channels)
+    shape = Geometry(query.shape[0], heads, kv_heads, query.shape[-2], key.shape[-2], channels)
     _check_mask(mask, shape)
     return shape
 
@@ -91,7 +80,7 @@ def sliced_attention(
         slices: heads and queries of a slice, each >= 1; larger ones mean all.
         skip_reshape: layout of query, key and value.
         skip_output_reshape: `attend` returns [B, h, t, Dv] instead of [B, t, h * D].
-        enable_gqa: Hk may be a divisor of H.
+        enable_gqa: Hk may be a divisor of H; else it is H.
 
     Returns:
         [B, T, H * D], or [B, H, T, Dv] with skip_output_reshape; in the dtype that `attend` gave,

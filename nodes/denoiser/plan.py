@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .cuts import HIDDEN_BLOCKS, QUERY_GROUPS, head_groups, longest_chunk
-from .sizes import Request, TransformerSizes, round_up
+from .sizes import Request, TransformerSizes
 
 # Chunks that keep a card's matrix units full: from 512 rows on, common cards read the weights again
 # for each chunk while they compute.
@@ -115,7 +115,8 @@ def stock_peak_bytes(request: Request) -> int:
     image, text = request.padded_image_tokens, request.padded_text_tokens
     main = 4 * request.hidden_bytes + 4 * request.stream_bytes + request.rope_bytes
     refiner = 4 * image * hidden_row_bytes + (5 * image + 2 * text) * row_bytes
-    padded = _padded_latent_bytes(request)
+    # The host's copy of the latent, filled up to whole patches.
+    padded = request.batch * request.image_tokens * sizes.patch_dim * request.dtype_bytes
     return max(main, refiner + 2 * request.rope_bytes) + _latent_and_text_bytes(request) + padded
 
 
@@ -123,12 +124,4 @@ def _latent_and_text_bytes(request: Request) -> int:
     """The caller holds these."""
     _, channels, height, width = request.latent_shape
     elements = channels * height * width + request.text_tokens * request.sizes.cap_dim
-    return request.batch * elements * request.dtype_bytes
-
-
-def _padded_latent_bytes(request: Request) -> int:
-    """The host's copy of the latent, filled up to whole patches."""
-    _, channels, height, width = request.latent_shape
-    patch = request.sizes.patch
-    elements = channels * round_up(height, patch) * round_up(width, patch)
     return request.batch * elements * request.dtype_bytes

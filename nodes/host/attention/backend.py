@@ -57,27 +57,23 @@ def _pytorch(call: AttentionCall) -> Backend:
     return Backend("PyTorch's math attention", workspace)
 
 
-def _basic(call: AttentionCall) -> Backend:
-    size = _score_size(call)
-    score = 2 * size + _mask_copy(call)
-    query, key = _copies(call, of_query=1 + (size > call.q.element_size()))
-    return Backend("attention_basic", Workspace(score, query, key))
-
-
-def _split(call: AttentionCall) -> Backend:
-    item, size = call.q.element_size(), _score_size(call)
-    score = 2 * size + (item if size > item else 0) + _mask_copy(call)
-    query, key = _copies(call, of_query=2 + (size > item))
-    return Backend("attention_split", Workspace(score, query, key))
-
-
-def _sub_quad(call: AttentionCall) -> Backend:
-    size = _score_size(call)
-    score = 2 * size + _mask_copy(call)
-    query, key = _copies(call, of_query=3)
-    if size > call.q.element_size():
-        query, key = query + call.channels * size, key + call.channels * size
-    return Backend("attention_sub_quad", Workspace(score, query, key, _SUB_QUAD_QUERIES))
+def _with_scores(call: AttentionCall) -> Backend:
+    """Basic, split or sub-quadratic: they copy queries, keys and values to lie head by head."""
+    item, name = call.q.element_size(), call.function_name
+    # Scores are float32 where the model or the user asks for it.
+    precision = attention.get_attn_precision(call.attn_precision, call.q.dtype)
+    is_widened = precision == torch.float32 and item < 4
+    size = 4 if is_widened else item
+    score, copy = 2 * size + _mask_copy(call), call.channels * item
+    if name == "attention_sub_quad":
+        wide = call.channels * size if is_widened else 0
+        workspace = Workspace(score, 3 * copy + wide, 2 * copy + wide, _SUB_QUAD_QUERIES)
+    elif name == "attention_split":
+        score += item if is_widened else 0
+        workspace = Workspace(score, (2 + is_widened) * copy, 2 * copy)
+    else:
+        workspace = Workspace(score, (1 + is_widened) * copy, 2 * copy)
+    return Backend(name, workspace)
 
 
 def _sage(call: AttentionCall) -> Backend:
@@ -114,9 +110,9 @@ def _xformers(call: AttentionCall) -> Backend:
 
 _FUNCTIONS = {
     "attention_pytorch": _pytorch,
-    "attention_basic": _basic,
-    "attention_split": _split,
-    "attention_sub_quad": _sub_quad,
+    "attention_basic": _with_scores,
+    "attention_split": _with_scores,
+    "attention_sub_quad": _with_scores,
     "attention_sage": _sage,
     "attention3_sage": _sage3,
     "attention_flash": _flash,
@@ -129,24 +125,12 @@ def _is_half_on_cuda(call: AttentionCall) -> bool:
     return call.q.device.type == "cuda" and call.q.dtype in HALF_TYPES
 
 
-def _score_size(call: AttentionCall) -> int:
-    """Bytes of one score: float32 where the model or the user asks for it."""
-    precision = attention.get_attn_precision(call.attn_precision, call.q.dtype)
-    return max(4 if precision == torch.float32 else 0, call.q.element_size())
-
-
 def _mask_copy(call: AttentionCall) -> int:
     """A mask that differs between samples or heads is copied out for every head of every sample."""
     mask = call.mask
     if mask is None or mask.ndim == 2 or mask.shape[-2] == 1 or call.q.shape[0] == 1:
         return 0
     return mask.element_size() if mask.shape[:-2].numel() > 1 else 0
-
-
-def _copies(call: AttentionCall, *, of_query: int) -> tuple[int, int]:
-    """Copies of queries, and of keys and values, that are made to lie head by head."""
-    one = call.channels * call.q.element_size()
-    return of_query * one, 2 * one
 
 
 def _repeats(call: AttentionCall) -> int:

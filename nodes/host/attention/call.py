@@ -10,16 +10,7 @@ import torch
 
 # Order of the arguments of every host attention function; sub-quadratic names the first three
 # differently.
-_NAMES = (
-    "q",
-    "k",
-    "v",
-    "heads",
-    "mask",
-    "attn_precision",
-    "skip_reshape",
-    "skip_output_reshape",
-)
+_NAMES = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 _OTHER_NAMES = {"query": "q", "key": "k", "value": "v"}
 
 

@@ -31,12 +31,6 @@ _UNASKED = (
 _LEAN = {"auto": f"{AUTO_HEADS} heads", "max": "one head", "heads": "slice_size heads"}
 
 
-class _Seen:
-    """Whether an attention call came since a sampling began."""
-
-    any_call = False
-
-
 def with_attention_slice(
     model: ModelPatcher, *, mode: str, size: int, node_id: str | None
 ) -> ModelPatcher:
@@ -50,13 +44,15 @@ def with_attention_slice(
     """
     clone = model.clone()
     options = clone.model_options.setdefault("transformer_options", {})
-    log, seen = NodeLog("Attention Slice", node_id), _Seen()
+    log = NodeLog("Attention Slice", node_id)
+    is_called = False  # since a sampling began
     previous = options.get(_OVERRIDE)
     is_foreign = previous is not None and getattr(previous, "is_foreign", True)
 
     # A closure, so that clones of the model share it.
     def override(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        seen.any_call = True
+        nonlocal is_called
+        is_called = True
         try:
             call = AttentionCall(function, args, kwargs, previous=previous, is_foreign=is_foreign)
         except ValueError:
@@ -73,9 +69,10 @@ def with_attention_slice(
     family = type(clone.model).__name__
 
     def outer_sample(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        seen.any_call = False
+        nonlocal is_called
+        is_called = False
         result = executor(*args, **kwargs)
-        if not seen.any_call:
+        if not is_called:
             log.say_once("unasked", _UNASKED.format(family), logging.WARNING)
         return result
 

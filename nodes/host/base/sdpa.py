@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import comfy.ops
@@ -41,19 +42,14 @@ def sdpa_choice(
         return None
     params = cuda.SDPAParams(query, key, value, mask, 0.0, False, enable_gqa)
     priority = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
-    if priority is None:
-        return _cuda_choice(params)
-    with sdpa_kernel(priority):  # as the host calls it: what a user switched off is on again
-        return _cuda_choice(params)
-
-
-def _cuda_choice(params: Any) -> Kernel:
     asked = (
         cuda.can_use_flash_attention,
         cuda.can_use_efficient_attention,
         cuda.can_use_cudnn_attention,
     )
-    return "fused" if any(can_use(params) for can_use in asked) else "math"
+    # As the host calls it: what a user switched off is on again.
+    with sdpa_kernel(priority) if priority is not None else nullcontext():
+        return "fused" if any(can_use(params) for can_use in asked) else "math"
 
 
 def _cpu_fuses(query: Any, key: Any, value: Any, mask: Any, enable_gqa: bool) -> bool:

@@ -195,7 +195,9 @@ class LeanBlock(nn.Module):
     def forward(self, x, x_mask, freqs_cis, adaln_input=None, *args, **kwargs):
         (block,) = self.stock
         known = {"timestep_zero_index", "transformer_options"}
-        if torch.is_grad_enabled() and _needs_gradients(block, x, adaln_input):
+        if torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in (x, adaln_input, *block.parameters())
+        ):
             return torch.utils.checkpoint.checkpoint(
                 block, x, x_mask, freqs_cis, adaln_input, *args, use_reentrant=False, **kwargs
             )
@@ -203,7 +205,6 @@ class LeanBlock(nn.Module):
         if is_unknown or comfy.model_management.in_training or not is_untouched(block):
             return block(x, x_mask, freqs_cis, adaln_input, *args, **kwargs)
         options = kwargs.get("transformer_options", {})
-        batch, tokens, _ = x.shape
         target = torch.empty_like(x)
         run_block(
             block,
@@ -213,15 +214,9 @@ class LeanBlock(nn.Module):
             adaln_input=adaln_input,
             timestep_zero_index=kwargs.get("timestep_zero_index"),
             transformer_options=options,
-            plan=self.settings.plan(batch, tokens, options),
+            plan=self.settings.plan(x.shape[0], x.shape[1], options),
         )
         return target
-
-
-def _needs_gradients(block: Any, *inputs: torch.Tensor | None) -> bool:
-    return any(t is not None and t.requires_grad for t in inputs) or any(
-        p.requires_grad for p in block.parameters()
-    )
 
 
 def _projections(like: torch.Tensor, until: ExitStack, *layers: nn.Module) -> list[Projection]:

@@ -39,8 +39,9 @@ def make_wrapper(settings: BlockSettings, on_handover: Callable[[str], None]) ->
     def wrapper(executor, x, timesteps, context, num_tokens, attention_mask=None, **kwargs):
         model = executor.class_obj
         is_last = executor.idx + 1 == len(executor.wrappers)
-        reason = None if is_last else "another node's wrapper comes after this one"
-        reason = reason or _why_not_plain(model, x, context, kwargs)
+        reason = "another node's wrapper comes after this one"
+        if is_last:
+            reason = _why_not_plain(model, x, context, kwargs)
         if reason is not None:
             on_handover(reason)
             return executor(x, timesteps, context, num_tokens, attention_mask, **kwargs)
@@ -68,13 +69,10 @@ def _why_not_plain(
         # clip_text_pooled is read by models with a pooled projection only, and those are not plain.
         if name not in ("transformer_options", "clip_text_pooled") and not is_empty:
             return f"the request has {name}"
-    if not all(is_untouched(block) for block in _blocks(model)):
+    blocks = (*model.context_refiner, *model.noise_refiner, *model.layers)
+    if not all(is_untouched(block) for block in blocks):
         return "another node changed a block"
     return None
-
-
-def _blocks(model: Any) -> list[Any]:
-    return [*model.context_refiner, *model.noise_refiner, *model.layers]
 
 
 @eager
@@ -132,32 +130,29 @@ def _run_blocks(
 ) -> None:
     """Runs text refiners, image refiners and main layers on their part of the stream, in place."""
 
-    def run(block: Any, first: int, last: int, adaln_input: torch.Tensor | None) -> None:
+    def run(stack: str, first: int, last: int, adaln_input: torch.Tensor | None) -> None:
         part = stream[:, first:last]
-        run_block(
-            block,
-            part,
-            part,
-            rope=lambda start, stop: table(first + start, first + stop),
-            adaln_input=adaln_input,
-            transformer_options=transformer_options,
-            plan=plan,
-        )
+        for index, block in enumerate(getattr(model, stack)):
+            if stack == "layers":
+                transformer_options["block_index"] = index
+            run_block(
+                block,
+                part,
+                part,
+                rope=lambda start, stop: table(first + start, first + stop),
+                adaln_input=adaln_input,
+                transformer_options=transformer_options,
+                plan=plan,
+            )
+            block_ended(transformer_options, f"{stack}.{index}")
 
     tokens = stream.shape[1]
-    for index, block in enumerate(model.context_refiner):
-        run(block, 0, text_tokens, None)
-        block_ended(transformer_options, f"context_refiner.{index}")
-    for index, block in enumerate(model.noise_refiner):
-        run(block, text_tokens, tokens, t)
-        block_ended(transformer_options, f"noise_refiner.{index}")
+    run("context_refiner", 0, text_tokens, None)
+    run("noise_refiner", text_tokens, tokens, t)
     # The host's forward sets these for the patches of other nodes.
     transformer_options["total_blocks"] = len(model.layers)
     transformer_options["block_type"] = "double"
-    for index, block in enumerate(model.layers):
-        transformer_options["block_index"] = index
-        run(block, 0, tokens, t)
-        block_ended(transformer_options, f"layers.{index}")
+    run("layers", 0, tokens, t)
 
 
 def _padded(tokens: int, model: Any) -> int:
@@ -201,7 +196,7 @@ def _rope_table(
     rows: int,
     columns: int,
     transformer_options: dict[str, Any],
-) -> Callable[[int, int], torch.Tensor]:
+) -> RopeFn:
     """The rotary table of a run of tokens, gathered from one table per axis.
 
     The positions of an image are a grid, so each axis has few distinct ones.
