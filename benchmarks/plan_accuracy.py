@@ -7,7 +7,7 @@ card, and the storages alive are counted exactly. Pictures have sides from 256 t
 16, prompts 1 to 512 tokens; batches, settings and types are drawn too. Encoded prompts go to 1024
 tokens in even steps, in float32 as the host encodes; Lean VAE runs in bfloat16 only. A case is
 drawn from its stage, seed and number, so a list that grows stays the same. Rows measured before are
-kept; the time to plan is measured anew each time.
+kept; the time to plan is measured again each time.
 """
 
 from __future__ import annotations

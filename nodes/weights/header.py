@@ -115,16 +115,16 @@ def _refuse_other_formats(name: str, start: bytes) -> None:
 def _ask_library(path: Path, header_bytes: int, file_bytes: int) -> None:
     """Raises what the safetensors library finds, except for a wrong number of data bytes."""
     name = path.name
+    if file_bytes < 8:  # an empty file cannot be mapped on every system
+        raise WeightsError(
+            f"{name} is truncated: a safetensors file has at least 8 bytes, this one has "
+            f"{file_bytes}: download it again"
+        )
     try:
         with safe_open(path, framework="np"):  # "pt" would also make a torch storage of the file
             return
     except SafetensorError as error:
         why = str(error).removeprefix("Error while deserializing header: ")
-        if file_bytes < 8:
-            raise WeightsError(
-                f"{name} is truncated: a safetensors file has at least 8 bytes, this one has "
-                f"{file_bytes}: download it again"
-            ) from error
         if header_bytes > MAX_HEADER_BYTES:
             raise WeightsError(
                 f"{name} is no safetensors file: its first 8 bytes announce a header of "

@@ -132,7 +132,7 @@ def test_fun_controlnet(host, pipeline, refiner_control):
         dim=384,
         n_heads=3,
         n_kv_heads=3,
-        n_control_layers=15,  # so that it adds to every second of the 30 layers it reckons with
+        n_control_layers=15,  # so that it adds to every second of the 30 layers that it expects
         refiner_control=refiner_control,
         dtype=torch.float32,
         operations=comfy.ops.disable_weight_init,

@@ -22,7 +22,7 @@ def z_image(host: Any, small_folder: Path) -> Any:
 
 
 def watched(model: Any, seen: list[Any], *, then: Callable[[], None] = lambda: None) -> Any:
-    """A clone that notes what the host would reckon with while it plans, behind our wrapper."""
+    """A clone that notes what the host would plan with, behind our wrapper."""
     from comfy.patcher_extension import WrappersMP
 
     clone = model.clone()
@@ -87,7 +87,7 @@ def test_a_choice_of_blocks_keeps_the_hosts_own_figure(z_image):
 def test_never_below_the_measured_peak(host, z_image, side, batch, double_block):
     """Also where a patch sends the request to the host's own forward over our blocks.
 
-    Measured without the attention's workspace, as the plan reckons.
+    Measured without the attention's workspace, as in the plan.
     """
     import comfy.model_patcher
     import comfy.sampler_helpers
