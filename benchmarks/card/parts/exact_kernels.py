@@ -229,7 +229,7 @@ def convolution_by_strips(given: Inputs) -> torch.Tensor:
     layer = given.decoder.up[0].block[-1].conv2
     with ExitStack() as until:
         weights = fetch.fetch_weights(layer, given.pixels, until)
-        conv = Conv(*weights, height=given.pixels.shape[2], tick=lambda work: None)
+        conv = Conv(*weights, height=given.pixels.shape[2])
         made = [conv.push(strip) for strip in _strips(given)]
     return torch.cat([strip for strip in made if strip is not None], 2)
 
