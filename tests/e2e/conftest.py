@@ -73,9 +73,12 @@ def server(host_dir: Path, new_base) -> Iterator[LiveHost]:
         yield live
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A Chromium without a window; only the files that ask for it need Playwright."""
+    """A Chromium without a window; only the files that ask for it need Playwright.
+
+    Closed after each file: while Playwright is open, no other test can start an event loop.
+    """
     from pack.tests.e2e.page import find_chromium, launch
     from playwright.sync_api import sync_playwright
 
@@ -88,7 +91,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_pages(browser: Browser, server: LiveHost) -> Iterator[dict[tuple[bool, str], ComfyPage]]:
     """Pages by their settings: opening one takes six seconds of a core, keeping it hardly any."""
     pages: dict[tuple[bool, str], ComfyPage] = {}
