@@ -19,7 +19,7 @@ def lean_vae_peak_bytes(
     """
     of_level = _level_elements if sizes.is_decoder else _encoder_level_elements
     peak = max(of_level(sizes, height, width, plan, level) for level in range(len(sizes.widths)))
-    peak = max(peak, _middle_elements(sizes, height, width, plan))
+    peak = max(peak, _middle_elements(sizes, height, width))
     latent = height * width // sizes.factor**2 * sizes.latent_channels
     return dtype_bytes * (peak + latent + height * width * sizes.picture_channels)
 
@@ -89,7 +89,7 @@ def _encoder_level_elements(
     return max(steps) + TAPS * (inputs + channels) * channels
 
 
-def _middle_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan) -> int:
+def _middle_elements(sizes: VaeSizes, height: int, width: int) -> int:
     channels = sizes.widths[0 if sizes.is_decoder else -1]
     tokens = height * width // sizes.factor**2
     return channels * (4 * tokens + 3 * query_rows(tokens)) + 4 * channels**2
