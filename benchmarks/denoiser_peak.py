@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 from pack.nodes.denoiser import need
 from pack.nodes.denoiser.plan import DEFAULT_GROUPS
 from pack.nodes.denoiser.sizes import PIXELS_PER_LATENT, Z_IMAGE, Request
-from pack.nodes.probe.tracker import PeakTracker
 from pack.nodes.units import MIB
 from pack.testing.stock_forward import FakeDenoiser, settle_host
+from pack.testing.tracker import Tracker
 
 from .rows import RESULTS_DIR, merged, versions, write
 
@@ -53,12 +53,12 @@ class Case(NamedTuple):
     tracking: Mapping[str, Any]
 
 
-def stock(denoiser: FakeDenoiser, case: Case) -> PeakTracker:
+def stock(denoiser: FakeDenoiser, case: Case) -> Tracker:
     """The host alone."""
     return denoiser.measure(case.request, route=case.route, **case.tracking)
 
 
-def training_checkpoint(denoiser: FakeDenoiser, case: Case) -> PeakTracker:
+def training_checkpoint(denoiser: FakeDenoiser, case: Case) -> Tracker:
     """torch.utils.checkpoint around the whole denoiser, as tutorials have it for sampling."""
     from torch.utils.checkpoint import checkpoint
 
@@ -70,7 +70,7 @@ def training_checkpoint(denoiser: FakeDenoiser, case: Case) -> PeakTracker:
 
 def lean(
     denoiser: FakeDenoiser, case: Case, *, slice_mode: str | None = None, is_whole: bool = True
-) -> PeakTracker:
+) -> Tracker:
     """Apply Gradient Checkpoint as it comes, with Attention Slice behind it if a mode is given.
 
     Without `is_whole` only the lean blocks stand, under the host's own forward: what a request
@@ -93,7 +93,7 @@ def lean(
 
 # Column -> what measures it. A variant made of nodes patches `denoiser.patcher()` with them and
 # hands the result to `denoiser.measure(..., patcher=...)`.
-VARIANTS: dict[str, Callable[[FakeDenoiser, Case], PeakTracker]] = {
+VARIANTS: dict[str, Callable[[FakeDenoiser, Case], Tracker]] = {
     "stock": stock,
     "torch.utils.checkpoint around it": training_checkpoint,
     "Apply Gradient Checkpoint": lean,

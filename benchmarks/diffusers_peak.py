@@ -50,7 +50,7 @@ VARIANTS: dict[str, Callable[[Any], None]] = {
 def peak_bytes(switch: Callable[[Any], None], width_px: int, height_px: int, batch: int) -> int:
     """The peak of one call of a fresh transformer, in bytes, weights excluded."""
     from diffusers import ZImagePipeline, ZImageTransformer2DModel
-    from pack.nodes.probe.tracker import PeakTracker
+    from pack.testing.tracker import Tracker
 
     with FakeTensorMode(), torch.device("cuda"):
         default = torch.get_default_dtype()
@@ -67,7 +67,7 @@ def peak_bytes(switch: Callable[[Any], None], width_px: int, height_px: int, bat
         ]
         texts = [torch.empty(TEXT_TOKENS, 2560, dtype=torch.bfloat16) for _ in range(batch)]
         times = torch.empty(batch)
-        with torch.inference_mode(), PeakTracker(attention="flash") as tracker:
+        with torch.inference_mode(), Tracker(attention="flash") as tracker:
             tracker.watch(*latents, *texts)
             transformer(latents, times, texts, return_dict=False)
     return tracker.peak_bytes

@@ -56,8 +56,8 @@ def measure(depth: int, is_ours: bool, *, side_px: int, layers: int) -> Kept:
     import comfy.model_management
     from pack.nodes.denoiser.sizes import Z_IMAGE, Request
     from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
-    from pack.nodes.probe.tracker import PeakTracker
     from pack.testing import stock_forward
+    from pack.testing.tracker import Tracker
 
     sizes = dataclasses.replace(Z_IMAGE, layers=layers)
     fake = stock_forward.FakeDenoiser(sizes, device="cpu")
@@ -75,7 +75,7 @@ def measure(depth: int, is_ours: bool, *, side_px: int, layers: int) -> Kept:
         ):
             latent = torch.empty(request.latent_shape, dtype=torch.bfloat16, requires_grad=True)
             text = torch.empty(1, TEXT_TOKENS, 2560, dtype=torch.bfloat16)
-            with PeakTracker(attention="flash") as tracker:
+            with Tracker(attention="flash") as tracker:
                 out = denoiser(
                     latent, torch.empty(1), text, TEXT_TOKENS, transformer_options=options
                 )

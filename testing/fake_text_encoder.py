@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pack.nodes.probe.tracker import PeakTracker
+from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
@@ -27,10 +27,10 @@ class FakeTextEncoder:
                 device="cuda", dtype=torch.bfloat16, model_options=options
             )
 
-    def measure(self, tokens: int) -> PeakTracker:
+    def measure(self, tokens: int) -> Tracker:
         """One prompt, as SDClipModel.forward has it; scores are kept, as float32 with a mask is."""
         transformer = self.model.transformer
-        with torch.inference_mode(), self.mode, PeakTracker(attention="math") as tracker:
+        with torch.inference_mode(), self.mode, Tracker(attention="math") as tracker:
             prompt = torch.zeros(1, tokens, dtype=torch.long, device="cuda")
             embeds = transformer.get_input_embeddings()(prompt, out_dtype=torch.float32)
             del prompt

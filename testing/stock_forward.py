@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pack.nodes.denoiser.sizes import Z_IMAGE, Request, TransformerSizes
-from pack.nodes.probe.tracker import PeakTracker
+from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 Route = Literal["model", "apply"]
@@ -126,7 +126,7 @@ class FakeDenoiser:
         route: Route = "model",
         around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
         **tracking: Any,
-    ) -> PeakTracker:
+    ) -> Tracker:
         """Runs one forward as in sampling, without gradients, and returns what it held.
 
         Args:
@@ -134,7 +134,7 @@ class FakeDenoiser:
             patcher: a clone of `patcher()` that nodes patched; None runs the host alone.
             route: `model` or `apply`, see above.
             around: makes what is called instead of the transformer (`model`) or apply_model.
-            tracking: options of PeakTracker (attention, log, trace). Fake CUDA tensors have no card
+            tracking: options of Tracker (attention, log, trace). Fake CUDA tensors have no card
                 that could choose, so their attention is "flash" unless named.
         """
         request = dataclasses.replace(
@@ -142,7 +142,7 @@ class FakeDenoiser:
         )
         if self.device.type == "cuda":
             tracking.setdefault("attention", "flash")
-        tracker = PeakTracker(**tracking)
+        tracker = Tracker(**tracking)
         with (
             torch.inference_mode(),  # as the host runs nodes
             installed(self.patcher() if patcher is None else patcher) as options,

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pack.nodes.probe.tracker import PeakTracker
 from pack.nodes.vae.decode import decode
 from pack.nodes.vae.encode import encode
 from pack.nodes.vae.plan import Prefer, VaePlan
+from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -115,7 +115,7 @@ def raise_oom() -> None:
     raise torch.OutOfMemoryError("injected")
 
 
-class CardTracker(PeakTracker):
+class CardTracker(Tracker):
     """Counts what lies on the card, not what was moved to RAM."""
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -181,7 +181,7 @@ class FakeVae:
         batch: int = 1,
         strip_rows: int = 0,
         has_ram: bool = True,
-    ) -> tuple[PeakTracker, int, VaePlan]:
+    ) -> tuple[Tracker, int, VaePlan]:
         """One decode or encode on a card: what it held, its multiply-adds, and the plan."""
         from pack.nodes.host.vae import layers as vae_layers
         from pack.nodes.vae.choice import VaeCall, VaeChoice
@@ -224,7 +224,7 @@ class FakeVae:
             run(x, layers, plan, write=write, tick=lambda share: None)
         return arithmetic.total
 
-    def stock(self, height: int, width: int, *, batch: int = 1) -> PeakTracker:
+    def stock(self, height: int, width: int, *, batch: int = 1) -> Tracker:
         """What the host's own forward holds."""
         with torch.inference_mode(), self.mode:
             shape = (

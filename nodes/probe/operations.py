@@ -47,10 +47,5 @@ def way_of(func: Any, device_type: str) -> tuple[Any, bool]:
     return None, not is_view
 
 
-def opened_way(func: Any) -> Any:
-    """The dispatch key of an operation written in Python, or None: it runs in view."""
-    return _EXPLICIT if _has_kernel(func, _EXPLICIT.name) else None
-
-
 def _has_kernel(func: Any, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pack.nodes.attention import reference
 from pack.nodes.attention.slices import Geometry, Slices, geometry, sliced_attention
-from pack.nodes.probe.tracker import PeakTracker
+from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
@@ -235,7 +235,7 @@ def _plain(query: Any, key: Any, value: Any, mask: Any, heads: int) -> torch.Ten
 def test_peak_at_the_sizes_of_z_image(slices: Slices) -> None:
     with FakeTensorMode():
         q, k, v = (torch.empty(1, 30, 4352, 128, dtype=torch.bfloat16) for _ in range(3))
-        with PeakTracker() as tracker:
+        with Tracker() as tracker:
             out = sliced_attention(
                 q, k, v, attend=_plain, heads=30, slices=slices, skip_reshape=True
             )
@@ -251,7 +251,7 @@ def test_two_calls_allocate_alike_and_leave_only_the_result() -> None:
     for _ in range(2):
         with FakeTensorMode():
             q, k, v = (torch.empty(1, 6, 512, 128) for _ in range(3))
-            with PeakTracker(log=True) as tracker:
+            with Tracker(log=True) as tracker:
                 out = sliced_attention(
                     q, k, v, attend=_plain, heads=6, slices=Slices(2, 128), skip_reshape=True
                 )

@@ -15,7 +15,7 @@ from pack.nodes.denoiser.attention_half import (
 )
 from pack.nodes.denoiser.cuts import QUERY_GROUPS
 from pack.nodes.denoiser.rows import Modulation, Projection, RowsFn
-from pack.nodes.probe.tracker import PeakTracker
+from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
@@ -241,7 +241,7 @@ def _peak(half: Half, *, groups: int, chunk: int) -> int:
 
     half.attend = attend  # type: ignore[method-assign]
     source = torch.empty(half.tokens, half.dim, dtype=half.dtype)
-    with PeakTracker() as tracker:
+    with Tracker() as tracker:
         half.run(source, source, groups=groups, chunk_tokens=chunk)
     assert tracker.current_bytes == 0
     return tracker.peak_bytes
@@ -302,7 +302,7 @@ def test_two_calls_allocate_alike_and_leave_nothing(groups: int) -> None:
         with FakeTensorMode():
             half = Half(torch.bfloat16, 1000, spans=((0, 1000),))
             source = torch.empty(1000, half.dim, dtype=torch.bfloat16)
-            with PeakTracker(log=True) as tracker:
+            with Tracker(log=True) as tracker:
                 half.run(source, source, groups=groups, chunk_tokens=300)
         sequences.append(tracker.sequence())
         assert all(life.ticks is not None for life in sequences[-1])

@@ -11,7 +11,7 @@ from pack.nodes.denoiser import reference
 from pack.nodes.denoiser.cuts import HIDDEN_BLOCKS
 from pack.nodes.denoiser.feed_forward_half import add_feed_forward
 from pack.nodes.denoiser.rows import Modulation, Projection, RowsFn
-from pack.nodes.probe.tracker import PeakTracker
+from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
@@ -165,7 +165,7 @@ def test_peak_at_the_sizes_of_z_image(chunk: int, has_weights: bool) -> None:
         # The norm as CUDA has it: one tensor.
         half.norm = lambda _: torch.empty_like  # type: ignore[method-assign]
         source = torch.empty(tokens, dim, dtype=torch.bfloat16)
-        with PeakTracker() as tracker:
+        with Tracker() as tracker:
             half.run(source, source, chunk_tokens=chunk)
     factors = 1 + 1 / HIDDEN_BLOCKS if has_weights else 2
     assert tracker.peak_bytes == chunk * (dim + factors * hidden) * 2
@@ -180,7 +180,7 @@ def test_two_calls_allocate_alike_and_leave_nothing() -> None:
         with FakeTensorMode():
             half = Half(torch.bfloat16, spans=((0, 1000),))
             source = torch.empty(1000, 24, dtype=torch.bfloat16)
-            with PeakTracker(log=True) as tracker:
+            with Tracker(log=True) as tracker:
                 half.run(source, source, chunk_tokens=300)
         sequences.append(tracker.sequence())
         assert all(life.ticks is not None for life in sequences[-1])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.probe.tracker import PeakTracker
+from pack.testing.tracker import Tracker
 from torch import nn
 
 
@@ -57,7 +58,7 @@ def test_equals_torchs_mem_tracker(name):
             module(x)
         (snapshot,) = theirs.get_tracker_snapshot("peak").values()
         expected = next(value for key, value in snapshot.items() if "Total" in str(key))
-        with PeakTracker() as ours:
+        with Tracker() as ours:
             ours.watch(x, *module.parameters())
             module(x)
     assert ours.peak_bytes == expected
@@ -65,7 +66,7 @@ def test_equals_torchs_mem_tracker(name):
 
 
 def test_allocations_have_shape_and_dtype():
-    with PeakTracker() as tracker:
+    with Tracker() as tracker:
         x = torch.zeros(2, 3, dtype=torch.bfloat16)
         x.view(6).float()
         tracker.watch(torch.ones(5))
@@ -90,7 +91,7 @@ def test_a_peak_that_is_begun_anew():
 
 
 def test_only_one_kind_of_device_counts():
-    with PeakTracker(device="cpu") as tracker:
+    with Tracker(device="cpu") as tracker:
         torch.zeros(10)
         torch.zeros(1000, device="meta")
         tracker.watch(torch.zeros(1000, device="meta"))

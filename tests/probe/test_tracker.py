@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from pack.nodes.probe.tracker import Lifetime, PeakTracker
+from pack.nodes.probe.tracker import PeakTracker
+from pack.testing.tracker import Lifetime, Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # noqa: N812
 
@@ -118,7 +119,7 @@ def test_flash_attention_counts_output_and_logsumexp(tensors: str, without_grad:
     heads, queries, dim = 3, 64, 32
     q, k, v = (torch.zeros(2, heads, queries, dim, dtype=torch.bfloat16) for _ in range(3))
     for attention in (None, "flash"):
-        with PeakTracker(attention=attention) as tracker:
+        with Tracker(attention=attention) as tracker:
             out = F.scaled_dot_product_attention(q, k, v)
         assert tracker.peak_bytes == 2 * heads * queries * dim * 2 + 2 * heads * queries * 4
         assert tracker.current_bytes == out.numel() * 2
@@ -128,7 +129,7 @@ def test_flash_attention_counts_output_and_logsumexp(tensors: str, without_grad:
 def test_math_attention_counts_its_scores(tensors: str, without_grad: None) -> None:
     heads, length, dim = 3, 64, 8
     q, k, v = (torch.zeros(1, heads, length, dim) for _ in range(3))
-    with PeakTracker(attention="math") as tracker:
+    with Tracker(attention="math") as tracker:
         F.scaled_dot_product_attention(q, k, v)
     scores = heads * length * length
     # The scaled q; scores and softmax; a byte per score and per row that asks for minus infinity
@@ -142,7 +143,7 @@ def test_forced_kernel_raises_where_it_cannot_run(tensors: str) -> None:
     with (
         pytest.warns(UserWarning),
         pytest.raises(RuntimeError, match="No available kernel"),
-        PeakTracker(attention="flash"),
+        Tracker(attention="flash"),
     ):
         F.scaled_dot_product_attention(q, q, q, attn_mask=mask)
     F.scaled_dot_product_attention(q, q, q, attn_mask=mask)  # torch's choice is back
@@ -150,7 +151,7 @@ def test_forced_kernel_raises_where_it_cannot_run(tensors: str) -> None:
 
 def test_only_watched_tensors_of_before_count(tensors: str) -> None:
     x, y = torch.zeros(8), torch.zeros(16)
-    with PeakTracker() as tracker:
+    with Tracker() as tracker:
         tracker.watch(x, x.view(2, 4))
         assert tracker.current_bytes == 32
         z = x + 1
@@ -171,7 +172,7 @@ def test_data_lifted_from_python_counts(tensors: str) -> None:
 
 
 def test_a_grown_storage_counts_its_new_size(tensors: str) -> None:
-    with PeakTracker(log=True) as tracker:
+    with Tracker(log=True) as tracker:
         x = torch.empty(0)
         torch.add(torch.ones(5), 1, out=x)
         assert tracker.current_bytes == 20
@@ -183,7 +184,7 @@ def test_a_grown_storage_counts_its_new_size(tensors: str) -> None:
 
 
 def test_a_shrunk_storage_counts_its_new_size(tensors: str) -> None:
-    with PeakTracker(log=True) as tracker:
+    with Tracker(log=True) as tracker:
         x = torch.ones(50)
         x.resize_(5)
         assert tracker.current_bytes == 200, "fewer elements, but the same storage"
@@ -209,7 +210,7 @@ def test_what_autograd_saves_stays_counted() -> None:
 
 def test_sequence_names_size_and_lifetime(tensors: str) -> None:
     x = torch.zeros(4)
-    with PeakTracker(log=True) as tracker:
+    with Tracker(log=True) as tracker:
         a = x + 1  # tick 0
         b = a + 1  # tick 1
         del a  # tick 2
@@ -225,7 +226,7 @@ def test_sequence_names_size_and_lifetime(tensors: str) -> None:
 def _sequences(call: Callable[[], object]) -> list[tuple[Lifetime, ...]]:
     found = []
     for _ in range(2):
-        with PeakTracker(log=True) as tracker:
+        with Tracker(log=True) as tracker:
             out = call()
         found.append(tracker.sequence())
         del out
@@ -253,13 +254,13 @@ def test_equal_calls_have_equal_sequences_and_a_kept_buffer_shows(tensors: str) 
 
 
 def test_sequence_needs_a_log() -> None:
-    with pytest.raises(ValueError, match=r"needs PeakTracker\(log=True\)"):
-        PeakTracker().sequence()
+    with pytest.raises(ValueError, match=r"needs Tracker\(log=True\)"):
+        Tracker().sequence()
 
 
 def test_unknown_attention_is_refused() -> None:
     with pytest.raises(ValueError, match="attention must be flash, math or None, got 'sage'"):
-        PeakTracker(attention="sage")  # type: ignore[arg-type]
+        Tracker(attention="sage")  # type: ignore[arg-type]
 
 
 def test_trace_names_the_calling_line(tensors: str) -> None:
@@ -285,9 +286,9 @@ def _(x: torch.Tensor) -> torch.Tensor:
 
 def test_an_opened_custom_operation_shows_its_temporaries(tensors: str, without_grad: None) -> None:
     x = torch.zeros(100)
-    with PeakTracker() as closed:
+    with Tracker() as closed:
         _twice_rounded(x)
-    with PeakTracker(opened=["z_image_tests"]) as opened:
+    with Tracker(opened=["z_image_tests"]) as opened:
         y = _twice_rounded(x)
     assert closed.peak_bytes == 400
     assert opened.peak_bytes == 800 + 800
@@ -343,7 +344,7 @@ def test_equals_the_allocators_own_events(
 def test_a_quantised_wrapper_counts_its_inner_tensors() -> None:
     wrapper = pytest.importorskip("torch.testing._internal.two_tensor").TwoTensor
     x: Any = wrapper(torch.zeros(8), torch.zeros(8))
-    with PeakTracker() as tracker:
+    with Tracker() as tracker:
         y = x + 1
         assert tracker.current_bytes == 2 * 32
         tracker.watch(x)
@@ -354,7 +355,7 @@ def test_a_quantised_wrapper_counts_its_inner_tensors() -> None:
 
 def test_an_error_leaves_neither_the_tracker_nor_its_kernel_behind():
     enabled = torch.backends.cuda.flash_sdp_enabled()
-    with pytest.raises(RuntimeError, match="inside"), PeakTracker(attention="math") as tracker:
+    with pytest.raises(RuntimeError, match="inside"), Tracker(attention="math") as tracker:
         assert not torch.backends.cuda.flash_sdp_enabled()
         raise RuntimeError("inside")
     assert torch.backends.cuda.flash_sdp_enabled() == enabled

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.denoiser.sizes import Z_IMAGE, Request
-from pack.nodes.probe.tracker import PeakTracker
 from pack.testing import lean_models
 from pack.testing.lean_models import latent, lean, prepare, prompt
+from pack.testing.tracker import Tracker
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -103,7 +103,7 @@ def test_never_below_the_measured_peak(host, z_image, side, batch, double_block)
     host.model_management.load_models_gpu([ours])
     context = prompt(batch=batch)[0][0]
     transformer_options = {**options["transformer_options"], OVERRIDE: flash_like}
-    with torch.inference_mode(), PeakTracker() as tracker:
+    with torch.inference_mode(), Tracker() as tracker:
         tracker.watch(noise, context)
         ours.model.apply_model(
             noise,

@@ -185,7 +185,7 @@ def test_calls_repeat_their_allocations(
 @pytest.mark.parametrize("groups", [1, 2, 30])
 def test_only_the_output_outlives_a_block(denoiser: FakeDenoiser, groups: int) -> None:
     from pack.nodes.host.denoiser.block import LeanBlock
-    from pack.nodes.probe.tracker import PeakTracker
+    from pack.testing.tracker import Tracker
 
     patcher = _patched(denoiser, head_groups=groups, chunk_tokens=64)
     block = patcher.object_patches["diffusion_model.layers.0"]
@@ -194,7 +194,7 @@ def test_only_the_output_outlives_a_block(denoiser: FakeDenoiser, groups: int) -
     with torch.inference_mode(), denoiser.mode, denoiser.device:
         x = torch.empty(2, 160, 3840, dtype=torch.bfloat16)
         adaln, table = torch.empty(2, 256, dtype=torch.bfloat16), torch.empty(1, 160, 1, 64, 2, 2)
-        with PeakTracker(log=True) as tracker:
+        with Tracker(log=True) as tracker:
             out = block(x, None, table, adaln, transformer_options=options)
     assert [a.nbytes for a in tracker.live()] == [out.numel() * 2]
     assert tracker.log[0].nbytes != 0 and len(tracker.log) > 50

@@ -1,0 +1,109 @@
+"""The tracker of the VRAM Probe, with what only tests and benchmarks ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import ExitStack
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pack.nodes.probe.operations import device_type_of
+from pack.nodes.probe.tracker import PeakTracker, tensors_in
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
+_EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
+_SDPA = torch.ops.aten.scaled_dot_product_attention.default
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention.default
+
+
+class Lifetime(NamedTuple):
+    """Size in bytes, and ticks until the free (None: outlived the tracker's with block)."""
+
+    nbytes: int
+    ticks: int | None
+
+
+class Tracker(PeakTracker):
+    """Counts as `PeakTracker` does, and also tensors of before that are handed to `watch`.
+
+        with Tracker(attention="flash") as tracker:
+            tracker.watch(x)
+            model(x)
+        print(tracker.peak_bytes, tracker.peak_op)
+
+    Args:
+        attention: "flash" or "math" runs torch's scaled_dot_product_attention with that kernel and
+            raises where it cannot; None leaves the choice to torch, which is flash for CPU tensors,
+            fake ones too, unless the mask has three dimensions. Flash counts its output and the
+            logsumexp (4 bytes per query and head), math its scores, in float32 for half types.
+        opened: namespaces of custom operations written in Python that run in view, instead of
+            counting as their outputs: "comfy_kitchen" shows the float32 copies of its eager form.
+        log, trace, device: as for `PeakTracker`.
+    """
+
+    def __init__(
+        self,
+        *,
+        attention: Literal["flash", "math"] | None = None,
+        opened: Collection[str] = (),
+        log: bool = False,
+        trace: bool = False,
+        device: str | None = None,
+    ) -> None:
+        if attention is not None and attention not in _BACKENDS:
+            raise ValueError(f"attention must be flash, math or None, got {attention!r}")
+        super().__init__(log=log, trace=trace, device=device)
+        self._attention, self._opened = attention, frozenset(opened)
+        self._kernel = ExitStack()
+
+    def watch(self, *tensors: torch.Tensor) -> None:
+        """Counts the storages of tensors that were made outside, from now to their end."""
+        for tensor in tensors_in(tensors):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._live and self._is_counted(storage):
+                self._add(storage, "watch", tensor)
+        if self.current_bytes > self.peak_bytes:
+            self.peak_bytes, self.peak_op = self.current_bytes, "watch"
+            self.peak_live = self.live()
+
+    def sequence(self) -> tuple[Lifetime, ...]:
+        """Returns size and lifetime of every allocation, in order; needs `log=True`.
+
+        Two calls with equal sequences made the same allocations and frees in the same order.
+        """
+        if not self._keeps_log:
+            raise ValueError("sequence() needs Tracker(log=True)")
+        return tuple(
+            Lifetime(a.nbytes, None if a.died is None else a.died - a.born) for a in self.log
+        )
+
+    def __enter__(self) -> Tracker:
+        if self._depth == 0 and self._attention is not None:
+            self._kernel.enter_context(sdpa_kernel(_BACKENDS[self._attention]))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        if self._depth == 0:
+            self._kernel.close()
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        is_named = func is _SDPA and self._attention == "flash" and device_type_of(args) == "cuda"
+        if is_named and isinstance(args[0], FakeTensor) and not _has_mask(args, kwargs):
+            with self:  # torch would ask the device, which need not be here
+                return _FLASH(*args[:3], scale=kwargs.get("scale"))[0]
+        if func.namespace in self._opened and _is_written_in_python(func):
+            with self:
+                return func._op_dk(_EXPLICIT, *args, **kwargs)
+        return super()._run(func, args, kwargs)
+
+
+def _is_written_in_python(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _EXPLICIT.name)
+
+
+def _has_mask(args: Any, kwargs: Any) -> bool:
+    return kwargs.get("attn_mask", args[3] if len(args) > 3 else None) is not None
