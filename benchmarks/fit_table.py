@@ -8,17 +8,13 @@ it, and times are not measured by this.
 
 from __future__ import annotations
 
+from bisect import bisect
+from dataclasses import replace
 from typing import Any
 
 from pack.nodes.denoiser.sizes import Request
-from pack.nodes.fit.stages import published_models
-from pack.nodes.fit.what_fits import (
-    LARGEST_BATCH,
-    LARGEST_PX,
-    fit,
-    largest_batch,
-    largest_square,
-)
+from pack.nodes.fit.stages import Models, published_models
+from pack.nodes.fit.what_fits import STEP_PX, fit
 from pack.nodes.units import GIB
 
 from .rows import RESULTS_DIR, write
@@ -27,6 +23,29 @@ RESULTS = RESULTS_DIR / "fit_table.jsonl"
 BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
 PICTURES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1), (4096, 4096, 1))
 TEXT_TOKENS = 256
+# How far is searched.
+LARGEST_PX, LARGEST_BATCH = 8192, 64
+
+
+def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = TEXT_TOKENS) -> int:
+    """Side in pixels of the largest square picture that fits with the smallest settings, or 0."""
+
+    def is_too_large(side: int) -> bool:
+        request = Request(side, side, 1, text_tokens)
+        return fit(models, request, budget_bytes, prefer="smallest").verdict != "fits"
+
+    sides = range(STEP_PX, LARGEST_PX + 1, STEP_PX)
+    return STEP_PX * bisect(sides, False, key=is_too_large)
+
+
+def largest_batch(models: Models, request: Request, budget_bytes: int) -> int:
+    """The largest batch of such pictures that fits with the smallest settings, or 0."""
+
+    def is_too_large(count: int) -> bool:
+        asked = replace(request, batch=count)
+        return fit(models, asked, budget_bytes, prefer="smallest").verdict != "fits"
+
+    return bisect(range(1, LARGEST_BATCH + 1), False, key=is_too_large)
 
 
 def rows() -> list[dict[str, Any]]:

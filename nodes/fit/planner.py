@@ -20,28 +20,6 @@ from .what_fits import WHOLE_RUN, Alternative, Fit, Run, alternatives, fit
 
 
 @dataclass(frozen=True)
-class Situation:
-    """What is known when a sampling begins.
-
-    latent_shape: [B, C, H, W] of the pictures.
-    prompts: of one picture that may go in one call.
-    text_tokens: of the longest prompt; None if no prompt has a length.
-    weight_bytes: of the model with its LoRAs.
-    other_bytes: of the models that are loaded with it.
-    room_bytes: free on the card without any of the host's models; None where there is no card.
-    is_plain: no patch or control asks for the host's own forward.
-    """
-
-    latent_shape: Sequence[int]
-    prompts: int
-    text_tokens: int | None
-    weight_bytes: int
-    other_bytes: int
-    room_bytes: int | None
-    is_plain: bool
-
-
-@dataclass(frozen=True)
 class Decision:
     """The plan of one sampling, as it is enforced.
 
@@ -123,27 +101,42 @@ class Planner:
         run = replace(run or self.run, least_need_bytes=floor)
         return fit(models, request, limit, prefer=self.prefer, run=run)
 
-    def decide(self, situation: Situation) -> Decision:
+    def decide(
+        self,
+        latent_shape: Sequence[int],
+        room_bytes: int | None,
+        *,
+        prompts: int,
+        text_tokens: int | None,
+        weight_bytes: int,
+        other_bytes: int,
+        is_plain: bool,
+    ) -> Decision:
         """The plan of a sampling that begins.
+
+        Args:
+            latent_shape: [B, C, H, W] of the pictures.
+            room_bytes: free on the card without any of the host's models; None without a card.
+            prompts: of one picture that may go in one call.
+            text_tokens: of the longest prompt; None if no prompt has a length.
+            weight_bytes: of the model with its LoRAs.
+            other_bytes: of the models that are loaded with it.
+            is_plain: no patch or control asks for the host's own forward.
 
         Raises:
             ValueError: it cannot run in the budget.
         """
-        request = of_latent(self.request, situation.latent_shape)
-        request = replace(request, text_tokens=situation.text_tokens or request.text_tokens)
-        # The other stages are planned when they begin.
-        alone = Run(has_text=False, has_decode=False, is_plain=situation.is_plain)
+        request = of_latent(self.request, latent_shape)
+        request = replace(request, text_tokens=text_tokens or request.text_tokens)
 
         def planned(prompts: int) -> Fit:
+            # The other stages are planned when they begin.
+            run = Run(has_text=False, has_decode=False, prompts=prompts, is_plain=is_plain)
             return self.plan(
-                request,
-                situation.room_bytes,
-                weight_bytes=situation.weight_bytes,
-                other_bytes=situation.other_bytes,
-                run=replace(alone, prompts=prompts),
+                request, room_bytes, weight_bytes=weight_bytes, other_bytes=other_bytes, run=run
             )
 
-        plan = planned(situation.prompts)
+        plan = planned(prompts)
         if plan.verdict == "too large":
             plan = planned(1)  # the host takes prompts one by one where they do not fit together
         others = what_else(plan)
@@ -152,7 +145,7 @@ class Planner:
         if others:
             text += f" · what would fit: {report.either(others)}"
         resident = stage.resident_bytes(limit)
-        one = denoiser_live_bytes(plan.request, plan.groups, is_plain=situation.is_plain)
+        one = denoiser_live_bytes(plan.request, plan.groups, is_plain=is_plain)
         return Decision(
             plan.groups,
             (one, stage.activation_bytes + stage.held_bytes(limit)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,8 +11,8 @@ from ..denoiser.sizes import Request
 from ..vae.plan import PREFERENCES, Prefer
 from .stages import Models, Stage, denoise_stages, head_groups, text_stage, vae_stage, vae_stages
 
-# Sizes that are searched: sides in steps, up to the largest side and batch.
-STEP_PX, LARGEST_PX, LARGEST_BATCH = 16, 8192, 64
+# Between the sides of the pictures that are searched.
+STEP_PX = 16
 Verdict = Literal["fits", "tight", "too large"]
 
 
@@ -48,7 +49,6 @@ class Fit:
     budget_bytes: for weights, activations and workspaces together; None for no limit.
     stages: with the chosen settings, in the order in which they run.
     groups: the chosen number of groups of the denoiser's heads.
-    vae_prefer: the chosen preference of Lean VAE.
     """
 
     models: Models
@@ -58,7 +58,6 @@ class Fit:
     prefer: Prefer
     stages: tuple[Stage, ...]
     groups: int
-    vae_prefer: Prefer
 
     @property
     def verdict(self) -> Verdict:
@@ -113,9 +112,11 @@ def fit(
                 return place
         return len(stages) - 1
 
-    called = replace(request, batch=request.batch * run.prompts)
-    denoise = denoise_stages(models, called, is_plain=run.is_plain)
-    denoise = tuple(_with_least_need(stage, run.least_need_bytes) for stage in denoise)
+    called, least = replace(request, batch=request.batch * run.prompts), run.least_need_bytes
+    denoise = tuple(
+        replace(stage, workspace_bytes=max(stage.workspace_bytes, least - stage.activation_bytes))
+        for stage in denoise_stages(models, called, is_plain=run.is_plain)
+    )
     chosen = choose(denoise)
     stages = [text_stage(models, request.text_tokens)] if run.has_text else []
     decode = vae_stages(models, request) if run.has_decode else ()
@@ -136,13 +137,7 @@ def fit(
         prefer,
         tuple(stages),
         head_groups(models.denoiser)[chosen],
-        PREFERENCES[chosen_vae],
     )
-
-
-def _with_least_need(stage: Stage, need_bytes: int) -> Stage:
-    more = max(0, need_bytes - stage.need_bytes)
-    return replace(stage, workspace_bytes=stage.workspace_bytes + more)
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,8 @@ def alternatives(plan: Fit) -> Iterator[Alternative]:
     wanted, models = plan.request, plan.models
 
     def fits(request: Request, of: Models = models) -> bool:
-        return _fits_at_smallest(of, request, plan.budget_bytes, plan.run)
+        smallest = fit(of, request, plan.budget_bytes, prefer="smallest", run=plan.run)
+        return smallest.verdict == "fits"
 
     if wanted.batch > 1:
         batch = _largest(wanted.batch - 1, lambda count: fits(replace(wanted, batch=count)))
@@ -191,40 +187,11 @@ def alternatives(plan: Fit) -> Iterator[Alternative]:
         yield Alternative("fp8", wanted)
 
 
-def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = 256) -> int:
-    """Side in pixels of the largest square picture that fits with the smallest settings, or 0."""
-
-    def fits(steps: int) -> bool:
-        request = Request(steps * STEP_PX, steps * STEP_PX, 1, text_tokens)
-        return _fits_at_smallest(models, request, budget_bytes)
-
-    return STEP_PX * _largest(LARGEST_PX // STEP_PX, fits)
-
-
-def largest_batch(models: Models, request: Request, budget_bytes: int) -> int:
-    """The largest batch of such pictures that fits with the smallest settings, or 0."""
-
-    def fits(count: int) -> bool:
-        return _fits_at_smallest(models, replace(request, batch=count), budget_bytes)
-
-    return _largest(LARGEST_BATCH, fits)
-
-
 def _in_fp8(weight_bytes: int, parameters: int) -> int:
     """A model's weights in fp8. LoRAs, the bytes beyond 2 a parameter, keep their size."""
     return min(weight_bytes, parameters + max(0, weight_bytes - 2 * parameters))
 
 
-def _fits_at_smallest(
-    models: Models, request: Request, budget_bytes: int | None, run: Run = WHOLE_RUN
-) -> bool:
-    return fit(models, request, budget_bytes, prefer="smallest", run=run).verdict == "fits"
-
-
 def _largest(last: int, fits: Callable[[int], bool]) -> int:
     """The largest number up to `last` that fits, or 0; all numbers below it must fit."""
-    low, high = 0, last
-    while low < high:
-        middle = -(-(low + high) // 2)
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+    return bisect(range(1, last + 1), False, key=lambda number: not fits(number))

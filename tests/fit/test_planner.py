@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pack.nodes.denoiser.sizes import Request
-from pack.nodes.fit.planner import Planner, Situation, answer
+from pack.nodes.fit.planner import Planner, answer
 from pack.nodes.fit.stages import FLUX_DECODER, FLUX_ENCODER, denoise_stages, published_models
 from pack.nodes.fit.what_fits import Run
 from pack.nodes.units import GIB
@@ -27,7 +27,7 @@ def test_budget_is_the_named_one_or_what_is_free_less_the_margin(named, room, bu
     assert planner.budget_bytes(room) == budget
 
 
-def situation(side: int, *, room: float = 24, **changed: Any) -> Situation:
+def situation(side: int, *, room: float = 24, **changed: Any) -> dict[str, Any]:
     usual: dict[str, Any] = {
         "latent_shape": (1, 16, side // 8, side // 8),
         "prompts": 1,
@@ -37,30 +37,30 @@ def situation(side: int, *, room: float = 24, **changed: Any) -> Situation:
         "room_bytes": int(room * GIB),
         "is_plain": True,
     }
-    return Situation(**{**usual, **changed})
+    return {**usual, **changed}
 
 
 def test_decides_each_sampling_by_what_is_there_then():
     planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
-    whole = planner.decide(situation(1024))
+    whole = planner.decide(**situation(1024))
     assert (whole.groups, whole.limit_bytes, whole.budget_bytes) == (2, None, None)
     named = replace(planner, named_bytes=12 * GIB)
-    assert named.decide(situation(1024)).limit_bytes is None
-    bounded = named.decide(situation(1024, room=6))  # another process took the rest
+    assert named.decide(**situation(1024)).limit_bytes is None
+    bounded = named.decide(**situation(1024, room=6))  # another process took the rest
     assert bounded.limit_bytes is not None
     assert bounded.limit_bytes + bounded.need_bytes < 6 * GIB == bounded.budget_bytes
     # With the buffers that the host streams through.
     assert bounded.peak_bytes == pytest.approx(6 * GIB, rel=1e-6)
-    with_lora = named.decide(situation(1024, weight_bytes=MODELS.denoiser_weight_bytes + GIB))
+    with_lora = named.decide(**situation(1024, weight_bytes=MODELS.denoiser_weight_bytes + GIB))
     assert with_lora.limit_bytes is not None
-    with_control = named.decide(situation(1024, other_bytes=3 * GIB))
+    with_control = named.decide(**situation(1024, other_bytes=3 * GIB))
     assert with_control.limit_bytes is not None
     less = with_lora.limit_bytes - with_control.limit_bytes
     assert less == pytest.approx(3 * GIB, rel=0.01)
-    tight = planner.decide(situation(8192, room=5))
+    tight = planner.decide(**situation(8192, room=5))
     assert tight.is_warning and tight.groups == 30 and "what would fit" in tight.text
-    assert planner.decide(situation(1024, is_plain=False)).need_bytes > whole.need_bytes
-    assert planner.decide(situation(2048)).text.startswith("2048x2048, batch 1, 30 text tokens")
+    assert planner.decide(**situation(1024, is_plain=False)).need_bytes > whole.need_bytes
+    assert planner.decide(**situation(2048)).text.startswith("2048x2048, batch 1, 30 text tokens")
 
 
 def test_what_would_fit_is_told_for_the_sampling_as_it_is():
@@ -70,13 +70,13 @@ def test_what_would_fit_is_told_for_the_sampling_as_it_is():
         2048, latent_shape=(2, 16, 256, 256), prompts=2, is_plain=False,
         weight_bytes=MODELS.denoiser_weight_bytes + 2**28,
     )  # fmt: skip
-    text = planner.decide(asked).text
+    text = planner.decide(**asked).text
     told = re.search(r"what would fit: a batch of 1, or (\d+)x(\d+)|what would fit: (\d+)x", text)
     assert told, text
     side = int(told[1] or told[3])
     for pixels, is_warning in ((side, False), (side + 64, True)):
         smaller = replace(planner, prefer="smallest").decide(
-            replace(asked, latent_shape=(2, 16, pixels // 8, pixels // 8))
+            **{**asked, "latent_shape": (2, 16, pixels // 8, pixels // 8)}
         )
         assert smaller.is_warning == is_warning, (pixels, smaller.text)
 
@@ -85,10 +85,10 @@ def test_prompts_that_do_not_fit_together_are_not_refused():
     """The host takes them one by one then."""
     planner = Planner(MODELS, Request(1024, 1024), 0, 0, "smallest")
     room = denoise_stages(MODELS, Request(1024, 1024, text_tokens=30))[-1].least_bytes / GIB
-    alone = planner.decide(situation(1024, room=room))
-    together = planner.decide(situation(1024, room=room, prompts=40))
+    alone = planner.decide(**situation(1024, room=room))
+    together = planner.decide(**situation(1024, room=room, prompts=40))
     assert not alone.is_warning and alone.text == together.text
-    both = planner.decide(situation(1024, prompts=2))
+    both = planner.decide(**situation(1024, prompts=2))
     assert "batch 1, 2 prompts at a time" in both.text
     assert both.live_bytes[0] < both.live_bytes[1]
 
@@ -96,10 +96,10 @@ def test_prompts_that_do_not_fit_together_are_not_refused():
 def test_weights_of_a_block_count_where_they_are_streamed_or_cast():
     """The host's allocator holds those of one feed-forward, 225 MiB, beside the activations."""
     planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
-    assert len(set(planner.decide(situation(1024)).live_bytes)) == 1
-    streamed = planner.decide(situation(1024, room=6)).live_bytes
+    assert len(set(planner.decide(**situation(1024)).live_bytes)) == 1
+    streamed = planner.decide(**situation(1024, room=6)).live_bytes
     assert streamed[1] - streamed[0] == 3 * 3840 * 10240 * 2
-    in_fp8 = planner.decide(situation(1024, weight_bytes=MODELS.denoiser_weight_bytes // 2))
+    in_fp8 = planner.decide(**situation(1024, weight_bytes=MODELS.denoiser_weight_bytes // 2))
     assert in_fp8.live_bytes == streamed
 
 
@@ -142,7 +142,7 @@ def test_what_the_host_decodes_is_shown_and_not_judged():
 def test_decides_against_what_cannot_run():
     planner = Planner(MODELS, Request(1024, 1024), GIB // 4, 0, "balance")
     with pytest.raises(ValueError, match=r"budget 256.0 MiB: does not fit: .* short"):
-        planner.decide(situation(1024))
+        planner.decide(**situation(1024))
 
 
 def test_answers_the_page():

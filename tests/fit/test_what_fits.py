@@ -27,8 +27,6 @@ from pack.nodes.fit.what_fits import (
     Run,
     alternatives,
     fit,
-    largest_batch,
-    largest_square,
 )
 from pack.nodes.vae.plan import PREFERENCES, Prefer
 
@@ -74,12 +72,10 @@ def test_a_preference_begins_at_its_setting(prefer, chosen):
 
 def test_takes_the_first_that_fits_and_no_smaller():
     """A decode of 4096x4096 at speed needs 12.4 GiB with workspaces, balance 6.4, smallest 1.9."""
-    chosen = [plan(4096, 4096, gib=gib, prefer="speed").vae_prefer for gib in (14, 8, 6)]
-    assert chosen == ["speed", "balance", "smallest"]
-    for gib in (14, 8, 6):
+    for place, gib in enumerate((14, 8, 6)):
         made = plan(4096, 4096, gib=gib, prefer="speed")
         assert made.verdict == "fits"
-        place = PREFERENCES.index(made.vae_prefer)
+        assert made.stage("VAE decode").setting == f"Lean VAE {PREFERENCES[place]}"
         if place:
             easier = vae_stage(MODELS, made.request, PREFERENCES[place - 1])
             assert easier.least_bytes > gib * GIB
@@ -167,16 +163,6 @@ def test_smaller_weights_are_named_where_they_help():
     assert plan(512, 512, gib=0.8, models=in_fp8, prefer="smallest").verdict == "fits"
 
 
-def test_largest_square_and_batch_grow_with_the_budget():
-    squares = [largest_square(MODELS, gib * GIB) for gib in (1, 2, 3, 4)]
-    batches = [largest_batch(MODELS, Request(1024, 1024), gib * GIB) for gib in (1, 2, 3, 4)]
-    assert squares == sorted(set(squares)) and batches == sorted(set(batches))
-    side = squares[1]
-    assert plan(side, side, gib=2, prefer="smallest").verdict == "fits"
-    assert plan(side + 16, side + 16, gib=2, prefer="smallest").verdict != "fits"
-    assert largest_square(MODELS, GIB // 8) == 0
-
-
 def test_planning_takes_less_than_50_ms():
     spent = []
     for _ in range(5):
@@ -242,11 +228,10 @@ def test_an_encode_counts_like_a_decode(has_decode: bool):
         made = fit(MODELS, request, gib * GIB, prefer="speed", run=run)
         least = [max(way[i].least_bytes for way in ways.values()) for i in range(len(PREFERENCES))]
         fitting = [p for p, need in zip(PREFERENCES, least, strict=True) if need <= gib * GIB]
-        assert made.vae_prefer == [*fitting, PREFERENCES[-1]][0], gib
-        place = PREFERENCES.index(made.vae_prefer)
+        place = PREFERENCES.index([*fitting, PREFERENCES[-1]][0])
         for name, way in ways.items():
             assert made.stage(name) == way[place], (name, gib)
-        chosen.add(made.vae_prefer)
+        chosen.add(place)
     assert len(chosen) > 1
     small = fit(MODELS, request, GIB, prefer="smallest", run=run)
     assert small.verdict != "fits" and small.missing_bytes >= least[-1] - GIB > 0

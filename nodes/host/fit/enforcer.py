@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
-from ...fit.planner import Decision, Planner, Situation
+from ...fit.planner import Decision, Planner
 from ...units import MIB
 from ..base.device import allocator_bytes, is_card, pages_bytes, weights_bytes
 from ..base.options import FIT, OPTIONS_KEY
@@ -51,15 +51,13 @@ class Enforcer:
         each = [cond for prompts in conds.values() for cond in prompts or ()]
         together = _loaded_with(model, conds)
         decision = self._decision = self._planner.decide(
-            Situation(
-                noise_shape,
-                _prompts(conds, is_guided=is_guided),
-                _text_tokens(each),
-                budget.weight_bytes(model),
-                sum(other.model_size() for other in together),
-                budget.room_bytes(model.load_device),
-                _is_plain(each, options.get("transformer_options", {})),
-            )
+            noise_shape,
+            budget.room_bytes(model.load_device),
+            prompts=_prompts(conds, is_guided=is_guided),
+            text_tokens=_text_tokens(each),
+            weight_bytes=budget.weight_bytes(model),
+            other_bytes=sum(other.model_size() for other in together),
+            is_plain=_is_plain(each, options.get("transformer_options", {})),
         )
         self._say(decision.text, is_warning=decision.is_warning)
         # The lean blocks read the groups in the options of this sampling alone.
