@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .cuts import QUERY_GROUPS, chunks, head_groups
-from .rows import Modulation, Projection, RowsFn, add_rows_, clamp_fp16_
+from .rows import Modulation, Projection, RowsFn, clamp_fp16_
 
 # Norm and rotary embedding of q or k rows: ([T, heads, head_dim], token of the first row) -> the
 # same layout.
@@ -30,14 +30,14 @@ def add_attention(
     target: torch.Tensor,
     *,
     norm_in: RowsFn,
-    scale: Modulation | None,
+    scale: Modulation,
     qkv: Projection,
     rotate_query: RotateFn,
     rotate_key: RotateFn,
     attend: AttendFn,
     out: Projection,
     norm_out: RowsFn,
-    gate: Modulation | None,
+    gate: Modulation,
     heads: Heads,
     groups: int,
     chunk_tokens: int,
@@ -56,14 +56,14 @@ def add_attention(
         source: residual stream, [T, D], float; read only unless it is `target`.
         target: [T, D], float; may be `source`.
         norm_in: RMS norm of rows, [T, D] -> new [T, D].
-        scale: factors of the normed rows; None for blocks without modulation.
+        scale: factors of the normed rows.
         qkv: D -> (query + 2 key_value) * channels, in that order.
         rotate_query: norm and rotary embedding of q.
         rotate_key: the same of k.
         attend: attention of a chunk of queries to all keys.
         out: query * channels -> D.
         norm_out: RMS norm of the result.
-        gate: factors of the normed result; None for blocks without modulation.
+        gate: factors of the normed result.
         heads: head counts.
         groups: into how many groups the heads are cut, >= 1; 1 holds k and v of all heads.
         chunk_tokens: rows at a time, >= 1; a multiple of 64 keeps the CPU's attention bit-exact.
@@ -87,8 +87,7 @@ def add_attention(
     value_begin = width + heads.key_value * heads.channels
 
     def modulated(start: int, stop: int) -> torch.Tensor:
-        rows = norm_in(source[start:stop])
-        return rows if scale is None else scale.multiply_(rows, start)
+        return scale.multiply_(norm_in(source[start:stop]), start)
 
     def by_head(rows: torch.Tensor) -> torch.Tensor:
         return rows.view(rows.shape[0], -1, heads.channels)
@@ -144,10 +143,8 @@ def add_attention(
                 del joined
             change = clamp_fp16_(out(attended))
             del attended
-            change = norm_out(change)
-            if gate is not None:
-                gate.multiply_(change, start)
-            add_rows_(target[start:stop], source[start:stop], change)
+            change = gate.multiply_(norm_out(change), start)
+            torch.add(source[start:stop], change, out=target[start:stop])
             del change
         del key, value, queries  # before the next group's are made
 

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from ..cuts import pieces
 from .cuts import HIDDEN_BLOCKS, chunks
-from .rows import Modulation, Projection, RowsFn, add_rows_, clamp_fp16_
+from .rows import Modulation, Projection, RowsFn, clamp_fp16_
 
 
 def add_feed_forward(
@@ -15,12 +15,12 @@ def add_feed_forward(
     target: torch.Tensor,
     *,
     norm_in: RowsFn,
-    scale: Modulation | None,
+    scale: Modulation,
     w1: Projection,
     w2: Projection,
     w3: Projection,
     norm_out: RowsFn,
-    gate: Modulation | None,
+    gate: Modulation,
     chunk_tokens: int,
     is_clamped: bool = True,
 ) -> None:
@@ -32,12 +32,12 @@ def add_feed_forward(
         source: residual stream, [T, D], float; read only.
         target: [T, D], float; may be `source`.
         norm_in: RMS norm of rows, [T, D] -> new [T, D].
-        scale: factors of the normed rows; None for blocks without modulation.
+        scale: factors of the normed rows.
         w1: D -> H, through SiLU.
         w2: H -> D.
         w3: D -> H, the other factor.
         norm_out: RMS norm of the result.
-        gate: factors of the normed result; None for blocks without modulation.
+        gate: factors of the normed result.
         chunk_tokens: rows at a time, >= 1.
         is_clamped: make half-precision results finite after w2, as the host does with modulation.
 
@@ -47,25 +47,18 @@ def add_feed_forward(
     Memory: chunk_tokens * (D + 1.25 H) elements, against 3 H + D of the whole.
     Exact: bit-exact on CPU (rows and output features are independent).
     """
-    hidden_width = w1.weight.shape[0] if w1.weight is not None else None
     for start, stop in chunks(source.shape[0], chunk_tokens):
-        rows = norm_in(source[start:stop])
-        if scale is not None:
-            scale.multiply_(rows, start)
-        hidden = w1(rows)
-        if hidden_width is None or w3.weight is None:
-            hidden = functional.silu(hidden, inplace=True).mul_(w3(rows))
-        else:
-            functional.silu(hidden, inplace=True)
-            for first, last in pieces(hidden_width, -(-hidden_width // HIDDEN_BLOCKS)):
-                hidden[:, first:last].mul_(w3(rows, first, last))
+        rows = scale.multiply_(norm_in(source[start:stop]), start)
+        hidden = functional.silu(w1(rows), inplace=True)
+        # Without its weight, w3 computes all columns at each call.
+        blocks = 1 if w3.weight is None else HIDDEN_BLOCKS
+        for first, last in pieces(hidden.shape[1], -(-hidden.shape[1] // blocks)):
+            hidden[:, first:last].mul_(w3(rows, first, last))
         del rows  # before w2 allocates its result
         change = w2(clamp_fp16_(hidden))
         del hidden  # before the norm allocates
         if is_clamped:
             clamp_fp16_(change)
-        change = norm_out(change)
-        if gate is not None:
-            gate.multiply_(change, start)
-        add_rows_(target[start:stop], source[start:stop], change)
+        change = gate.multiply_(norm_out(change), start)
+        torch.add(source[start:stop], change, out=target[start:stop])
         del change  # before the next chunk allocates

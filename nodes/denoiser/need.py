@@ -15,12 +15,9 @@ TEXT_TOKENS = 512
 DENOISER_RESERVED = 1.7
 
 
-def denoiser_need_bytes(
-    request: Request, groups: int, chunk_tokens: int = 0, *, is_plain: bool
-) -> int:
-    """Bytes to reserve for one call of the lean denoiser, weights excluded."""
-    live = denoiser_live_bytes(request, groups, chunk_tokens, is_plain=is_plain)
-    return int(DENOISER_RESERVED * live)
+def denoiser_need_bytes(live_bytes: int) -> int:
+    """Bytes to reserve for a call of the lean denoiser with that peak of live bytes."""
+    return int(DENOISER_RESERVED * live_bytes)
 
 
 def denoiser_live_bytes(

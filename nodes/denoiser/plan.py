@@ -113,7 +113,7 @@ def stock_peak_bytes(request: Request) -> int:
     row_bytes = request.batch * sizes.dim * request.dtype_bytes
     hidden_row_bytes = request.batch * sizes.ffn_dim * request.dtype_bytes
     image, text = request.padded_image_tokens, request.padded_text_tokens
-    main = 4 * request.hidden_bytes + 4 * request.stream_bytes + request.rope_bytes
+    main = 4 * request.tokens * (hidden_row_bytes + row_bytes) + request.rope_bytes
     refiner = 4 * image * hidden_row_bytes + (5 * image + 2 * text) * row_bytes
     # The host's copy of the latent, filled up to whole patches.
     padded = request.batch * request.image_tokens * sizes.patch_dim * request.dtype_bytes

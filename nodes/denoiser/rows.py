@@ -42,7 +42,7 @@ class Projection(NamedTuple):
 class Modulation(NamedTuple):
     """Factors for the channels of rows, one vector per segment of tokens.
 
-    segments: (first, last, factors [C]) without gaps, in order.
+    segments: (first, last, factors [C]) without gaps, in order; none in blocks without modulation.
     """
 
     segments: Sequence[tuple[int, int, torch.Tensor]]
@@ -68,11 +68,3 @@ def clamp_fp16_(rows: torch.Tensor) -> torch.Tensor:
     if rows.dtype == torch.float16:
         torch.nan_to_num(rows, nan=0.0, posinf=65504, neginf=-65504, out=rows)
     return rows
-
-
-def add_rows_(target: torch.Tensor, source: torch.Tensor, change: torch.Tensor) -> None:
-    """Writes source + change into target, rows [T, C]; target may be source.
-
-    Memory: 0.
-    """
-    torch.add(source, change, out=target)

@@ -133,11 +133,6 @@ class Request:
         return self.batch * self.tokens * self.sizes.dim * self.dtype_bytes
 
     @property
-    def hidden_bytes(self) -> int:
-        """Bytes of one hidden tensor of the feed-forward, of the whole batch."""
-        return self.batch * self.tokens * self.sizes.ffn_dim * self.dtype_bytes
-
-    @property
     def rope_bytes(self) -> int:
         """Bytes of the host's rope table: 2 x 2 float32 per pair of channels, for one sample."""
         return self.tokens * (self.sizes.head_dim // 2) * 4 * 4

@@ -9,8 +9,7 @@ from ..denoiser.need import denoiser_live_bytes, denoiser_need_bytes
 from ..denoiser.plan import DEFAULT_GROUPS, stock_peak_bytes
 from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
 from ..vae.choice import VaeCall, VaeChoice
-from ..vae.need import VAE_RESERVED, vae_need_bytes
-from ..vae.peak import vae_parameters, vae_peak_bytes
+from ..vae.peak import VAE_RESERVED, vae_need_bytes, vae_parameters, vae_peak_bytes
 from ..vae.plan import PREFERENCES, Prefer, VaeSizes
 from .text_encoder import QWEN3_4B, TextEncoderSizes, text_encoder_peak_bytes
 
@@ -147,7 +146,6 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
     def stage(groups: int) -> Stage:
         name = f"{groups} head groups" if groups < sizes.kv_heads else "one head at a time"
         live = denoiser_live_bytes(request, groups, is_plain=is_plain)
-        need = denoiser_need_bytes(request, groups, is_plain=is_plain)
         return Stage(
             "denoise",
             f"Apply Gradient Checkpoint, {name}",
@@ -155,7 +153,7 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
             buffer_bytes=buffers + (0 if is_cast else part),
             activation_bytes=live,
             stock_bytes=stock_peak_bytes(request),
-            workspace_bytes=need - live + (part if is_cast else 0),
+            workspace_bytes=denoiser_need_bytes(live) - live + (part if is_cast else 0),
             is_repeated=True,
             block_bytes=part,
             is_cast=is_cast,
@@ -178,14 +176,7 @@ def vae_stages(models: Models, request: Request, *, is_decode: bool = True) -> t
 def vae_stage(
     models: Models, request: Request, prefer: Prefer | None, *, is_decode: bool = True
 ) -> Stage:
-    """The decode or encode of all samples, one after the other.
-
-    Args:
-        models: of the run.
-        request: the picture and the batch.
-        prefer: of Lean VAE; None for the host's own decode or encode.
-        is_decode: otherwise it is an encode.
-    """
+    """The decode or encode of all samples, one after the other; prefer None: the host's own."""
     sizes = models.decoder if is_decode else models.encoder
     height, width = (side * sizes.factor for side in request.latent_shape[-2:])
     call = VaeCall(sizes, height, width, models.vae_dtype_bytes, models.has_ram)

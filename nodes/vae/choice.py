@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..units import MIB
-from .need import vae_need_bytes
-from .peak import lean_vae_peak_bytes, stock_vae_peak_bytes
+from .peak import lean_vae_peak_bytes, stock_vae_peak_bytes, vae_need_bytes
 from .plan import Prefer, VaePlan, VaeSizes, is_fused_in, vae_plan
 
 

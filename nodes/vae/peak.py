@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from ..units import MIB
 from .cuts import longest_strip, query_rows
 from .plan import VaePlan, VaeSizes
 
+# For the workspaces of convolutions, what torch's allocator keeps beyond live bytes, and the scores
+# of attention that is not fused. Not measured on a card.
+VAE_RESERVED, SPARE_BYTES = 1.5, 64 * MIB
 TAPS = 9
 FUSED_TAPS = 16  # sums of taps: four for each of the four pixels that one becomes
 
@@ -124,6 +128,11 @@ def vae_peak_bytes(
     ends += height * width // sizes.factor**2 * sizes.latent_channels
     one = lean_vae_peak_bytes(sizes, height, width, dtype_bytes, plan)
     return one + (batch - 1) * ends * dtype_bytes
+
+
+def vae_need_bytes(peak_bytes: int) -> int:
+    """Bytes to reserve for a decode or encode with that peak of live bytes, weights excluded."""
+    return int(VAE_RESERVED * peak_bytes) + SPARE_BYTES
 
 
 def vae_parameters(sizes: VaeSizes) -> int:

@@ -80,9 +80,9 @@ class Half:
 
         return rotated
 
-    def modulation(self, name: str) -> Modulation | None:
+    def modulation(self, name: str) -> Modulation:
         if not self.spans:
-            return None
+            return Modulation(())
         runs = zip(self.spans, self.factors[name], strict=True)
         return Modulation([(*span, factors) for span, factors in runs])
 

@@ -61,9 +61,9 @@ class Half:
             return Projection(weight, None, lambda _: pytest.fail("the layer itself was called"))
         return Projection(None, None, lambda rows: functional.linear(rows, weight))
 
-    def modulation(self, name: str) -> Modulation | None:
+    def modulation(self, name: str) -> Modulation:
         if not self.spans:
-            return None
+            return Modulation(())
         runs = zip(self.spans, self.factors[name], strict=True)
         return Modulation([(*span, factors) for span, factors in runs])
 

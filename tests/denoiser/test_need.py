@@ -25,7 +25,7 @@ def test_other_requests_hold_three_streams_and_two_rope_tables_more() -> None:
 def test_seven_tenths_are_reserved_on_top(is_plain: bool) -> None:
     """The factor is the highest that was simulated; a card's measurement would replace it."""
     live = denoiser_live_bytes(PICTURE, 3, 256, is_plain=is_plain)
-    assert denoiser_need_bytes(PICTURE, 3, 256, is_plain=is_plain) == int(1.7 * live)
+    assert denoiser_need_bytes(live) == int(1.7 * live)
 
 
 def test_the_request_of_a_latent() -> None:

@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pack.nodes.denoiser.cuts import chunks
-from pack.nodes.denoiser.rows import (
-    Modulation,
-    Projection,
-    add_rows_,
-    clamp_fp16_,
-)
+from pack.nodes.denoiser.rows import Modulation, Projection, clamp_fp16_
 from pack.nodes.probe.tracker import PeakTracker
 from torch.nn import functional
 
@@ -93,16 +88,3 @@ def test_clamp_makes_half_precision_finite_and_nothing_else(dtype: torch.dtype) 
     if dtype == torch.float16:
         wanted = torch.tensor([[1.5, 0.0, 65504.0, -65504.0]], dtype=dtype)
     assert torch.equal(rows.nan_to_num(nan=7.0), wanted.nan_to_num(nan=7.0))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("in_place", [False, True])
-def test_add_rows(dtype: torch.dtype, in_place: bool) -> None:
-    source, change = _draw(5, 24, dtype=dtype), _draw(5, 24, seed=1, dtype=dtype)
-    before = source.clone()
-    target = source if in_place else torch.empty_like(source)
-    with PeakTracker() as tracker:
-        add_rows_(target, source, change)
-    assert tracker.peak_bytes == 0
-    assert torch.equal(target, before + change)
-    assert in_place or torch.equal(source, before)

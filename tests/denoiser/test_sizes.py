@@ -47,7 +47,6 @@ def test_widths_of_z_image() -> None:
     assert Z_IMAGE.qkv_dim == 11520
     assert Z_IMAGE.patch_dim == 64
     request = Request(1024, 1024)
-    assert request.hidden_bytes == 4352 * 10240 * 2
     assert request.rope_bytes == 4352 * 64 * 2 * 2 * 4
 
 

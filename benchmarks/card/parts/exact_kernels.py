@@ -88,7 +88,7 @@ def qkv_by_heads(given: Inputs) -> torch.Tensor:
 
     attention, rows = given.block.attention, given.normed[0]
     with ExitStack() as until:
-        qkv = Projection(*fetch.fetch_linear(attention.qkv, rows, until))
+        qkv = Projection(*fetch.fetch_linear(attention.qkv, rows, until), attention.qkv)
         runs = groups(3 * attention.n_local_heads, 3 * GROUPS)
         width = given.block.head_dim
         return torch.cat([qkv(rows, run.start * width, run.stop * width) for run in runs], 1)[None]

@@ -18,8 +18,6 @@ from torch.nn import functional
 from ...cuts import pieces
 
 RowsFn = Callable[[torch.Tensor], torch.Tensor]
-# weight, bias (each None where the layer must be called), and the call of the layer itself
-Fetched = tuple[torch.Tensor | None, torch.Tensor | None, RowsFn]
 
 _PIECE_ELEMENTS = 2**17
 _PLAIN = comfy.ops.disable_weight_init
@@ -44,8 +42,10 @@ def _function(method: Callable[..., Any]) -> Callable[..., Any]:
     return getattr(method, "__func__", method)
 
 
-def fetch_linear(layer: Any, like: torch.Tensor, until: ExitStack) -> Fetched:
-    """Fetches the weight and bias of a linear layer.
+def fetch_linear(
+    layer: Any, like: torch.Tensor, until: ExitStack
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Fetches the weight and bias of a linear layer; None each where the layer must be called.
 
     Args:
         layer: the layer.
@@ -55,10 +55,7 @@ def fetch_linear(layer: Any, like: torch.Tensor, until: ExitStack) -> Fetched:
     Memory: nothing where the weight is on the device in that dtype and without LoRA, else its size;
         beside it the buffers of the host's copy streams.
     """
-    if not is_plain(layer, _PLAIN.Linear):
-        return None, None, layer
-    weight, bias = fetch_weights(layer, like, until)
-    return weight, bias, lambda rows: functional.linear(rows, weight, bias)
+    return fetch_weights(layer, like, until) if is_plain(layer, _PLAIN.Linear) else (None, None)
 
 
 def fetch_norm(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:

@@ -220,7 +220,7 @@ class LeanBlock(nn.Module):
 
 
 def _projections(like: torch.Tensor, until: ExitStack, *layers: nn.Module) -> list[Projection]:
-    return [Projection(*fetch_linear(layer, like, until)) for layer in layers]
+    return [Projection(*fetch_linear(layer, like, until), layer) for layer in layers]
 
 
 def _modulation(
@@ -229,10 +229,10 @@ def _modulation(
     batch: int,
     tokens: int,
     timestep_zero_index: Sequence[tuple[int, int]] | None,
-) -> list[list[Modulation | None]]:
+) -> list[list[Modulation]]:
     """By sample: scale and gate of the attention, scale and gate of the feed-forward."""
     if not block.modulation:
-        return [[None] * batch] * 4
+        return [[Modulation(())] * batch] * 4
     scale_msa, gate_msa, scale_mlp, gate_mlp = block.adaLN_modulation(adaln_input).chunk(4, dim=1)
     factors = (1 + scale_msa, gate_msa.tanh(), 1 + scale_mlp, gate_mlp.tanh())
     runs = [(0, tokens, 0)]

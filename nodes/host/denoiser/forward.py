@@ -180,7 +180,7 @@ def _embed(
     patches = x.view(batch, channels, height // patch, patch, width // patch, patch)
     patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     with ExitStack() as until:
-        projection = Projection(*fetch_linear(model.x_embedder, patches, until))
+        projection = Projection(*fetch_linear(model.x_embedder, patches, until), model.x_embedder)
         image = stream[:, text_tokens:]
         for sample in range(batch):
             for start, stop in chunks(image_tokens, plan.chunk_tokens):
@@ -239,7 +239,7 @@ def _final(model: Any, image: torch.Tensor, t: torch.Tensor, plan: DenoiserPlan)
     scale = 1 + layer.adaLN_modulation(t)
     batch, tokens, _ = image.shape
     with ExitStack() as until:
-        linear = Projection(*fetch_linear(layer.linear, image, until))
+        linear = Projection(*fetch_linear(layer.linear, image, until), layer.linear)
         out = image.new_empty(batch, tokens, layer.linear.out_features)
         for sample in range(batch):
             for start, stop in chunks(tokens, plan.chunk_tokens):

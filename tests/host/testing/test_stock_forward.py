@@ -39,7 +39,8 @@ def _small_bytes(request: Request) -> int:
 
 def _main_block_bytes(request: Request) -> int:
     """A main block past the first; _forward holds the first one's input and this one's."""
-    return 4 * request.hidden_bytes + 4 * request.stream_bytes + request.rope_bytes
+    hidden = request.batch * request.tokens * Z_IMAGE.ffn_dim * 2
+    return 4 * hidden + 4 * request.stream_bytes + request.rope_bytes
 
 
 def _refiner_bytes(request: Request) -> int:
