@@ -34,16 +34,14 @@ def geometry(
     axes = 4 if skip_reshape else 3
     if heads < 1 or not query.ndim == key.ndim == value.ndim == axes:
         raise ValueError(f"query, key and value must have {axes} axes and heads be >= 1, {shapes}")
-    channels = query.shape[-1] if skip_reshape else query.shape[-1] // heads
-    kv_heads = key.shape[1] if skip_reshape else key.shape[-1] // max(channels, 1)
-    fits = (
-        (query.shape[1] == heads and key.shape[-1] == channels and value.shape[1] == kv_heads)
-        if skip_reshape
-        else (
-            query.shape[-1] == heads * channels
-            and key.shape[-1] == value.shape[-1] == kv_heads * channels
-        )
-    )
+    if skip_reshape:
+        channels, kv_heads = query.shape[-1], key.shape[1]
+        fits = query.shape[1] == heads and key.shape[-1] == channels and value.shape[1] == kv_heads
+    else:
+        channels = query.shape[-1] // heads
+        kv_heads = key.shape[-1] // max(channels, 1)
+        fits = query.shape[-1] == heads * channels
+        fits = fits and key.shape[-1] == value.shape[-1] == kv_heads * channels
     fits = fits and key.shape[-2] == value.shape[-2] and kv_heads > 0
     if not fits or heads % kv_heads or (kv_heads != heads and not enable_gqa):
         raise ValueError(f"query, key and value must fit one another and heads, {shapes}")
@@ -105,6 +103,8 @@ def sliced_attention(
     if len(head_spans) * len(query_spans) <= 1:
         return attend(query, key, value, mask, heads)
     shared = shape.heads // shape.kv_heads
+    # Where one head leaves it open, the result lies in memory as the query does.
+    by_token = not (skip_reshape and query.is_contiguous())
     out: torch.Tensor | None = None
     for first, last in head_spans:
         kv_first, kv_last = first // shared, (last - 1) // shared + 1
@@ -112,22 +112,19 @@ def sliced_attention(
         values = _cut_heads(value, kv_first, kv_last, shape.channels, skip_reshape)
         rows = _cut_heads(query, first, last, shape.channels, skip_reshape)
         for start, stop in query_spans:
-            # No name for the result: it must be gone before the next slice is computed.
-            out = _write(
-                out,
-                attend(
-                    rows[..., start:stop, :],
-                    keys,
-                    values,
-                    _cut_mask(mask, (first, last), (start, stop)),
-                    last - first,
-                ),
-                shape,
-                (first, last, start, stop),
-                is_split=skip_output_reshape,
-                # Where one head leaves it open, the result lies in memory as the query does.
-                by_token=not (skip_reshape and query.is_contiguous()),
+            part = attend(
+                rows[..., start:stop, :],
+                keys,
+                values,
+                _cut_mask(mask, (first, last), (start, stop)),
+                last - first,
             )
+            _check_part(part, shape, last - first, stop - start, is_split=skip_output_reshape)
+            if out is None:
+                out = _empty(part, shape, is_split=skip_output_reshape, by_token=by_token)
+            place = _cut_heads(out, first, last, shape.channels, skip_output_reshape)
+            place[..., start:stop, :] = part
+            del part  # before the next slice is computed
     assert out is not None
     return out
 
@@ -176,39 +173,27 @@ def _cut_mask(
     return mask
 
 
-def _write(
-    out: torch.Tensor | None,
-    part: torch.Tensor,
-    shape: Geometry,
-    span: tuple[int, int, int, int],
-    *,
-    is_split: bool,
-    by_token: bool,
-) -> torch.Tensor:
-    """Copies a slice's result to its place; the first one decides dtype and layout."""
-    first, last, start, stop = span
-    heads, queries = last - first, stop - start
+def _check_part(
+    part: torch.Tensor, shape: Geometry, heads: int, queries: int, *, is_split: bool
+) -> None:
     if is_split:
         fits = part.ndim == 4 and part.shape[:3] == (shape.batch, heads, queries)
     else:
-        fits = part.ndim == 3 and part.shape == (shape.batch, queries, heads * shape.channels)
+        fits = part.shape == (shape.batch, queries, heads * shape.channels)
     if not fits:
         raise ValueError(
             f"attend must return {heads} heads and {queries} queries of {shape.batch} samples, "
             f"got {tuple(part.shape)}"
         )
-    if out is None:
-        width = part.shape[-1]
-        if is_split and part.is_contiguous() != part.transpose(1, 2).is_contiguous():
-            by_token = not part.is_contiguous()
-        if not is_split:
-            out = part.new_empty(shape.batch, shape.queries, shape.heads * shape.channels)
-        elif by_token:  # then the caller's next reshape copies nothing
-            out = part.new_empty(shape.batch, shape.queries, shape.heads, width).transpose(1, 2)
-        else:
-            out = part.new_empty(shape.batch, shape.heads, shape.queries, width)
-    if is_split:
-        out[:, first:last, start:stop] = part
-    else:
-        out[:, start:stop, first * shape.channels : last * shape.channels] = part
-    return out
+
+
+def _empty(part: torch.Tensor, shape: Geometry, *, is_split: bool, by_token: bool) -> torch.Tensor:
+    """The whole result, to be filled; its first slice decides dtype and layout."""
+    batch, heads, width = shape.batch, shape.heads, part.shape[-1]
+    if not is_split:
+        return part.new_empty(batch, shape.queries, heads * shape.channels)
+    if part.is_contiguous() != part.transpose(1, 2).is_contiguous():
+        by_token = not part.is_contiguous()
+    if by_token:  # then the caller's next reshape copies nothing
+        return part.new_empty(batch, shape.queries, heads, width).transpose(1, 2)
+    return part.new_empty(batch, heads, shape.queries, width)

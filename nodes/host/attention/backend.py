@@ -88,7 +88,7 @@ def _sage(call: AttentionCall) -> Backend:
 
 
 def _sage3(call: AttentionCall) -> Backend:
-    is_short = call.queries <= _SAGE3_SHORT or call.channels >= 256
+    is_short = call.q.shape[-2] <= _SAGE3_SHORT or call.channels >= 256
     if is_short or call.mask is not None or not _is_half_on_cuda(call):
         return _pytorch(call)
     copied = 0 if call.skip_reshape else call.channels * call.q.element_size()

@@ -69,14 +69,6 @@ class AttentionCall:
         return self.q.shape[-1] if self.skip_reshape else self.q.shape[-1] // self.heads
 
     @property
-    def queries(self) -> int:
-        return self.q.shape[-2]
-
-    @property
-    def transformer_options(self) -> Mapping[str, Any]:
-        return self.options.get("transformer_options") or {}
-
-    @property
     def sliceable_mask(self) -> torch.Tensor | None:
         """The mask; None where every slice must get it whole.
 

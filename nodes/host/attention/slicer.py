@@ -24,11 +24,7 @@ from .call import AttentionCall
 def attend(call: AttentionCall, log: NodeLog, *, mode: str, size: int) -> Any:
     """Returns the call's result; says each kind of decision once.
 
-    Args:
-        call: as the model makes it.
-        log: of the node.
-        mode: one of the node's modes.
-        size: of a slice, in heads or queries; 0 for half.
+    `mode` and `size` as for `with_attention_slice`.
     """
     layout = {"heads": call.heads, "skip_reshape": call.skip_reshape, "enable_gqa": call.enable_gqa}
     try:
@@ -37,7 +33,7 @@ def attend(call: AttentionCall, log: NodeLog, *, mode: str, size: int) -> Any:
         log.say_once("unknown", f"not sliced: {error}")
         return call.whole()
     is_half = mode in ("heads", "queries") and not size
-    if is_half and is_grouped(call.transformer_options):  # halved already
+    if is_half and is_grouped(call.options.get("transformer_options") or {}):  # halved already
         log.say_once("grouped", f"groups of {shape.heads}, each with its own q, k and v")
         return call.whole()
     name, workspace = backend_of(call)
