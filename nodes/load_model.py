@@ -117,8 +117,7 @@ class LoadZImageTurbo(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen = choices.by_part(diffusion_model, text_encoder, vae)
         sources = choices.open_all(chosen, shift)
-        steps = load.steps(sources, weight_dtype)
-        model, clip, loaded_vae = (step() for step in server.with_progress(steps))
+        model, clip, loaded_vae = load.load_all(sources, weight_dtype)
         text = f"{sources.summary(load.dtype_name(model))} · shift {sources.shift:g}"
         logger.info("Loaded %s", text)
         server.show_text(cls.hidden.unique_id if cls.hidden else None, text)

@@ -36,13 +36,6 @@ class Axis(NamedTuple):
     has_ceiling: bool
 
 
-class Area(NamedTuple):
-    """One part of the stack as a closed line of (seconds, bytes)."""
-
-    part: str
-    points: list[tuple[float, int]]
-
-
 def axis_of(record: Record) -> Axis:
     """The axis on which the record's changes are seen; cut where they are small.
 
@@ -101,8 +94,12 @@ def tick_digits(values: Sequence[float]) -> int:
     return max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
 
 
-def areas_of(samples: Sequence[Sample]) -> list[Area]:
-    """The stack from the bottom up, in steps: a sample is the highest since the one before."""
+def areas_of(samples: Sequence[Sample]) -> dict[str, list[tuple[float, int]]]:
+    """The stack from the bottom up, in steps: a sample is the highest since the one before.
+
+    Returns:
+        Each part as a closed line of (seconds, bytes).
+    """
     times = [sample.t_s for sample in samples]
     if len(samples) == 1:  # drawn as wide as the chart
         times, samples = [times[0], times[0] + 1e-3], [*samples, *samples]
@@ -112,9 +109,9 @@ def areas_of(samples: Sequence[Sample]) -> list[Area]:
         spans = zip(times, times[1:], sums, strict=False)
         return [(side, height) for start, end, height in spans for side in (start, end)]
 
-    areas = []
+    areas = {}
     for part in STACK:
         bottom = edge()
         sums = [low + getattr(s.parts, part) for low, s in zip(sums, samples[1:], strict=True)]
-        areas.append(Area(part, [*edge(), *reversed(bottom)]))
+        areas[part] = [*edge(), *reversed(bottom)]
     return areas

@@ -45,9 +45,7 @@ def pages_bytes(device: torch.device) -> int:
 def allocator_bytes(device: torch.device, kind: str = "allocated_bytes") -> tuple[int, int]:
     """Current and highest bytes in torch's allocator of a card; zeros before its first use.
 
-    Args:
-        device: a card.
-        kind: allocated_bytes or reserved_bytes.
+    kind: allocated_bytes or reserved_bytes.
     """
     module = torch.cuda.memory if device.type == "cuda" else torch.xpu.memory
     nested = getattr(module, "memory_stats_as_nested_dict", None)

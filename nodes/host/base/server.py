@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
-import comfy.model_management
-import comfy.utils
 import torch
 from server import PromptServer
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def waiting_pages(followers: Iterable[str] = ()) -> list[str]:
@@ -27,12 +24,9 @@ def waiting_pages(followers: Iterable[str] = ()) -> list[str]:
 
 
 def add_route(method: str, path: str, handler: Callable[[Any], Any]) -> None:
-    """Adds a route before the server begins to listen; nothing without a server.
+    """Adds a route, answered by an async function, before the server begins to listen.
 
-    Args:
-        method: GET or POST.
-        path: as aiohttp writes it.
-        handler: an async function of the request.
+    Does nothing without a server.
     """
     server = _host_server()
     if server is None:
@@ -78,12 +72,3 @@ class NodeLog:
 def _host_server() -> Any:
     """None where ComfyUI runs without one."""
     return getattr(PromptServer, "instance", None)
-
-
-def with_progress(steps: Sequence[T]) -> Iterator[T]:
-    """Yields the steps; moves the node's progress bar after each and ends when the user cancels."""
-    bar = comfy.utils.ProgressBar(len(steps))
-    for step in steps:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        yield step
-        bar.update(1)

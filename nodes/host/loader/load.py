@@ -5,11 +5,12 @@ The host has no loader for shards; their tensors go to the functions behind the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import comfy.memory_management
+import comfy.model_management
 import comfy.sd
 import comfy.utils
 import folder_paths
@@ -26,19 +27,25 @@ from .choices import Sources
 WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]
 
 
-def steps(sources: Sources, weight_dtype: str) -> tuple[Callable[[], Any], ...]:
-    """Functions that load the MODEL, the CLIP and the VAE, in this order.
+def load_all(sources: Sources, weight_dtype: str) -> list[Any]:
+    """Loads the MODEL, the CLIP and the VAE; ends between two of them when the user cancels.
 
     Single files go through the host's own loaders.
 
     Memory: of a folder, the model plus one tensor. With dynamic VRAM the host maps the shards,
         fuses q, k and v itself and keeps the mapping as the model's weights.
     """
-    return (
+    steps = (
         lambda: _load_model(sources, weight_dtype),
         lambda: _load_clip(sources),
         lambda: load_vae(sources.vae.files),
     )
+    bar, loaded = comfy.utils.ProgressBar(len(steps)), []
+    for step in steps:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        loaded.append(step())
+        bar.update(1)
+    return loaded
 
 
 def _load_model(sources: Sources, weight_dtype: str) -> ModelPatcher:

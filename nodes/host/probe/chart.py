@@ -53,8 +53,8 @@ def _plot(pen, write, record: Record, peak: int) -> None:
     for count, label in marks_of(axis, _BOTTOM - _TOP):
         pen.line((_LEFT, y(count), _RIGHT, y(count)), fill=_FAINT)
         write(_LEFT - 8, y(count), label, "rm")
-    for area in areas_of(record.timeline):
-        pen.polygon([(x(t_s), y(count)) for t_s, count in area.points], fill=STACK[area.part])
+    for part, points in areas_of(record.timeline).items():
+        pen.polygon([(x(t_s), y(count)) for t_s, count in points], fill=STACK[part])
     for step in record.steps:
         pen.line((x(step.start_s), _TOP, x(step.start_s), _BOTTOM), fill=_GROUND)
     if axis.low > 0:  # the zigzag where the axis is cut

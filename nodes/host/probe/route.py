@@ -10,14 +10,8 @@ from typing import Any
 
 from server import PromptServer, web
 
-from ..base.server import add_route
 from .events import follow
 from .prompt import live_records
-
-
-def add() -> None:
-    """Adds the route to the host's server."""
-    add_route("GET", "/z_image_low_vram/probes/{prompt_id}", answer)
 
 
 async def answer(request: Any) -> Any:

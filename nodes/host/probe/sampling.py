@@ -30,12 +30,7 @@ _TRACKED = "exact tensor bytes (every operation is watched), and the weights on 
 class Sampling:
     """Reads memory at the moments that the wrappers name.
 
-    Args:
-        settings: what the user asked.
-        patcher: the model that is sampled, as the host holds it.
-        recorder: gets the readings.
-        about: model, size, batch and dtype, for the history.
-        sender: sends the records.
+    about: model, size, batch and dtype, for the history.
     """
 
     def __init__(

@@ -17,9 +17,6 @@ class Streaming:
     The host counts no transfers. But a step needs every weight, so the weights that are not on the
     device when a step begins are copied there during the step. What comes and goes within a step is
     not seen.
-
-    Args:
-        patcher: of the model that is sampled.
     """
 
     def __init__(self, patcher: Any) -> None:

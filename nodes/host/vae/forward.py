@@ -14,7 +14,7 @@ import torch
 from ...vae.choice import VaeCall, VaeChoice
 from ...vae.decode import decode
 from ...vae.encode import encode
-from ...vae.plan import VaePlan, VaeSizes
+from ...vae.plan import VaePlan
 from ...vae.steps import step_count
 from ..base.reserve import make_room
 from ..base.server import NodeLog
@@ -39,14 +39,7 @@ class VaeSettings:
 
 
 class LeanForward:
-    """Runs a decoder or encoder in strips, or the host's own code where strips do not fit.
-
-    Args:
-        stock: the host's module.
-        settings: what the node chose.
-        log: where to say what happens.
-        patcher: the host's patcher of the VAE.
-    """
+    """Runs the host's decoder or encoder in strips, or its own code where strips do not fit."""
 
     def __init__(self, stock: Any, settings: VaeSettings, log: NodeLog, patcher: Any) -> None:
         self.stock, self._settings, self._log, self._patcher = stock, settings, log, patcher
@@ -80,21 +73,17 @@ class LeanForward:
 
     def output_shape(self, shape: torch.Size) -> tuple[int, int, int, int]:
         """The shape of the result for samples [B, C, H, W]."""
-        height, width = shape[-2:]
-        for _ in self.sizes().widths[1:]:
-            height, width = (
-                (2 * side if self.is_decoder else side // 2) for side in (height, width)
-            )
+        factor = vae_layers.sizes(self.stock).factor
+        height, width = (
+            side * factor if self.is_decoder else side // factor for side in shape[-2:]
+        )
         return shape[0], self.stock.conv_out.out_channels, height, width
-
-    def sizes(self) -> VaeSizes:
-        """The sizes of the host's module."""
-        return vae_layers.sizes(self.stock)
 
     def call(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> VaeCall:
         """The call for one of the samples [B, C, H, W] that the module would be given."""
         height, width = (self.output_shape(shape) if self.is_decoder else shape)[-2:]
-        return VaeCall(self.sizes(), height, width, dtype.itemsize, device.type == "cuda")
+        sizes = vae_layers.sizes(self.stock)
+        return VaeCall(sizes, height, width, dtype.itemsize, device.type == "cuda")
 
     def _why_not(self, given: torch.Tensor, options: dict[str, Any]) -> str | None:
         if options:

@@ -26,12 +26,7 @@ class PartSizes(NamedTuple):
 
 
 def with_lean_vae(vae: Any, settings: VaeSettings, log: NodeLog) -> tuple[Any, str | None]:
-    """A copy of the VAE that decodes and encodes in strips.
-
-    Args:
-        vae: left as it is; the copy shares its weights and its patcher.
-        settings: what the node chose.
-        log: where the copy says what happens.
+    """A copy of the VAE that decodes and encodes in strips, and shares its weights and patcher.
 
     Returns:
         The copy and None, or the VAE itself and the reason.
@@ -61,7 +56,7 @@ def with_lean_vae(vae: Any, settings: VaeSettings, log: NodeLog) -> tuple[Any, s
 
 def example_call(vae: Any, side: int) -> VaeCall:
     """The decode of a square picture by a VAE that `with_lean_vae` made."""
-    sizes = vae.first_stage_model.decoder.forward.sizes()
+    sizes = vae_layers.sizes(vae.first_stage_model.decoder.forward.stock)
     return VaeCall(sizes, side, side, vae.vae_dtype.itemsize, vae.device.type == "cuda")
 
 
