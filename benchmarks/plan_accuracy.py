@@ -127,7 +127,6 @@ class Measures:
         return lean_peak_bytes(request, plan), measured.peak_bytes
 
     def _vae(self, case: dict[str, Any]) -> tuple[int, int]:
-        from pack.nodes.host.vae import layers as vae_layers
         from pack.nodes.vae.peak import vae_peak_bytes
         from pack.testing.vae_models import FakeVae
 
@@ -141,9 +140,7 @@ class Measures:
             tracker, _, plan = fake.measure(height, width, case["prefer"], batch=batch)
         else:
             tracker = fake.stock(height, width, batch=batch)
-        sizes = vae_layers.sizes(fake.model)
-        predicted = vae_peak_bytes(sizes, height, width, batch, dtype.itemsize, plan)
-        return predicted, tracker.peak_bytes
+        return vae_peak_bytes(fake.call(height, width), batch, plan), tracker.peak_bytes
 
 
 def kept_rows(*new: dict[str, Any]) -> list[dict[str, Any]]:

@@ -67,13 +67,12 @@ class RamTraffic(TorchDispatchMode):
         return out
 
 
-def plan_of(mix: str, sizes: Any, height: int, width: int, strip_rows: int = 0) -> Any:
+def plan_of(mix: str, call: Any, strip_rows: int = 0) -> Any:
     """The plan of a mix, with the strips of `smallest`."""
     from pack.nodes.vae.plan import vae_plan
 
-    plan = vae_plan(
-        sizes, height, width, prefer="smallest", has_ram=True, is_fused=False, strip_rows=strip_rows
-    )
+    plan = vae_plan(call, prefer="smallest", strip_rows=strip_rows)
+    assert plan is not None  # the first attempt has one
     names = ("keeps_input", "keeps_hidden", "keeps_output", "in_ram")
     changed = (
         dataclasses.replace(level, **dict(zip(names, WAYS[way], strict=True)))
@@ -95,24 +94,24 @@ def decode(fake: Any, plan: Any, side: int, mode: Any) -> int:
 
 def measure(fake: Any, side: int, mixes: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each mix."""
-    from pack.nodes.host.vae import layers as vae_layers
     from pack.nodes.vae.peak import lean_vae_peak_bytes
 
-    sizes = vae_layers.sizes(fake.model)
+    call, small = fake.call(side, side), fake.call(SIDE_PX, SIDE_PX)
+    sizes = call.sizes
     base, area = fake.stock_work(side, side), (side / SIDE_PX) ** 2
     tokens = (SIDE_PX // sizes.factor) ** 2
     attention = 2 * tokens**2 * sizes.widths[0]
     rows = []
     for mix in mixes:
-        counted, traffic = plan_of(mix, sizes, SIDE_PX, SIDE_PX, SIDE_PX), RamTraffic()
+        counted, traffic = plan_of(mix, small, SIDE_PX), RamTraffic()
         work = decode(fake, counted, SIDE_PX, traffic)
-        plan = plan_of(mix, sizes, side, side)
+        plan = plan_of(mix, call)
         work = (work - attention) * area + attention * area**2  # attention is quadratic
         ram_bytes = traffic.nbytes * area
         seconds = 2 * work / FLOPS_PER_S + ram_bytes / RAM_BYTES_PER_S
         rows.append(
             {"side_px": side, "mix": mix, "dtype": "bfloat16",
-             "peak_bytes": lean_vae_peak_bytes(sizes, side, side, 2, plan),
+             "peak_bytes": lean_vae_peak_bytes(call, plan),
              "arithmetic": round(work / base, 3), "ram_bytes": round(ram_bytes),
              "cost": round(seconds * FLOPS_PER_S / 2 / base, 3)}
         )  # fmt: skip
@@ -225,16 +224,15 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as base_dir:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
-        from pack.nodes.host.vae import layers as vae_layers
         from pack.nodes.vae.peak import lean_vae_peak_bytes
         from pack.testing.vae_models import CardTracker, FakeVae
 
         fake, side = FakeVae(is_decoder=True), options.side
         if options.check:
-            sizes, tracker = vae_layers.sizes(fake.model), CardTracker()
-            plan = plan_of(options.check, sizes, side, side)
+            call, tracker = fake.call(side, side), CardTracker()
+            plan = plan_of(options.check, call)
             decode(fake, plan, side, tracker)
-            predicted = lean_vae_peak_bytes(sizes, side, side, 2, plan)
+            predicted = lean_vae_peak_bytes(call, plan)
             print(
                 f"{options.check} at {side}x{side}: {tracker.peak_bytes / MIB:.1f} MiB measured, "
                 f"{predicted / MIB:.1f} MiB predicted"

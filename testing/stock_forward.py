@@ -73,7 +73,7 @@ def unet_config(sizes: TransformerSizes) -> dict[str, Any]:
         "qk_norm": True,
         "n_heads": sizes.heads,
         "n_kv_heads": sizes.kv_heads,
-        "axes_dims": list(sizes.rope_axes),
+        "axes_dims": [32, 48, 48],
         "axes_lens": [1536, 512, 512],
         "rope_theta": 256.0,
         "ffn_dim_multiplier": sizes.ffn_dim / sizes.dim,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pack.nodes.vae.decode import decode
 from pack.nodes.vae.encode import encode
-from pack.nodes.vae.plan import Prefer, VaePlan
+from pack.nodes.vae.plan import Prefer, VaeCall, VaePlan
 from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -172,6 +172,13 @@ class FakeVae:
             if type(part) is kl.AttnBlock:
                 part.optimized_attention = self._attended
 
+    def call(self, height: int, width: int, *, has_ram: bool = True) -> VaeCall:
+        """One sample's decode or encode, as the formulas ask for it."""
+        from pack.nodes.host.vae import layers as vae_layers
+
+        sizes = vae_layers.sizes(self.model)
+        return VaeCall(sizes, height, width, self.dtype.itemsize, has_ram)
+
     def measure(
         self,
         height: int,
@@ -183,14 +190,11 @@ class FakeVae:
         has_ram: bool = True,
     ) -> tuple[Tracker, int, VaePlan]:
         """One decode or encode on a card: what it held, its multiply-adds, and the plan."""
-        from pack.nodes.host.vae import layers as vae_layers
-        from pack.nodes.vae.choice import VaeCall, VaeChoice
+        from pack.nodes.vae.choice import VaeChoice
 
         ends = [(3, height, width), (self.latent, height // 8, width // 8)]
         card = torch.device("cuda")
-        sizes = vae_layers.sizes(self.model)
-        call = VaeCall(sizes, height, width, self.dtype.itemsize, has_ram)
-        plan = VaeChoice(prefer, strip_rows).plan(call)
+        plan = VaeChoice(prefer, strip_rows).plan(self.call(height, width, has_ram=has_ram))
         assert plan is not None
         work = 0
         with torch.inference_mode(), self.mode:

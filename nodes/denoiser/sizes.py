@@ -19,7 +19,6 @@ class TransformerSizes:
     cap_dim: width of the text encoder's hidden states, in elements.
     patch: latent rows and columns per image token.
     pad_multiple: image and text tokens are each padded to a multiple of this.
-    rope_axes: channels of a head that encode text position, row and column.
     """
 
     dim: int = 3840
@@ -33,16 +32,11 @@ class TransformerSizes:
     patch: int = 2
     channels: int = 16
     pad_multiple: int = 32
-    rope_axes: tuple[int, int, int] = (32, 48, 48)
 
     def __post_init__(self) -> None:
         if self.heads * self.head_dim != self.dim:
             raise ValueError(
                 f"heads x head_dim must be dim, got {self.heads} x {self.head_dim} != {self.dim}"
-            )
-        if sum(self.rope_axes) != self.head_dim:
-            raise ValueError(
-                f"rope_axes must sum to head_dim, got {self.rope_axes} and {self.head_dim}"
             )
 
     @property
@@ -56,17 +50,13 @@ class TransformerSizes:
         return self.patch * self.patch * self.channels
 
     @property
-    def block_parameters(self) -> int:
-        """Elements of one block's weights, its modulation apart."""
-        attention = self.dim * self.qkv_dim + self.dim**2 + 2 * self.head_dim
-        return attention + 3 * self.dim * self.ffn_dim + 4 * self.dim
-
-    @property
     def parameters(self) -> int:
         """Elements of all weights."""
+        block = self.dim * self.qkv_dim + self.dim**2 + 2 * self.head_dim
+        block += 3 * self.dim * self.ffn_dim + 4 * self.dim
         modulation = (MODULATION_DIM + 1) * 4 * self.dim
         blocks = self.layers + 2 * self.refiner_layers
-        total = blocks * self.block_parameters + (blocks - self.refiner_layers) * modulation
+        total = blocks * block + (blocks - self.refiner_layers) * modulation
         total += (self.patch_dim + 2) * self.dim + self.patch_dim  # patches in and out
         total += self.patch_dim * self.dim + (MODULATION_DIM + 1) * self.dim
         total += self.cap_dim + (self.cap_dim + 1) * self.dim + self.dim  # text, padding

@@ -12,8 +12,8 @@ from typing import Any
 from ..denoiser.need import TEXT_TOKENS, denoiser_live_bytes, of_latent
 from ..denoiser.sizes import Request
 from ..units import GIB
-from ..vae.choice import VaeCall, VaeChoice
-from ..vae.plan import PREFERENCES, Prefer
+from ..vae.choice import VaeChoice
+from ..vae.plan import PREFERENCES, Prefer, VaeCall
 from . import report
 from .stages import Models, published_models
 from .what_fits import WHOLE_RUN, Alternative, Fit, Run, alternatives, fit

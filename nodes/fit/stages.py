@@ -8,10 +8,10 @@ from ..attention.budget import AUTO_HEADS
 from ..denoiser.need import denoiser_live_bytes, denoiser_need_bytes
 from ..denoiser.plan import DEFAULT_GROUPS, stock_peak_bytes
 from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
-from ..vae.choice import VaeCall, VaeChoice
+from ..vae.choice import VaeChoice
 from ..vae.peak import VAE_RESERVED, vae_need_bytes, vae_parameters, vae_peak_bytes
-from ..vae.plan import PREFERENCES, Prefer, VaeSizes
-from .text_encoder import QWEN3_4B, TextEncoderSizes, text_encoder_peak_bytes
+from ..vae.plan import PREFERENCES, Prefer, VaeCall, VaeSizes
+from .text_encoder import QWEN3_4B, text_encoder_peak_bytes
 
 FLUX_DECODER = VaeSizes()
 FLUX_ENCODER = VaeSizes(is_decoder=False, widths=(128, 256, 512, 512), blocks=2, latent_channels=32)
@@ -99,9 +99,7 @@ class Models:
     text_weight_bytes: int
     vae_weight_bytes: int
     denoiser: TransformerSizes = Z_IMAGE
-    text_encoder: TextEncoderSizes = QWEN3_4B
     decoder: VaeSizes = FLUX_DECODER
-    encoder: VaeSizes = FLUX_ENCODER
     vae_dtype_bytes: int = 2
     has_ram: bool = True
 
@@ -117,13 +115,13 @@ def published_models(*, weight_bits: float = 16) -> Models:
 
 def text_stage(models: Models, tokens: int) -> Stage:
     """The encoding of one prompt, which is the host's own."""
-    live = text_encoder_peak_bytes(tokens, models.text_encoder)
-    embedding = models.text_encoder.vocabulary * models.text_encoder.hidden
+    live = text_encoder_peak_bytes(tokens)
+    embedding = QWEN3_4B.vocabulary * QWEN3_4B.hidden
     return Stage(
         "text encode",
         "ComfyUI's own, not limited",
         weight_bytes=models.text_weight_bytes,
-        buffer_bytes=models.text_weight_bytes * embedding // models.text_encoder.parameters,
+        buffer_bytes=models.text_weight_bytes * embedding // QWEN3_4B.parameters,
         activation_bytes=live,
         stock_bytes=live,
         workspace_bytes=int((VAE_RESERVED - 1) * live),
@@ -177,14 +175,11 @@ def vae_stage(
     models: Models, request: Request, prefer: Prefer | None, *, is_decode: bool = True
 ) -> Stage:
     """The decode or encode of all samples, one after the other; prefer None: the host's own."""
-    sizes = models.decoder if is_decode else models.encoder
+    sizes = models.decoder if is_decode else FLUX_ENCODER
     height, width = (side * sizes.factor for side in request.latent_shape[-2:])
     call = VaeCall(sizes, height, width, models.vae_dtype_bytes, models.has_ram)
     plan = None if prefer is None else VaeChoice(prefer, strip_rows=0).plan(call)
-    live, stock = (
-        vae_peak_bytes(sizes, height, width, request.batch, models.vae_dtype_bytes, how)
-        for how in (plan, None)
-    )
+    live, stock = (vae_peak_bytes(call, request.batch, how) for how in (plan, None))
     return Stage(
         "VAE decode" if is_decode else "VAE encode",
         "ComfyUI's own" if prefer is None else f"Lean VAE {prefer}",

@@ -36,7 +36,7 @@ class TextEncoderSizes:
 QWEN3_4B = TextEncoderSizes()
 
 
-def text_encoder_peak_bytes(tokens: int, sizes: TextEncoderSizes = QWEN3_4B) -> int:
+def text_encoder_peak_bytes(tokens: int) -> int:
     """The peak of encoding one prompt in the host, in bytes; weights and workspaces excluded.
 
     The peak is in a feed-forward, which holds a matrix in float32. In long prompts it is in an
@@ -49,7 +49,7 @@ def text_encoder_peak_bytes(tokens: int, sizes: TextEncoderSizes = QWEN3_4B) -> 
     """
     if tokens < 1:
         raise ValueError(f"tokens must be >= 1, got {tokens}")
-    rotary = 3 * sizes.head_dim
+    sizes, rotary = QWEN3_4B, 3 * QWEN3_4B.head_dim
     masks = 2 * tokens**2
     queries, shared = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     # The embedding, the stream twice, the normed input and the tapped layer; the largest matrix.

@@ -10,6 +10,7 @@ from typing import Literal
 from ..denoiser.sizes import Request
 from ..vae.plan import PREFERENCES, Prefer
 from .stages import Models, Stage, denoise_stages, head_groups, text_stage, vae_stage, vae_stages
+from .text_encoder import QWEN3_4B
 
 # Between the sides of the pictures that are searched.
 STEP_PX = 16
@@ -90,11 +91,9 @@ def fit(
     """A plan with the fastest allowed settings that fit, or else with the smallest.
 
     Args:
-        models: of the run.
         request: the picture, the batch of pictures and the prompt's length.
         budget_bytes: see `Fit`.
         prefer: the fastest settings that are allowed.
-        run: its stages.
 
     Raises:
         ValueError: prefer is not one of `PREFERENCES`, or the budget is not positive.
@@ -181,7 +180,7 @@ def alternatives(plan: Fit) -> Iterator[Alternative]:
     in_fp8 = replace(
         models,
         denoiser_weight_bytes=_in_fp8(models.denoiser_weight_bytes, models.denoiser.parameters),
-        text_weight_bytes=_in_fp8(models.text_weight_bytes, models.text_encoder.parameters),
+        text_weight_bytes=_in_fp8(models.text_weight_bytes, QWEN3_4B.parameters),
     )
     if in_fp8 != models and fits(wanted, in_fp8):
         yield Alternative("fp8", wanted)

@@ -1,4 +1,4 @@
-"""One decode or encode, and what a preference makes of it: the plan, the bytes to reserve."""
+"""What a preference makes of one decode or encode: the plan, the bytes to reserve."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ from typing import NamedTuple
 
 from ..units import MIB
 from .peak import lean_vae_peak_bytes, stock_vae_peak_bytes, vae_need_bytes
-from .plan import Prefer, VaePlan, VaeSizes, is_fused_in, vae_plan
-
-
-class VaeCall(NamedTuple):
-    """The decode or encode of one sample.
-
-    sizes: of the decoder or encoder.
-    height, width: of the picture, in pixels.
-    dtype_bytes: of one element in the arithmetic.
-    has_ram: large maps may wait in RAM, which pays on NVIDIA cards.
-    """
-
-    sizes: VaeSizes
-    height: int
-    width: int
-    dtype_bytes: int
-    has_ram: bool
+from .plan import Prefer, VaeCall, VaePlan, vae_plan
 
 
 class VaeChoice(NamedTuple):
@@ -33,16 +17,7 @@ class VaeChoice(NamedTuple):
 
     def plan(self, call: VaeCall, attempt: int = 0) -> VaePlan | None:
         """The plan for a call after `attempt` plans ran out of memory; None: no smaller one."""
-        return vae_plan(
-            call.sizes,
-            call.height,
-            call.width,
-            prefer=self.prefer,
-            strip_rows=self.strip_rows,
-            has_ram=call.has_ram,
-            is_fused=is_fused_in(call.dtype_bytes),
-            attempt=attempt,
-        )
+        return vae_plan(call, prefer=self.prefer, strip_rows=self.strip_rows, attempt=attempt)
 
     def need(self, call: VaeCall) -> int:
         """Bytes to reserve for the call, weights excluded."""
@@ -53,7 +28,7 @@ class VaeChoice(NamedTuple):
         parts = []
         for scale in (1, 2):
             here = call._replace(height=scale * call.height, width=scale * call.width)
-            stock = stock_vae_peak_bytes(here.sizes, here.height, here.width, here.dtype_bytes)
+            stock = stock_vae_peak_bytes(here)
             parts.append(
                 f"{stock / MIB:.0f} -> {self._peak_bytes(here) / MIB:.0f} MiB predicted at "
                 f"{here.width}x{here.height}"
@@ -63,4 +38,4 @@ class VaeChoice(NamedTuple):
     def _peak_bytes(self, call: VaeCall) -> int:
         plan = self.plan(call)
         assert plan is not None  # the first attempt has a plan
-        return lean_vae_peak_bytes(call.sizes, call.height, call.width, call.dtype_bytes, plan)
+        return lean_vae_peak_bytes(call, plan)

@@ -22,10 +22,8 @@ def decode(
 
     Args:
         latent: [1, C, H, W], float, in the dtype and on the device of the arithmetic.
-        layers: of the decoder.
         plan: what to store; its levels go from the smallest map to the picture.
         write: takes the rows of the picture.
-        tick: see `Tick`.
 
     Memory: `lean_vae_peak_bytes`.
     Exact: equal up to rounding to the host's decoder. With `plan.is_fused`, sums of taps are

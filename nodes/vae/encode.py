@@ -22,10 +22,8 @@ def encode(
 
     Args:
         picture: [1, C, H, W], float, in the dtype and on the device of the arithmetic.
-        layers: of the encoder.
         plan: what to store; its levels go from the picture to the smallest map.
         write: takes the rows of the moments.
-        tick: see `Tick`.
 
     Memory: `lean_vae_peak_bytes`.
     Exact: equal up to rounding to the host's encoder.

@@ -159,11 +159,7 @@ class Piped:
 
 
 class Part:
-    """A map whose first rows are stored; the others are recomputed.
-
-    Args:
-        stored: the first rows.
-        remade: the whole map.
+    """The map `remade`, whose first rows are stored; the others are recomputed.
 
     Memory: the stored rows, and what recomputing the others holds.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..units import MIB
 from .cuts import longest_strip, query_rows
-from .plan import VaePlan, VaeSizes
+from .plan import VaeCall, VaePlan, VaeSizes
 
 # For the workspaces of convolutions, what torch's allocator keeps beyond live bytes, and the scores
 # of attention that is not fused. Not measured on a card.
@@ -13,25 +13,28 @@ TAPS = 9
 FUSED_TAPS = 16  # sums of taps: four for each of the four pixels that one becomes
 
 
-def lean_vae_peak_bytes(
-    sizes: VaeSizes, height: int, width: int, dtype_bytes: int, plan: VaePlan
-) -> int:
+def lean_vae_peak_bytes(call: VaeCall, plan: VaePlan) -> int:
     """The peak of one sample's decode or encode on a card, in bytes.
 
     Includes the caller's tensors, and the copies of weights in another layout. Kernel workspaces
     and the weights themselves are not included.
     """
-    of_level = _level_elements if sizes.is_decoder else _encoder_level_elements
-    peak = max(of_level(sizes, height, width, plan, level) for level in range(len(sizes.widths)))
-    peak = max(peak, _middle_elements(sizes, height, width))
-    latent = height * width // sizes.factor**2 * sizes.latent_channels
-    return dtype_bytes * (peak + latent + height * width * sizes.picture_channels)
+    of_level = _level_elements if call.sizes.is_decoder else _encoder_level_elements
+    peak = max(of_level(call, plan, level) for level in range(len(plan.levels)))
+    return call.dtype_bytes * (max(peak, _middle_elements(call)) + _end_elements(call))
 
 
-def _level_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan, level: int) -> int:
+def _end_elements(call: VaeCall) -> int:
+    """Elements of the latent and the picture."""
+    pixels = call.height * call.width
+    latent = pixels // call.sizes.factor**2 * call.sizes.latent_channels
+    return latent + pixels * call.sizes.picture_channels
+
+
+def _level_elements(call: VaeCall, plan: VaePlan, level: int) -> int:
     """Elements that a decoder's level holds: stored maps, the maps of one strip, and weights."""
-    how, scale = plan.levels[level], sizes.scale(level)
-    rows, columns = -(-height // scale), -(-width // scale)
+    sizes, how, scale = call.sizes, plan.levels[level], call.sizes.scale(level)
+    rows, columns = -(-call.height // scale), -(-call.width // scale)
     channels, inputs = sizes.widths[level], sizes.inputs(level)
     # Elements of a row: of the first block's input, and of each block's output.
     read, own = inputs * columns, channels * columns
@@ -64,12 +67,10 @@ def _level_elements(sizes: VaeSizes, height: int, width: int, plan: VaePlan, lev
     return held + weights
 
 
-def _encoder_level_elements(
-    sizes: VaeSizes, height: int, width: int, plan: VaePlan, level: int
-) -> int:
+def _encoder_level_elements(call: VaeCall, plan: VaePlan, level: int) -> int:
     """As `_level_elements`, for an encoder's level: the most that one of its steps holds."""
-    how, scale = plan.levels[level], sizes.scale(level)
-    rows, columns = height // scale, width // scale
+    sizes, how, scale = call.sizes, plan.levels[level], call.sizes.scale(level)
+    rows, columns = call.height // scale, call.width // scale
     channels, inputs = sizes.widths[level], sizes.inputs(level)
     read, own = inputs * columns, channels * columns
     strip = longest_strip(rows, how.limit)
@@ -93,13 +94,13 @@ def _encoder_level_elements(
     return max(steps) + TAPS * (inputs + channels) * channels
 
 
-def _middle_elements(sizes: VaeSizes, height: int, width: int) -> int:
-    channels = sizes.widths[0 if sizes.is_decoder else -1]
-    tokens = height * width // sizes.factor**2
+def _middle_elements(call: VaeCall) -> int:
+    channels = call.sizes.widths[0 if call.sizes.is_decoder else -1]
+    tokens = call.height * call.width // call.sizes.factor**2
     return channels * (4 * tokens + 3 * query_rows(tokens)) + 4 * channels**2
 
 
-def stock_vae_peak_bytes(sizes: VaeSizes, height: int, width: int, dtype_bytes: int) -> int:
+def stock_vae_peak_bytes(call: VaeCall) -> int:
     """The peak of the host's own decode or encode of one sample, without workspaces, in bytes.
 
     A decoder's is at the first convolution of the picture's size: its input, that normed, and its
@@ -107,27 +108,24 @@ def stock_vae_peak_bytes(sizes: VaeSizes, height: int, width: int, dtype_bytes: 
 
     Source: ResnetBlock in the host's comfy/ldm/modules/diffusionmodules/model.py.
     """
+    sizes = call.sizes
     if sizes.is_decoder:
         maps = 2 * sizes.inputs(len(sizes.widths) - 1) + sizes.widths[-1]
     else:
         maps = 3 * sizes.widths[0]
-    return dtype_bytes * height * width * (maps + sizes.picture_channels)
+    return call.dtype_bytes * call.height * call.width * (maps + sizes.picture_channels)
 
 
-def vae_peak_bytes(
-    sizes: VaeSizes, height: int, width: int, batch: int, dtype_bytes: int, plan: VaePlan | None
-) -> int:
+def vae_peak_bytes(call: VaeCall, batch: int, plan: VaePlan | None) -> int:
     """The peak of a batch's decode or encode, in bytes; a plan of None means the host's own.
 
     Over strips the samples run one after the other. Of the others, only the latents and pictures
     are held.
     """
     if plan is None:
-        return batch * stock_vae_peak_bytes(sizes, height, width, dtype_bytes)
-    ends = height * width * sizes.picture_channels
-    ends += height * width // sizes.factor**2 * sizes.latent_channels
-    one = lean_vae_peak_bytes(sizes, height, width, dtype_bytes, plan)
-    return one + (batch - 1) * ends * dtype_bytes
+        return batch * stock_vae_peak_bytes(call)
+    others = (batch - 1) * _end_elements(call) * call.dtype_bytes
+    return lean_vae_peak_bytes(call, plan) + others
 
 
 def vae_need_bytes(peak_bytes: int) -> int:

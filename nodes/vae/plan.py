@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Prefer = Literal["speed", "balance", "smallest"]
 PREFERENCES: tuple[Prefer, ...] = ("speed", "balance", "smallest")
@@ -56,6 +56,22 @@ class VaeSizes:
         return 2 ** (len(self.widths) - 1 - level if self.is_decoder else level)
 
 
+class VaeCall(NamedTuple):
+    """The decode or encode of one sample.
+
+    sizes: of the decoder or encoder.
+    height, width: of the picture, in pixels.
+    dtype_bytes: of one element in the arithmetic.
+    has_ram: large maps may wait in RAM, which pays on NVIDIA cards.
+    """
+
+    sizes: VaeSizes
+    height: int
+    width: int
+    dtype_bytes: int
+    has_ram: bool
+
+
 @dataclass(frozen=True)
 class LevelPlan:
     """What is stored in full at one resolution.
@@ -93,25 +109,13 @@ class VaePlan:
 
 
 def vae_plan(
-    sizes: VaeSizes,
-    height: int,
-    width: int,
-    *,
-    prefer: Prefer,
-    strip_rows: int = 0,
-    has_ram: bool = False,
-    is_fused: bool = True,
-    attempt: int = 0,
+    call: VaeCall, *, prefer: Prefer, strip_rows: int = 0, attempt: int = 0
 ) -> VaePlan | None:
     """The plan for one sample.
 
     Args:
-        sizes: of the decoder or encoder.
-        height, width: of the picture, in pixels.
         prefer: time (speed), memory (smallest), or balance.
         strip_rows: rows of a strip at the picture's size; 0 chooses.
-        has_ram: maps may be stored in RAM.
-        is_fused: see `VaePlan`.
         attempt: how many larger plans ran out of memory before.
 
     Returns:
@@ -129,27 +133,22 @@ def vae_plan(
     place = PREFERENCES.index(prefer) + attempt - shrinks
     if place >= len(PREFERENCES):
         return None
-    prefer = PREFERENCES[place]
-    automatic = max(LEAST_STRIP_PIXELS, height * width // STRIPS[prefer])
-    pixels = strip_rows * width or min(STRIP_PIXELS[prefer], automatic)
+    prefer, sizes = PREFERENCES[place], call.sizes
+    automatic = max(LEAST_STRIP_PIXELS, call.height * call.width // STRIPS[prefer])
+    pixels = strip_rows * call.width or min(STRIP_PIXELS[prefer], automatic)
     elements = pixels * (max(sizes.widths[-2:]) if sizes.is_decoder else sizes.widths[0])
     elements //= SHRINK**shrinks
     levels = []
     for level, channels in enumerate(sizes.widths):
         widest = max(channels, sizes.inputs(level))
-        limit = max(LEAST_ROWS, elements * sizes.scale(level) // (widest * width))
-        levels.append(_level_plan(sizes, level, prefer, limit, has_ram))
-    return VaePlan(tuple(levels), is_fused, prefer)
+        limit = max(LEAST_ROWS, elements * sizes.scale(level) // (widest * call.width))
+        levels.append(_level_plan(call, level, prefer, limit))
+    # In half types the rounded sums of taps would add to the error.
+    return VaePlan(tuple(levels), call.dtype_bytes == 4, prefer)
 
 
-def is_fused_in(dtype_bytes: int) -> bool:
-    """`VaePlan.is_fused` for a dtype: in half types the rounded sums would add to the error."""
-    return dtype_bytes == 4
-
-
-def _level_plan(
-    sizes: VaeSizes, level: int, prefer: Prefer, limit: int, has_ram: bool
-) -> LevelPlan:
+def _level_plan(call: VaeCall, level: int, prefer: Prefer, limit: int) -> LevelPlan:
+    sizes, has_ram = call.sizes, call.has_ram
     if not sizes.is_decoder:
         return _encoder_plan(sizes, level, prefer, limit)
     # 0 is the picture's own size; each level further has a fourth of the pixels.

@@ -20,7 +20,7 @@ from pack.nodes.denoiser.sizes import Request, TransformerSizes
 MIB = 2**20
 LUMINA_2 = TransformerSizes(
     dim=2304, heads=24, kv_heads=8, head_dim=96, ffn_dim=9216, layers=26, cap_dim=2304,
-    pad_multiple=1, rope_axes=(32, 32, 32),
+    pad_multiple=1,
 )  # fmt: skip
 
 

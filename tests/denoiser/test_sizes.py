@@ -75,5 +75,3 @@ def test_a_request_says_what_it_refuses(fields: dict[str, int], message: str) ->
 def test_sizes_must_fit_together() -> None:
     with pytest.raises(ValueError, match="heads x head_dim must be dim, got 2 x 128 != 3840"):
         TransformerSizes(heads=2)
-    with pytest.raises(ValueError, match="rope_axes must sum to head_dim"):
-        TransformerSizes(rope_axes=(32, 32, 32))

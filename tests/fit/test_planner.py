@@ -12,8 +12,8 @@ from pack.nodes.fit.planner import Planner, answer
 from pack.nodes.fit.stages import FLUX_DECODER, FLUX_ENCODER, denoise_stages, published_models
 from pack.nodes.fit.what_fits import Run
 from pack.nodes.units import GIB
-from pack.nodes.vae.choice import VaeCall, VaeChoice
-from pack.nodes.vae.plan import PREFERENCES
+from pack.nodes.vae.choice import VaeChoice
+from pack.nodes.vae.plan import PREFERENCES, VaeCall
 
 MODELS = published_models()
 

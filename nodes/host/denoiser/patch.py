@@ -53,7 +53,6 @@ def transformer_sizes(model: ModelPatcher) -> TransformerSizes:
         patch=denoiser.patch_size,
         channels=denoiser.in_channels,
         pad_multiple=denoiser.pad_tokens_multiple or 1,
-        rope_axes=tuple(denoiser.axes_dims),
     )
 
 
@@ -89,8 +88,6 @@ def with_lean_blocks(
     """Returns a clone whose chosen blocks are lean; with "all" also the forward around them.
 
     Args:
-        model: left as it is.
-        settings: how to cut.
         blocks: one of `BLOCKS`.
         prepare: a PREPARE_SAMPLING wrapper that reserves the memory; used with "all" only.
         node_id: the node that shows why a request went to the host's own forward.

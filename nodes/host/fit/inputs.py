@@ -14,7 +14,7 @@ from ...fit.stages import published_models
 from ...fit.what_fits import Run
 from ...vae.plan import Prefer
 from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
-from ..vae.patch import sizes_of
+from ..vae.patch import decoder_sizes
 from . import budget
 
 
@@ -31,12 +31,9 @@ def planner_for(
     """The planner for the node's widgets and what is connected to it.
 
     Args:
-        model: a Z-Image model.
         asked: the widgets' picture and batch, and the prompt's length to assume.
         named_bytes: the budget; 0 for what the card has free.
-        prefer: the node's input.
-        vae: what is connected, or None.
-        latent: likewise; it overrides the widgets.
+        latent: what is connected, or None; it overrides the widgets.
         conditioning: likewise; it overrides the prompt's length.
 
     Raises:
@@ -54,12 +51,11 @@ def planner_for(
         denoiser_weight_bytes=budget.weight_bytes(model),
         has_ram=model.load_device.type == "cuda",
     )
-    vae_sizes = None if vae is None else sizes_of(vae)  # None: the VAE cannot be lean
-    if vae is not None and vae_sizes is not None:
+    decoder = None if vae is None else decoder_sizes(vae)  # None: the VAE cannot be lean
+    if vae is not None and decoder is not None:
         models = replace(
             models,
-            decoder=vae_sizes.decoder,
-            encoder=vae_sizes.encoder,
+            decoder=decoder,
             vae_dtype_bytes=vae.vae_dtype.itemsize,
             vae_weight_bytes=vae.patcher.model_size(),
         )
@@ -70,7 +66,7 @@ def planner_for(
         budget.margin_bytes(),
         prefer,
         floor_bytes=budget.floor_bytes(model),
-        run=Run(has_text=conditioning is None, has_lean_vae=vae_sizes is not None),
+        run=Run(has_text=conditioning is None, has_lean_vae=decoder is not None),
     )
 
 

@@ -11,10 +11,10 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ...vae.choice import VaeCall, VaeChoice
+from ...vae.choice import VaeChoice
 from ...vae.decode import decode
 from ...vae.encode import encode
-from ...vae.plan import VaePlan
+from ...vae.plan import VaeCall
 from ...vae.steps import step_count
 from ..base.reserve import make_room
 from ..base.server import NodeLog
@@ -102,13 +102,19 @@ class LeanForward:
         choice: VaeChoice,
         ram: PinnedRam,
     ) -> None:
+        run, layers = decode if self.is_decoder else encode, vae_layers.read(self.stock, sample)
+        steps = step_count(layers) if call.height * call.width > _LONG_PX else None
+
+        def write(first: int, rows: torch.Tensor) -> None:
+            result[:, :, first : first + rows.shape[2]].copy_(rows)
+
         plan = choice.plan(call)
         for attempt in itertools.count(1):
             assert plan is not None  # the first attempt has one, and only such are tried again
             following = choice.plan(call, attempt)
             ram.is_used |= any(level.in_ram for level in plan.levels)
             try:
-                self._strips(sample, result, plan, is_long=call.height * call.width > _LONG_PX)
+                run(sample, layers, plan, write=write, tick=_Progress(steps))
                 return
             except Exception as error:
                 if following is None or not _is_oom(error):
@@ -121,18 +127,6 @@ class LeanForward:
                 f"out of memory: tried again with strips of {plan.levels[-1].limit} rows, "
                 f"prefer {plan.prefer}"
             )
-
-    def _strips(
-        self, sample: torch.Tensor, result: torch.Tensor, plan: VaePlan, *, is_long: bool
-    ) -> None:
-        layers = vae_layers.read(self.stock, sample)
-
-        def write(first: int, rows: torch.Tensor) -> None:
-            result[:, :, first : first + rows.shape[2]].copy_(rows)
-
-        run = decode if self.is_decoder else encode
-        tick = _Progress(step_count(layers) if is_long else None)
-        run(sample, layers, plan, write=write, tick=tick)
 
 
 class _Progress:

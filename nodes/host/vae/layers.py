@@ -101,7 +101,6 @@ def read(model: Any, like: torch.Tensor) -> VaeLayers:
     """The layers of a decoder or encoder for which `why_not` is None.
 
     Args:
-        model: the host's module.
         like: a tensor of the dtype and on the device of the arithmetic.
     """
 

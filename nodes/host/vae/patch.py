@@ -6,23 +6,15 @@ import copy
 import math
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.ldm.models.autoencoder as autoencoder
 import torch
 
-from ...vae.choice import VaeCall
-from ...vae.plan import VaeSizes
+from ...vae.plan import VaeCall, VaeSizes
 from ..base.server import NodeLog
 from . import layers as vae_layers
 from .forward import LeanForward, VaeSettings
-
-
-class PartSizes(NamedTuple):
-    """The sizes of a VAE's two parts."""
-
-    decoder: VaeSizes
-    encoder: VaeSizes
 
 
 def with_lean_vae(vae: Any, settings: VaeSettings, log: NodeLog) -> tuple[Any, str | None]:
@@ -45,11 +37,10 @@ def with_lean_vae(vae: Any, settings: VaeSettings, log: NodeLog) -> tuple[Any, s
         setattr(changed, name, part)
     takes_buffers = _take_buffers(changed, forwards["decoder"])
     lean.first_stage_model = changed
-    for name, of_stock in (("decode", "memory_used_decode"), ("encode", "memory_used_encode")):
-        estimate = getattr(vae, of_stock)
-        estimate = getattr(estimate, "stock", estimate)
-        forward = forwards[f"{name}r"]
-        need = _Need(estimate, forward, settings, vae, takes_buffers=takes_buffers)
+    for name, of_stock in (("decoder", "memory_used_decode"), ("encoder", "memory_used_encode")):
+        stock_need = getattr(vae, of_stock)
+        stock_need = getattr(stock_need, "stock", stock_need)
+        need = _need(stock_need, forwards[name], settings, vae, takes_buffers=takes_buffers)
         setattr(lean, of_stock, need)
     return lean, None
 
@@ -60,12 +51,10 @@ def example_call(vae: Any, side: int) -> VaeCall:
     return VaeCall(sizes, side, side, vae.vae_dtype.itemsize, vae.device.type == "cuda")
 
 
-def sizes_of(vae: Any) -> PartSizes | None:
-    """The sizes of a VAE's decoder and encoder; None if it cannot run in strips."""
+def decoder_sizes(vae: Any) -> VaeSizes | None:
+    """The sizes of a VAE's decoder; None if it cannot run in strips."""
     stock = _stock_parts(vae)
-    if _why_not_vae(vae, stock) is not None:
-        return None
-    return PartSizes(vae_layers.sizes(stock["decoder"]), vae_layers.sizes(stock["encoder"]))
+    return vae_layers.sizes(stock["decoder"]) if _why_not_vae(vae, stock) is None else None
 
 
 def _stock_parts(vae: Any) -> dict[str, Any]:
@@ -125,35 +114,35 @@ def _hands_in_results() -> bool:
     return getattr(VideoVAE, "comfy_has_chunked_io", False)
 
 
-class _Need:
+def _need(
+    stock: Callable[..., float],
+    forward: LeanForward,
+    settings: VaeSettings,
+    vae: Any,
+    *,
+    takes_buffers: bool,
+) -> Callable[..., float]:
     """Estimates the bytes of a call, in place of the host's own estimate."""
+    # A result that is written to another device strip by strip takes nothing on this one.
+    is_elsewhere = vae.output_device.type != vae.device.type
+    holds_results = not (forward.is_decoder and is_elsewhere and takes_buffers)
+    bn = getattr(vae.first_stage_model, "bn", None)
+    packing = 1 if bn is None or not forward.is_decoder else vae.first_stage_model.ps[0]
+    device = vae.device
 
-    def __init__(
-        self,
-        stock: Callable[..., float],
-        forward: LeanForward,
-        settings: VaeSettings,
-        vae: Any,
-        *,
-        takes_buffers: bool,
-    ) -> None:
-        self.stock, self._forward, self._settings = stock, forward, settings
-        self._device = vae.device
-        # A result that is written to another device strip by strip takes nothing on this one.
-        is_elsewhere = vae.output_device.type != vae.device.type
-        self._holds_results = not (forward.is_decoder and is_elsewhere and takes_buffers)
-        bn = getattr(vae.first_stage_model, "bn", None)
-        self._packing = 1 if bn is None or not forward.is_decoder else vae.first_stage_model.ps[0]
-
-    def __call__(self, shape: Any, dtype: torch.dtype) -> float:
+    def estimate(shape: Any, dtype: torch.dtype) -> float:
         """For samples [B, C, H, W], or [B, C, T, H, W] of which the host takes the first frame."""
-        if vae_layers.why_not(self._forward.stock) is not None:
-            return self.stock(shape, dtype)
-        height, width = (side * self._packing for side in shape[-2:])
+        if vae_layers.why_not(forward.stock) is not None:
+            return stock(shape, dtype)
+        height, width = (side * packing for side in shape[-2:])
         sample = torch.Size((shape[0], shape[1], height, width))
-        call = self._forward.call(sample, dtype, self._device)
-        need = self._settings.choose(call, self._device).need(call)
-        if self._holds_results:
-            batch, *result = self._forward.output_shape(sample)
+        call = forward.call(sample, dtype, device)
+        need = settings.choose(call, device).need(call)
+        if holds_results:
+            batch, *result = forward.output_shape(sample)
             need += dtype.itemsize * (batch - 1) * math.prod(result)
-        return min(self.stock((*shape[:2], *shape[-2:]), dtype), need)
+        return min(stock((*shape[:2], *shape[-2:]), dtype), need)
+
+    ours: Any = estimate
+    ours.stock = stock
+    return ours

@@ -263,8 +263,7 @@ def test_the_vae_takes_what_fits(loaded):
     from pack.nodes.denoiser.sizes import Request
     from pack.nodes.fit.planner import Planner
     from pack.nodes.fit.stages import published_models
-    from pack.nodes.vae.choice import VaeCall
-    from pack.nodes.vae.plan import VaeSizes
+    from pack.nodes.vae.plan import VaeCall, VaeSizes
 
     call = VaeCall(VaeSizes(), 2048, 2048, dtype_bytes=2, has_ram=True)
     planner = Planner(published_models(), Request(2048, 2048), 0, 0, "speed")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.vae.peak import lean_vae_peak_bytes, stock_vae_peak_bytes
-from pack.nodes.vae.plan import PREFERENCES, Prefer, VaePlan, VaeSizes, vae_plan
+from pack.nodes.vae.plan import PREFERENCES, Prefer, VaePlan, vae_plan
 from pack.testing.vae_models import FakeVae
 
 MIB = 2**20
@@ -51,25 +51,19 @@ def encode_640(encoder: FakeVae) -> Callable[[Prefer], Measured]:
     return cache(lambda prefer: encoder.measure(640, 640, prefer))
 
 
-def _sizes(fake: FakeVae) -> VaeSizes:
-    from pack.nodes.host.vae import layers as vae_layers
-
-    return vae_layers.sizes(fake.model)
-
-
 def _assert_predicted(fake: FakeVae, height: int, width: int, measured: Measured) -> None:
     tracker, _, plan = measured
-    predicted = lean_vae_peak_bytes(_sizes(fake), height, width, 2, plan)
+    predicted = lean_vae_peak_bytes(fake.call(height, width), plan)
     assert 0.97 < predicted / tracker.peak_bytes < OFF
 
 
 @pytest.mark.parametrize(("side", "prefer"), BOUNDS)
 def test_decode_bounds(decoder: FakeVae, side: int, prefer: Prefer) -> None:
     """By the formula, which the tests below compare with what is held."""
-    sizes = _sizes(decoder)
-    plan = vae_plan(sizes, side, side, prefer=prefer, has_ram=True, is_fused=False)
+    call = decoder.call(side, side)
+    plan = vae_plan(call, prefer=prefer)
     assert plan is not None
-    assert OFF * lean_vae_peak_bytes(sizes, side, side, 2, plan) / MIB <= BOUNDS[side, prefer]
+    assert OFF * lean_vae_peak_bytes(call, plan) / MIB <= BOUNDS[side, prefer]
 
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
@@ -90,7 +84,7 @@ def test_the_peak_of_a_large_picture_is_predicted(decoder: FakeVae) -> None:
 
 def test_stock_peaks(decoder: FakeVae, encoder: FakeVae) -> None:
     for fake in (decoder, encoder):
-        predicted = stock_vae_peak_bytes(_sizes(fake), 768, 640, 2)
+        predicted = stock_vae_peak_bytes(fake.call(768, 640))
         measured = fake.stock(768, 640).peak_bytes
         assert 0.97 < predicted / measured < 1.01
 
