@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from .host.probe import interval
 from .host.probe.chart import draw
 from .host.probe.settings import DETAILS, MODES, NODE_ID, RESET_ONLY, ProbeSettings
-from .host.probe.wrappers import is_model, with_probe
+from .host.probe.wrappers import with_probe
 from .probe.record import Detail
 from .units import GIB
 
@@ -135,7 +135,7 @@ class VRAMProbe(io.ComfyNode):
         settings = ProbeSettings(label, mode, detail, history != HISTORY[0], node_id)
         seen = interval.measure(value, settings)
         settings.live.update(seen.as_json())
-        if mode != RESET_ONLY and is_model(value):
+        if mode != RESET_ONLY:
             value = with_probe(value, settings)
         peak_gib = float("nan") if seen.peak_bytes is None else seen.peak_bytes / GIB
         picture = draw(seen)

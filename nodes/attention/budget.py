@@ -87,7 +87,6 @@ def requested(shape: Geometry, mode: str, size: int = 0) -> Slices:
     """Returns the slices that a mode other than auto asks for.
 
     Args:
-        shape: sizes of the call.
         mode: "heads": `size` heads at a time; "queries": `size` queries at a time, rounded up to
             a multiple of QUERY_MULTIPLE; "max": one head at a time.
         size: 0 takes half of the heads or queries.

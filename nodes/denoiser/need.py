@@ -26,7 +26,6 @@ def denoiser_live_bytes(
     """The live bytes at the peak of one call, weights excluded.
 
     Args:
-        request: the call.
         groups: into how many groups the heads are cut.
         chunk_tokens: rows at a time; 0 chooses.
         is_plain: the lean forward runs. Otherwise lean blocks may run under the host's own forward,

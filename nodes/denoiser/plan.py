@@ -41,7 +41,6 @@ def plan_for(
     """The plan for blocks of that many samples and tokens.
 
     Args:
-        sizes: of the transformer.
         batch: samples in the stream; a block takes them one by one.
         tokens: of a sample.
         groups: into how many groups the heads are cut, >= 1.

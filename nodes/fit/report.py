@@ -52,10 +52,8 @@ def text(
     """The whole report.
 
     Args:
-        plan: what to show.
         others: what would fit instead, from `alternatives`.
         copy_bytes_per_s: from RAM to the card, measured; None for an assumed one.
-        notes: further lines.
     """
     lines = [headline(plan), "", table(plan), ""]
     if streamed := plan.stage("denoise").streamed_bytes(plan.budget_bytes):

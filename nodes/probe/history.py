@@ -17,7 +17,6 @@ def row(
     """One record as a flat row.
 
     Args:
-        record: what was measured.
         time: when, ISO 8601.
         figures: what else the machine reports at that moment.
         about: workflow hash, model, size, batch, dtype and versions, where they are known.

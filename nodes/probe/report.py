@@ -82,7 +82,8 @@ def issue_report(record: Record, versions: Mapping[str, str]) -> str:
     ]
     rows += [(figure.name, _amount(figure)) for figure in record.figures]
     rows += list(versions.items())
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+    cells = ((name, value.replace("|", "/").replace("\n", " ")) for name, value in rows)
+    table = "\n".join(f"| {name} | {value} |" for name, value in cells)
     return f"**VRAM report**\n\n| | |\n|---|---|\n{table}\n"
 
 
@@ -139,7 +140,3 @@ def _steps(record: Record) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def _cell(value: str) -> str:
-    return value.replace("|", "/").replace("\n", " ")

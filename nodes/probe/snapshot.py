@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 def snapshot(log: Sequence[Allocation]) -> dict[str, Any]:
-    """Returns the run as plain dicts and lists.
-
-    Args:
-        log: every allocation, with the ticks of its beginning and its end.
-    """
+    """Returns the run whose allocations `log` has as plain dicts and lists."""
     events: list[tuple[int, dict[str, Any]]] = []
     segments = []
     address = 0

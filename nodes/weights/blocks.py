@@ -17,7 +17,6 @@ def count_blocks(label: str, tensors: Mapping[str, TensorInfo], prefix: str) -> 
 
     Args:
         label: the component's name, for the message.
-        tensors: all tensors by name.
         prefix: the names' text before the block's number, such as ``layers.``.
 
     Raises:

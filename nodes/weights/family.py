@@ -99,7 +99,6 @@ def z_image(component: Component, hint: str = "") -> ZImage:
     """Checks that a component is a Z-Image transformer and reads its sizes.
 
     Args:
-        component: the transformer's weights.
         hint: text that may name the variant, such as the folder's name and pipeline class; Turbo,
             Base and Edit have the same tensors.
 
@@ -196,7 +195,5 @@ def _variant_name(text: str, has_siglip: bool) -> str:
     if has_siglip:
         return "Z-Image-Omni"
     words = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower())
-    for variant in _VARIANTS:
-        if variant in words:
-            return f"Z-Image-{variant.capitalize()}"
-    return "Z-Image"
+    variant = next((variant for variant in _VARIANTS if variant in words), None)
+    return f"Z-Image-{variant.capitalize()}" if variant else "Z-Image"

@@ -77,7 +77,6 @@ def state_dict(
     """A state dict whose values stay on disk until they are copied.
 
     Args:
-        component: the checked weights.
         targets: where each tensor goes; a tensor not named keeps its name. Tensors that fill slices
             of the same name are joined when that name is read.
 

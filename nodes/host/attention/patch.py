@@ -37,8 +37,6 @@ def with_attention_slice(
     """Returns a clone of the model whose attention is computed in slices.
 
     Args:
-        model: left as it is.
-        mode: one of the node's modes.
         size: of a slice, in heads or queries; 0 for half.
         node_id: the node that shows the decisions.
     """

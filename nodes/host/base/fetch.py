@@ -48,7 +48,6 @@ def fetch_linear(
     """Fetches the weight and bias of a linear layer; None each where the layer must be called.
 
     Args:
-        layer: the layer.
         like: a tensor of the dtype and device that the layer's input has.
         until: returns the weight to the host when it closes.
 

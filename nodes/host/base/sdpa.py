@@ -11,12 +11,11 @@ from torch.backends import cuda
 from torch.nn.attention import sdpa_kernel
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
-Kernel = Literal["fused", "math"]
 
 
 def sdpa_choice(
     query: Any, key: Any, value: Any, mask: Any = None, *, enable_gqa: bool = False
-) -> Kernel | None:
+) -> Literal["fused", "math"] | None:
     """Which kernel torch's scaled_dot_product_attention takes; None if torch does not say.
 
     Args:

@@ -31,7 +31,6 @@ def make_wrapper(settings: BlockSettings, on_handover: Callable[[str], None]) ->
     """A DIFFUSION_MODEL wrapper that runs plain requests with `run_forward`.
 
     Args:
-        settings: how to cut.
         on_handover: called with the reason, in a few words, when a request goes to the host's own
             forward.
     """

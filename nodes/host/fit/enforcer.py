@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from comfy import sampler_helpers
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
 from ...fit.planner import Decision, Planner
@@ -22,7 +21,6 @@ from ..base.server import NodeLog
 from ..denoiser.forward import HANDOVER_PATCHES
 from . import budget
 
-_KEY = f"{OPTIONS_KEY}.fit_to_vram"
 # Predicted and measured may differ by this share without a warning.
 APART = 0.05
 
@@ -35,11 +33,6 @@ class Enforcer:
         self._is_sampling, self._is_guided, self._is_asked = False, True, False
         self._decision: Decision | None = None
         self._lift: Callable[[], None] | None = None
-
-    def put_on(self, clone: ModelPatcher) -> None:
-        """Puts the outer wrapper on a clone that already has `prepare`."""
-        clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, _KEY)
-        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, self.outer_sample)
 
     def prepare(self, executor, model, noise_shape, conds, *args, **kwargs):
         """PREPARE_SAMPLING: plans the sampling, and lets the host load within the plan."""

@@ -6,8 +6,10 @@ import logging
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 
 from ...fit.planner import Planner
+from ..base.options import OPTIONS_KEY
 from ..base.server import NodeLog
 from ..denoiser.block import BlockSettings
 from ..denoiser.patch import with_lean_blocks
@@ -17,6 +19,7 @@ from . import budget
 from .enforcer import Enforcer
 
 NAME = "Fit to VRAM"
+_KEY = f"{OPTIONS_KEY}.fit_to_vram"
 
 
 def with_plan(model: ModelPatcher, planner: Planner, node_id: str | None) -> ModelPatcher:
@@ -26,7 +29,8 @@ def with_plan(model: ModelPatcher, planner: Planner, node_id: str | None) -> Mod
     patched = with_lean_blocks(
         model, settings, blocks="all", prepare=enforcer.prepare, node_id=node_id
     )
-    enforcer.put_on(patched)
+    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, _KEY)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, enforcer.outer_sample)
     return patched
 
 

@@ -103,9 +103,7 @@ def versions() -> dict[str, str]:
 def figures(device: torch.device, streamed: Iterable[Figure] | None = None) -> Iterator[Figure]:
     """Everything that this machine can be asked for, with the reason where there is no answer.
 
-    Args:
-        device: the device that is asked.
-        streamed: what a watched sampling saw; None outside of one.
+    streamed: what a watched sampling saw; None outside of one.
     """
     yield from _allocator_figures(device)
     yield from _driver_figures(device)

@@ -19,9 +19,7 @@ _CANNOT_RESET = "nothing was measured, and the peak of this device cannot be res
 def measure(value: Any, settings: ProbeSettings) -> Record:
     """Ends the interval before a probe and returns its record; mode reset only measures nothing.
 
-    Args:
-        value: what comes in on the wire; its model's device is the one that is read.
-        settings: what the user asked.
+    The device that is read is that of the value's model.
     """
     probes = current()
     device = device_of(value)

@@ -59,8 +59,6 @@ class PromptProbes(ProgressHandler):
         self._running: str | None = None
         self._ran: set[str] = set()  # the ids of the probes that did not come from the cache
 
-    # What the host calls.
-
     def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
         self._mark()
         self._running = node_id
@@ -77,8 +75,6 @@ class PromptProbes(ProgressHandler):
         """The next prompt begins: nothing is followed any more."""
         self._open.clear()
         self._counters.clear()
-
-    # What probes call.
 
     def counter(self, device: torch.device) -> PeakCounter:
         """The shared peak counter of a device."""

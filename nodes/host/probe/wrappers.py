@@ -23,19 +23,14 @@ from .settings import ProbeSettings
 _CALLBACK = 5
 
 
-def is_model(value: Any) -> bool:
-    """True for the value of a MODEL wire."""
-    return isinstance(value, ModelPatcher)
+def with_probe(value: Any, settings: ProbeSettings) -> Any:
+    """Returns a model's clone that is watched whenever the host samples it; other values as is.
 
-
-def with_probe(model: ModelPatcher, settings: ProbeSettings) -> ModelPatcher:
-    """Returns a clone that is watched whenever the host samples it.
-
-    Args:
-        model: left as it is.
-        settings: what the user asked; its `live` gets every later record.
+    Every later record is written into `settings.live`.
     """
-    clone = model.clone()
+    if not isinstance(value, ModelPatcher):
+        return value
+    clone = value.clone()
     wrapped = _Wrappers(settings)
     # Every probe has wrappers of its own, also where several stand on one wire.
     key = f"{OPTIONS_KEY}.probe.{settings.node_id or id(wrapped)}"
