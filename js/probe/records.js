@@ -72,13 +72,16 @@ export function isEarlier(entry) {
   return Boolean(measured) && measured !== entry.prompt;
 }
 
-/** The running prompt that was made of the workflow and has one of its probes, by their ids.
+/** The running prompt of another tab that was made of the workflow and has one of its probes.
  *
- * @param prompts what runs now: `id`, `workflow` and `nodes`.
+ * @param probes ids of the workflow's probes.
+ * @param prompts what runs now: `id`, `client`, `workflow` and `nodes`.
+ * @param client this tab's name; the host sends it the events of what it queued.
  */
-export function promptOf(workflow, probes, prompts) {
+export function promptOf(workflow, probes, prompts, client) {
   const hasProbe = ({ nodes }) => Object.keys(nodes ?? {}).some((id) => probes.has(id));
-  return prompts.find((prompt) => prompt.workflow === workflow && hasProbe(prompt))?.id;
+  const isOurs = (prompt) => prompt.workflow === workflow && prompt.client !== client;
+  return prompts.find((prompt) => isOurs(prompt) && hasProbe(prompt))?.id;
 }
 
 /** Gives an entry for each record in the history that is newer than the one that is known.

@@ -58,13 +58,13 @@ async function follow() {
   const ids = new Set([...nodesOf(NODE_TYPE)].map(([id]) => id));
   if (ids.size === 0) return;
   const turn = ++turns;
-  const prompt = promptOf(workflow, ids, await running());
+  const prompt = promptOf(workflow, ids, await running(), api.clientId);
   if (turn !== turns) return; // the queue has changed meanwhile
   if (followed && followed.prompt !== prompt) {
     followed = null;
     await askHistory(); // how that one ended
   }
-  if (!prompt || prompt === heard || prompt === followed?.prompt || !api.clientId) return;
+  if (!prompt || prompt === followed?.prompt || !api.clientId) return;
   followed = { prompt, workflow };
   const seen = await recordsOf(prompt).catch((error) => {
     followed = null; // the next change of the queue asks again

@@ -37,14 +37,18 @@ export function queued(prompt) {
     const now = (await running()).find(({ id }) => id === prompt);
     return now ?? partsOf((await getJson(`/history/${prompt}`))[prompt]?.prompt);
   };
-  if (!promises.has(prompt)) promises.set(prompt, ask().catch(() => partsOf()));
+  const failed = () => {
+    promises.delete(prompt); // the next one who asks may get an answer
+    return partsOf();
+  };
+  if (!promises.has(prompt)) promises.set(prompt, ask().catch(failed));
   return promises.get(prompt);
 }
 
-/** The prompts that the host runs now: `id`, and as in `queued`. */
+/** The prompts that the host runs now: `id`, the `client` that queued it, and as in `queued`. */
 export async function running() {
   const { queue_running: items = [] } = await getJson("/queue");
-  return items.map((item) => ({ id: item[1], ...partsOf(item) }));
+  return items.map((item) => ({ id: item[1], client: item[3]?.client_id, ...partsOf(item) }));
 }
 
 /** The newest prompts that have ended, the oldest first: `id`, `outputs`, and as in `queued`. */

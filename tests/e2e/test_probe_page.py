@@ -160,7 +160,13 @@ def _open_graph_of(page: ComfyPage, node_id: int | str) -> None:
         )
 
 
-@pytest.mark.parametrize("nodes_2", [False, True], ids=["classic canvas", "nodes 2.0"])
+@pytest.mark.parametrize(
+    "nodes_2",
+    [
+        pytest.param(False, id="classic canvas"),
+        pytest.param(True, id="nodes 2.0", marks=pytest.mark.once),
+    ],
+)
 def test_a_run_is_drawn_live_and_again_after_a_reload(
     open_page, server, probed, artifacts, nodes_2
 ):
@@ -245,11 +251,11 @@ def _choose_in_menu(probe: Probe) -> None:
     probe.page.get_by_text("Copy VRAM report for an issue").locator("visible=true").last.click()
 
 
-def _send(page: ComfyPage, node_id: str, record: dict[str, Any]) -> None:
+def _send(page: ComfyPage, node_id: str, record: dict[str, Any], prompt: str = "made up") -> None:
     page.page.evaluate(
-        """([kind, node_id, record]) => app.api.dispatchEvent(new CustomEvent(
-            kind, {detail: {prompt_id: 'made up', node_id, record}}))""",
-        [EVENT, node_id, record],
+        """([kind, node_id, record, prompt_id]) => app.api.dispatchEvent(new CustomEvent(
+            kind, {detail: {prompt_id, node_id, record}}))""",
+        [EVENT, node_id, record, prompt],
     )
 
 
@@ -332,6 +338,7 @@ def test_subgraphs_and_states_in_chinese_and_a_light_theme(open_page, server, pr
         server.post_json("/settings/Comfy.ColorPalette", "dark")
 
 
+@pytest.mark.once
 def test_a_tab_opened_and_one_reloaded_in_mid_run_show_the_run(
     open_page, server, probed, artifacts
 ):
@@ -394,4 +401,11 @@ def test_a_tab_reloaded_in_mid_run_goes_on_and_a_removed_node_listens_no_more(op
     )
     assert pressed == "true", "the second click came after the node was removed"
     _send(page, str(ON_MODEL), _card_record())
+    page.load(probed)
+    page.page.route("**/queue", lambda route: route.abort())  # the host is away
+    _send(page, str(ON_IMAGE), _card_record(), prompt="another")
+    Probe(page, ON_IMAGE).wait_for_chart()
+    page.page.unroute("**/queue")
+    with page.page.expect_response("**/queue"):  # what it could not say before
+        _send(page, str(ON_IMAGE), _card_record(), prompt="another")
     assert page.faults == []

@@ -196,8 +196,9 @@ test("what runs is followed only where it was made of the open workflow and has 
     { id: "a", workflow: "other", nodes: { 20: {} } },
     { id: "b", workflow: "w", nodes: { 7: {} } },
     { id: "c", workflow: "w", nodes: null },
-    { id: "d", workflow: "w", nodes: { 7: {}, 20: {} } },
+    { id: "d", client: "other tab", workflow: "w", nodes: { 7: {}, 20: {} } },
   ];
-  assert.equal(promptOf("w", new Set(["20", "21"]), prompts), "d");
-  assert.equal(promptOf("w", new Set(["20"]), prompts.slice(0, 3)), undefined);
+  assert.equal(promptOf("w", new Set(["20", "21"]), prompts, "this tab"), "d");
+  assert.equal(promptOf("w", new Set(["20"]), prompts.slice(0, 3), "this tab"), undefined);
+  assert.equal(promptOf("w", new Set(["20"]), prompts, "other tab"), undefined, "it hears its own");
 });
