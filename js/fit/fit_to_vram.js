@@ -28,11 +28,7 @@ function outerOf(subgraph, graph = app.rootGraph) {
   return null;
 }
 
-/** Keeps the plan that a node shows in step with its inputs.
- *
- * It polls them: they change by mouse, by undo, by scripts and in other nodes, and no event covers
- * all of these in both renderers.
- */
+/** Keeps the plan that a node shows in step with its inputs. */
 class FitPanel {
   #node;
   #view;
@@ -46,10 +42,11 @@ class FitPanel {
     this.#node = node;
     this.#view = new FitView(ended.signal);
     addPanel(node, { name: WIDGET, view: this.#view, ended, size: SIZE_PX });
-    const looking = setInterval(() => this.#look(), LOOK_MS);
-    ended.signal.addEventListener("abort", () => clearInterval(looking), { once: true });
-    const again = () => (this.#shown = null);
-    api.addEventListener("reconnected", again, { signal: ended.signal });
+  }
+
+  /** Asks once more at the next look. */
+  again() {
+    this.#shown = null;
   }
 
   /** Shows the plan of a run, for as long as the question stays the same. */
@@ -58,8 +55,7 @@ class FitPanel {
     this.#shown = null;
   }
 
-  #look() {
-    if (!this.#node.graph) return;
+  look() {
     this.#view.adapt();
     for (const widget of this.#node.widgets) {
       if (SIZES.includes(widget.name)) widget.disabled = latentOf(this.#node) !== undefined;
@@ -100,6 +96,11 @@ async function answerTo(body) {
   }
 }
 
+/** The panels of the open workflow's nodes. */
+function* openPanels() {
+  for (const [, node] of nodesOf(NODE_TYPE)) yield panels.get(node);
+}
+
 function receive(prompt, node, plan) {
   const question = questionInPrompt(prompt.nodes, node);
   if (question && prompt.workflow === app.rootGraph.id) {
@@ -128,7 +129,16 @@ app.registerExtension({
       const node = String(detail.display_node ?? detail.node);
       if (plan) receive(await queued(detail.prompt_id), node, plan);
     });
+    api.addEventListener("reconnected", () => {
+      for (const panel of openPanels()) panel?.again();
+    });
     await loadTexts();
+    // Inputs change by mouse, by undo, by scripts and in other nodes, and no event covers all of
+    // these in both renderers. One timer looks at all: the page also makes nodes that it never adds
+    // to a graph, and so never removes.
+    setInterval(() => {
+      for (const panel of openPanels()) panel?.look();
+    }, LOOK_MS);
   },
 
   nodeCreated(node) {
