@@ -263,6 +263,8 @@ class LiveHost:
 
 
 def _die_with_parent() -> None:
+    # A shell's background job ignores SIGINT and hands that down; stop() would wait in vain.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Even a killed parent leaves no server behind: 1 is PR_SET_PDEATHSIG of linux/prctl.h.
     if _libc is not None:
         _libc.prctl(1, signal.SIGKILL)

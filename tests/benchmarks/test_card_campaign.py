@@ -157,6 +157,8 @@ class TestGoingOn:
             "from benchmarks.card import campaign, __main__ as command\n"
             "from benchmarks.card.job import Leg\n"
             "signal.signal(signal.SIGTERM, command._interrupt)\n"
+            # A background job of a shell ignores it, and so would this process.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             f"legs = [Leg('fake', name, module={FAKES!r}) for name in ('works', 'hangs')]\n"
             "campaign.run(campaign.Campaign(Path(sys.argv[1]), Path('.'), is_rehearsal=True), legs)"
         )
@@ -164,7 +166,7 @@ class TestGoingOn:
         process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL)
         wait_for(lambda: found(tmp_path, "hangs") and str(tmp_path) in running())
         process.send_signal(sign)
-        assert process.wait(timeout=30) != 0
+        assert process.wait() != 0
         assert found(tmp_path, "works")[-1] == ("leg", "ended", None)
         assert found(tmp_path, "hangs") == [("64x64x1", "before", None)]
         if sign != signal.SIGKILL:  # what the leg itself has started outlives a SIGKILL of all
@@ -187,10 +189,8 @@ def end_rest(folder: Path) -> None:
             continue
 
 
-def wait_for(is_so, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not come about in time"
+def wait_for(is_so) -> None:
+    while not is_so():  # until the test's own limit
         time.sleep(0.1)
 
 
