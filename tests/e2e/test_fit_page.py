@@ -12,6 +12,7 @@ from pack.runner.live_host import REPO
 
 pytest.importorskip("playwright", reason="needs Playwright")
 
+from pack.tests.e2e.conftest import forget
 from pack.tests.e2e.page import ComfyPage
 from playwright.sync_api import Route
 
@@ -105,10 +106,16 @@ def _shown(plan: dict[str, Any]) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("nodes_2", [False, True], ids=["classic canvas", "nodes 2.0"])
+@pytest.mark.parametrize(
+    "nodes_2",
+    [
+        pytest.param(False, id="classic canvas"),
+        pytest.param(True, id="nodes 2.0", marks=pytest.mark.once),
+    ],
+)
 def test_before_a_run_after_it_and_after_a_reload(open_page, server, workflow, artifacts, nodes_2):
     # Else the second renderer finds the node's result in the cache, and nothing is given out.
-    server.post_json("/free", {"unload_models": True, "free_memory": True})
+    forget(server)
     name = f"fit_{'nodes_2' if nodes_2 else 'classic'}"
     page = open_page(nodes_2=nodes_2, fresh=True)
     page.load(workflow)
@@ -191,8 +198,7 @@ def test_what_is_told_in_place_of_a_plan(open_page, server, workflow, artifacts)
         plan.wait_for("error", "prefer must be one of")
         keep(page, artifacts, "fit_refused")
 
-        asked: list[str] = []
-        page.page.route(f"**{ROUTE}", lambda route: (asked.append(""), route.fulfill(status=404)))
+        page.page.route(f"**{ROUTE}", lambda route: route.fulfill(status=404))
         set_widgets(page, FIT, prefer="speed")
         plan.wait_for("error", "服务器不回答这个问题")
         inner = page.page.evaluate(
@@ -210,6 +216,13 @@ def test_what_is_told_in_place_of_a_plan(open_page, server, workflow, artifacts)
         plan = Plan(page, inner)
         page.page.evaluate(f"{plan.node}.widgets.find(w => w.name === 'prefer').value = 'smallest'")
         plan.wait_for("setting", "Lean VAE smallest")
+        removed = "const prefer = node.widgets.find(w => w.name === 'prefer');"
+        removed += "node.graph.remove(node); prefer.value = 'speed'"
+        asked: list[str] = []
+        page.page.on("request", lambda request: asked.append(request.url))
+        page.page.evaluate(f"{{ const node = {plan.node}; {removed} }}")
+        page.page.wait_for_timeout(1000)  # five looks
+        assert not [url for url in asked if ROUTE in url]
         assert page.faults == []
     finally:
         server.post_json("/settings/Comfy.ColorPalette", "dark")

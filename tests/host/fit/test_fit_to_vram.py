@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,10 @@ from pack.testing.vae_models import kl_vae
 
 pytestmark = pytest.mark.usefixtures("host")
 GIB = 2**30
+QUESTION = {
+    "width": 1024, "height": 1024, "batch_size": 1, "budget_gib": 8, "prefer": "balance",
+    "has_vae": True,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +285,44 @@ def test_speed_of_a_copy_is_not_measured_without_a_card(loaded):
     assert budget.room_bytes(loaded.model.load_device) is None
     assert budget.floor_bytes(loaded.model) == 0
     assert budget.limit_weights(loaded.model, 1) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"not JSON",
+        b"[]",
+        b"{}",
+        json.dumps({**QUESTION, "prefer": "nonsense"}).encode(),
+        json.dumps({**QUESTION, "width": None}).encode(),
+        json.dumps({**QUESTION, "budget_gib": 1e400}).encode(),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_refused_as_bad(host, body):
+    status, told = answered(body)
+    assert status == 400
+    assert told.keys() == {"error"} and told["error"]
+
+
+def test_a_question_of_the_page_is_answered(host):
+    status, told = answered(json.dumps(QUESTION).encode())
+    assert status == 200
+    assert told["stages"]
+
+
+def answered(body: bytes) -> tuple[int, Any]:
+    """Status and JSON of the route's answer to a POST of that body."""
+    from aiohttp import StreamReader
+    from aiohttp.base_protocol import BaseProtocol
+    from aiohttp.test_utils import make_mocked_request
+    from pack.nodes.host.fit import route
+
+    async def ask() -> Any:
+        payload = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
+        payload.feed_data(body)
+        payload.feed_eof()
+        return await route.answer(make_mocked_request("POST", "/", payload=payload))
+
+    with ThreadPoolExecutor(1) as server:  # whose loop has a thread of its own
+        response = server.submit(asyncio.run, ask()).result()
+    return response.status, json.loads(response.text)

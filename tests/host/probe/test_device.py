@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -43,3 +44,20 @@ def test_weights_on_the_card_outside_of_pages_are_not_counted_as_not_loaded(host
         "Linear: pages resident": 0,
     }
     assert "pages of dynamic VRAM" not in figures
+
+
+def test_a_deleted_model_whose_place_the_host_keeps_is_passed_over(host):
+    from pack.nodes.host.base import device
+
+    management = host.model_management
+    patcher = dynamic_patcher(torch.nn.Linear(8, 8))
+    loaded = management.LoadedModel(patcher)
+    management.current_loaded_models.append(loaded)
+    try:
+        assert device.models_on(CARD) == [patcher]
+        del patcher
+        gc.collect()
+        assert None in management.loaded_models()
+        assert device.models_on(CARD) == []
+    finally:
+        management.current_loaded_models.remove(loaded)

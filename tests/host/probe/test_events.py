@@ -71,6 +71,17 @@ def test_what_waits_goes_to_the_page_of_its_own_prompt(prompts, loaded):
         assert states[-1] == "done"
 
 
+def test_each_record_that_comes_too_soon_goes_out_when_it_is_due(prompts):
+    from pack.nodes.host.probe import events
+
+    events.follow("a-page", "a prompt", ["a-page"])
+    sender, place = events.Sender(), events.Place("a prompt", "1")
+    for turn in range(3):
+        for part in ("at once", "soon"):
+            sender.send(place, {"told": f"{part} {turn}"})
+        assert [data["record"]["told"] for data, _ in prompts.sent()][-1] == f"soon {turn}"
+
+
 def asked(prompt_id: str, client: str | None) -> dict[str, Any]:
     """The answer to a page that asks for a prompt's records."""
     from aiohttp.test_utils import make_mocked_request
