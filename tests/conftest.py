@@ -1,4 +1,4 @@
-"""Makes the repo importable as the package `pack`, and puts the longest tests first.
+"""Makes the repo importable as the package `pack`, and spreads the tests over the workers.
 
 Without its entry point or sys.path: the host has a top-level module named `nodes` of its own, so
 the repo root never goes on sys.path.
@@ -7,6 +7,7 @@ the repo root never goes on sys.path.
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,22 @@ if "pack" not in sys.modules:
     pack.__path__ = [str(REPO)]
     sys.modules["pack"] = pack
 
+E2E = "tests/e2e/"
 # With several workers the files that take longest begin first, else all wait for the last one.
-LONGEST = ("tests/benchmarks/test_card_rehearsal", "tests/e2e/", "tests/benchmarks/", "tests/host/")
+LONGEST = ("tests/benchmarks/test_card_rehearsal", E2E, "tests/benchmarks/", "tests/host/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: [not item.nodeid.startswith(place) for place in LONGEST])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By file, and all of e2e by one worker: a second one would start the same server again."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return E2E if nodeid.startswith(E2E) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)

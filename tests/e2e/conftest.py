@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 SMALL_FOLDER = "Z-Image-Turbo"
+TIMEOUT_S = 120
 
 
 def tree_sums(folder: Path) -> dict[str, str]:
@@ -28,6 +30,19 @@ def tree_sums(folder: Path) -> dict[str, str]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     sums = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     return sums
+
+
+def forget(server: LiveHost) -> None:
+    """Makes the host drop its models and its cached outputs."""
+    server.post_json("/free", {"unload_models": True, "free_memory": True})
+    # The host does so between two prompts, so one must end before the next can rely on it.
+    size = {"width": 16, "height": 16, "batch_size": 1, "color": 0}
+    save = {"images": ["1", 0], "filename_prefix": uuid.uuid4().hex}
+    run_between = {
+        "1": {"class_type": "EmptyImage", "inputs": size},
+        "2": {"class_type": "SaveImage", "inputs": save},
+    }
+    server.wait(server.queue(run_between), TIMEOUT_S)
 
 
 @pytest.fixture(scope="session")

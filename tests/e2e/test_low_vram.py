@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pack.runner.demo import Picture
-from pack.tests.e2e.test_server import FILES, TIMEOUT_S, cached_nodes, pixels, prompt_for
+from pack.tests.e2e.conftest import TIMEOUT_S
+from pack.tests.e2e.test_server import FILES, cached_nodes, pixels, prompt_for
 
 # 288 tokens of the picture, so that a chunk of 256 is not all of it.
 PICTURE = Picture(288, 256, steps=2, seed=11, text="a lighthouse in fog")
@@ -61,17 +62,23 @@ def plain(server) -> np.ndarray:
     return picture
 
 
+CHUNKS = {**CHECKPOINT, "chunk_tokens": 256}
+
+
+def _once(name: str, checkpoint: dict[str, Any] | None, slices: dict[str, Any] | None) -> Any:
+    return pytest.param(checkpoint, slices, id=name, marks=pytest.mark.once)
+
+
 # Neighbours differ in every node, else the host has the second one's node in its cache.
 @pytest.mark.parametrize(
     ("checkpoint", "slices"),
     [
-        (CHECKPOINT, SLICE),
-        ({**CHECKPOINT, "chunk_tokens": 256}, None),
-        (None, {"mode": "heads", "slices": 1}),
-        ({**CHECKPOINT, "chunk_tokens": 256, "head_groups": 3}, {"mode": "max", "slices": 0}),
-        ({**CHECKPOINT, "blocks": "every second", "chunk_tokens": 256}, SLICE),
+        pytest.param(CHECKPOINT, SLICE, id="the workflow"),
+        _once("checkpoint alone", CHUNKS, None),
+        _once("slice alone", None, {"mode": "heads", "slices": 1}),
+        _once("smallest pieces", {**CHUNKS, "head_groups": 3}, {"mode": "max", "slices": 0}),
+        _once("every second", {**CHUNKS, "blocks": "every second"}, SLICE),
     ],
-    ids=["the workflow", "checkpoint alone", "slice alone", "smallest pieces", "every second"],
 )
 def test_every_pixel_is_the_same(server, plain, checkpoint, slices):
     picture, log = draw(server, with_low_vram(prompt_for(*FILES, PICTURE), checkpoint, slices))
@@ -82,6 +89,7 @@ def test_every_pixel_is_the_same(server, plain, checkpoint, slices):
     assert "not the forward around them" not in log, "a plain request takes the whole forward"
 
 
+@pytest.mark.once
 def test_another_seed_draws_another_picture(server, plain):
     picture, _ = draw(server, with_low_vram(prompt_for(*FILES, PICTURE._replace(seed=12))))
     assert (picture != plain).any()

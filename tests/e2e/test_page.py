@@ -14,6 +14,8 @@ from PIL import Image, ImageStat
 
 pytest.importorskip("playwright", reason="needs Playwright")
 
+from pack.tests.e2e.conftest import forget
+
 pytestmark = pytest.mark.browser
 
 EXAMPLES = REPO / "example_workflows"
@@ -31,6 +33,7 @@ OURS = {
 SIDE_PX, STEPS = 128, 2
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae")
 RENDERERS = pytest.mark.parametrize("nodes_2", [False, True], ids=["classic canvas", "nodes 2.0"])
+ONCE = pytest.mark.once
 
 
 def _example(name: str) -> dict[str, Any]:
@@ -67,12 +70,18 @@ def _smaller(workflow: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "nodes_2"),
-    [(PLAIN, False), *((n, True) for n in (PLAIN, LOW_VRAM, PROBES, LARGE, EIGHT_GIB))],
-    ids=["classic canvas", "nodes 2.0", "low vram", "probes", "2048", "8 gib"],
+    [
+        pytest.param(PLAIN, False, id="classic canvas"),
+        pytest.param(PLAIN, True, id="nodes 2.0"),
+        pytest.param(LOW_VRAM, True, id="low vram"),
+        pytest.param(PROBES, True, id="probes", marks=ONCE),
+        pytest.param(LARGE, True, id="2048", marks=ONCE),
+        pytest.param(EIGHT_GIB, True, id="8 gib"),
+    ],
 )
 def test_example_runs_to_a_picture(open_page, server, artifacts, name, nodes_2):
     # Else the second renderer finds every node's result in the cache and shows nothing new.
-    server.post_json("/free", {"unload_models": True, "free_memory": True})
+    forget(server)
     workflow = _example(name)
     page = open_page(nodes_2=nodes_2)
     page.load(_smaller(workflow))
@@ -129,6 +138,7 @@ def test_names_and_tooltips(open_page, server, low_vram, artifacts, nodes_2):
     assert page.faults == []
 
 
+@ONCE
 @RENDERERS
 def test_chinese_names_and_tooltips(open_page, low_vram, chinese, artifacts, nodes_2):
     page = open_page(nodes_2=nodes_2, locale="zh")
@@ -150,7 +160,9 @@ def test_chinese_names_and_tooltips(open_page, low_vram, chinese, artifacts, nod
     assert page.faults == []
 
 
-@pytest.mark.parametrize(("locale", "file"), [("en", "{}.md"), ("zh", "{}/zh.md")])
+@pytest.mark.parametrize(
+    ("locale", "file"), [("en", "{}.md"), pytest.param("zh", "{}/zh.md", marks=ONCE)]
+)
 def test_help_pages(open_page, low_vram, artifacts, locale, file):
     page = open_page(nodes_2=False, locale=locale)
     page.load(low_vram)

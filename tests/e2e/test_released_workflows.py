@@ -16,10 +16,10 @@ from PIL import Image, ImageStat
 
 pytest.importorskip("playwright", reason="needs Playwright")
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.once]
 
 RELEASED = sorted((Path(__file__).parent / "released").glob("*/*.json"))
-SIDE_PX, STEPS = 256, 2
+SIDE_PX, STEPS = 128, 2
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,13 @@ from pack.runner.demo import Picture, example_prompt, run_demo
 from pack.runner.folder_links import PACK_NAME, install_pack, unlink_folder
 from pack.runner.live_host import REPO, HostError, LiveHost
 from pack.runner.model_files import SAME_FOLDER, Models
-from pack.tests.e2e.conftest import tree_sums
+from pack.tests.e2e.conftest import TIMEOUT_S, forget, tree_sums
 from PIL import Image
 
 LOADER = "ZImageTurboLoader"
 FOLDER = "Z-Image-Turbo/"
 FILES = ("z_image_turbo_bf16.safetensors", "qwen_3_4b.safetensors", "ae.safetensors")
 SMALL = Picture(64, 96, steps=2, seed=7, text="a lighthouse in fog")
-TIMEOUT_S = 120
 
 
 def prompt_for(
@@ -50,19 +49,6 @@ def cached_nodes(entry: dict[str, Any]) -> set[str]:
     """The nodes that the host did not run because it still had their outputs."""
     messages = dict(entry["status"]["messages"])
     return set(messages.get("execution_cached", {}).get("nodes", []))
-
-
-def forget(server: LiveHost) -> None:
-    """Makes the host drop its models and its cached outputs."""
-    server.post_json("/free", {"unload_models": True, "free_memory": True})
-    # The host does so between two prompts, so one must end before the next can rely on it.
-    size = {"width": 16, "height": 16, "batch_size": 1, "color": 0}
-    save = {"images": ["1", 0], "filename_prefix": uuid.uuid4().hex}
-    run_between = {
-        "1": {"class_type": "EmptyImage", "inputs": size},
-        "2": {"class_type": "SaveImage", "inputs": save},
-    }
-    server.wait(server.queue(run_between), TIMEOUT_S)
 
 
 def test_object_info_explains_every_input_and_output(server):
@@ -255,6 +241,7 @@ def lives(host_dir, new_base) -> Lives:
     return Lives(before, with_pack, picture, files_before, files())
 
 
+@pytest.mark.once
 class TestAnotherServer:
     def test_another_server_process_draws_the_same_pixels(self, server, lives):
         np.testing.assert_array_equal(lives.picture, run(server, prompt_for(*FILES)))

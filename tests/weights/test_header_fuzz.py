@@ -147,7 +147,7 @@ def damaged_files(draw: st.DrawFn) -> bytes:
     return damaged[: len(damaged) - draw(st.sampled_from([0, 0, 0, 0, 1, 100]))]
 
 
-@bounded(800)
+@bounded(400)
 @given(raw=damaged_files())
 def test_a_valid_file_with_a_damaged_header(path, outcomes, raw):
     outcomes["refused" if check(path, raw) is None else "accepted"] += 1
@@ -235,7 +235,7 @@ def random_files(draw: st.DrawFn) -> bytes:
     return struct.pack("<Q", len(raw)) + raw + b"\x3f" * size
 
 
-@bounded(1000)
+@bounded(400)
 @given(raw=random_files())
 def test_structured_random_headers(path, outcomes, raw):
     outcomes["refused" if check(path, raw) is None else "accepted"] += 1

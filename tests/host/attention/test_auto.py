@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 # Z-Image at 1024x1024 with 256 text tokens.
 HEADS, TOKENS, CHANNELS = 30, 4352, 128
+ONCE_AND_SLOW = (pytest.mark.once, pytest.mark.slow)
 WITH_SCORES = ["attention_basic", "attention_split", "attention_sub_quad"]
 
 
@@ -44,7 +45,10 @@ def _counted(model: Any) -> tuple[Counter, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", WITH_SCORES)
-@pytest.mark.parametrize(("tokens", "slices"), [(TOKENS, 30), (128 * 128 + 256, HEADS * 9)])
+@pytest.mark.parametrize(
+    ("tokens", "slices"),
+    [(TOKENS, 30), pytest.param(128 * 128 + 256, HEADS * 9, marks=pytest.mark.once)],
+)
 def test_auto_keeps_score_buffers_within_the_budget(
     model: Any, name: str, tokens: int, slices: int
 ) -> None:
@@ -66,8 +70,11 @@ def denoiser(host: Any) -> FakeDenoiser:
 
 @pytest.mark.parametrize(
     "request_",
-    [Request(1024, 1024), Request(2048, 2048), Request(1024, 1024, 4)],
-    ids=["1024 b1", "2048 b1", "1024 b4"],
+    [
+        pytest.param(Request(1024, 1024), id="1024 b1"),
+        pytest.param(Request(2048, 2048), id="2048 b1", marks=ONCE_AND_SLOW),
+        pytest.param(Request(1024, 1024, 4), id="1024 b4", marks=ONCE_AND_SLOW),
+    ],
 )
 def test_a_whole_forward_holds_no_more_than_with_fused_attention(
     denoiser: FakeDenoiser, request_: Request

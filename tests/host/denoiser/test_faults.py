@@ -253,7 +253,8 @@ def test_hooks_on_a_block_are_called(z_image):
 # torch.compile.
 
 
-@pytest.mark.parametrize("comes_first", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize("comes_first", [False, pytest.param(True, marks=pytest.mark.once)])
 def test_torch_compile_of_the_host(comes_first):
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 

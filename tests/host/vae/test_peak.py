@@ -75,6 +75,7 @@ def test_decode_peaks(
     _assert_predicted(decoder, 512, 512, measured)
 
 
+@pytest.mark.once
 def test_the_peak_of_a_large_picture_is_predicted(decoder: FakeVae) -> None:
     """Where the stored maps outweigh the strips; long strips, because each operation takes time."""
     measured = decoder.measure(2048, 1536, "smallest", strip_rows=64)
@@ -100,6 +101,7 @@ def test_encode_peaks(
     _assert_predicted(encoder, 640, 640, measured)
 
 
+@pytest.mark.once
 def test_arithmetic_of_a_decode(decoder: FakeVae, decode_512: Callable[[Prefer], Measured]) -> None:
     """The figures of the node's tooltip."""
     stock = decoder.stock_work(512, 512)
@@ -120,6 +122,7 @@ def test_arithmetic_of_a_decode(decoder: FakeVae, decode_512: Callable[[Prefer],
     assert fused < 0.95 * work
 
 
+@pytest.mark.once
 def test_arithmetic_of_an_encode(
     encoder: FakeVae, encode_640: Callable[[Prefer], Measured]
 ) -> None:
@@ -128,6 +131,7 @@ def test_arithmetic_of_an_encode(
     assert 1 < speed < 1.03 < balance < 1.2 < smallest < 1.4
 
 
+@pytest.mark.once
 def test_a_batch_holds_one_sample_and_its_results(decoder: FakeVae) -> None:
     one, three = (
         decoder.measure(256, 256, batch=batch, strip_rows=128)[0].peak_bytes for batch in (1, 3)
@@ -136,6 +140,7 @@ def test_a_batch_holds_one_sample_and_its_results(decoder: FakeVae) -> None:
     assert three - one == 2 * ends
 
 
+@pytest.mark.once
 def test_odd_sizes_are_predicted(decoder: FakeVae) -> None:
     draw = random.Random(0)
     for prefer, rows in (("speed", 0), ("balance", 32)):
@@ -144,6 +149,7 @@ def test_odd_sizes_are_predicted(decoder: FakeVae) -> None:
         _assert_predicted(decoder, height, width, measured)
 
 
+@pytest.mark.once
 def test_calls_repeat_their_allocations(decoder: FakeVae) -> None:
     one, two = (decoder.measure(256, 200, "balance", strip_rows=64) for _ in range(2))
     assert one[0].peak_bytes == two[0].peak_bytes
