@@ -74,6 +74,7 @@ class TestOneEndsTheOthersGoOn:
         assert found(tmp_path, "works")[-1] == ("leg", "ended", None)
 
     @posix_only
+    @pytest.mark.slow
     def test_a_part_that_hangs_is_ended_with_all_that_it_started(self, tmp_path):
         assert not campaign.run(settings(tmp_path), [leg("hangs", limit_s=3.0), leg("works")])
         assert found(tmp_path, "hangs")[-1] == ("leg", "failed", "ended after its limit of 3 s")
@@ -138,6 +139,7 @@ class TestGoingOn:
         assert [each.name for each in campaign.left_to_do(tmp_path, legs)] == ["long"]
         assert campaign.run(settings(tmp_path), legs)  # nothing else is left: it is started
 
+    @pytest.mark.slow
     def test_a_leg_cut_by_the_time_is_tried_again(self, tmp_path, monkeypatch):
         monkeypatch.setattr(campaign, "LEAST_SECONDS", 1.0)
         assert not campaign.run(settings(tmp_path, minutes=3 / 60), [leg("hangs")])
@@ -150,6 +152,7 @@ class TestGoingOn:
         assert (row["variant"], row["note"]) == ("left out", "it needs one")
 
     @posix_only
+    @pytest.mark.slow
     @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_a_killed_campaign_keeps_its_rows_and_leaves_nothing_running(self, tmp_path, sign):
         code = (

@@ -111,6 +111,7 @@ def test_the_exit_code_says_whether_a_test_failed(folder, capfd, tests, code, co
     assert capfd.readouterr().out.splitlines()[-1] == counted
 
 
+@pytest.mark.slow
 def test_a_failure_on_one_host_or_in_a_check_is_a_failure_of_all(folder, capfd):
     folder.write(test_a="import os\ndef test_once(): os.mkdir('once')\n")
     assert folder.run("0.30.0", "0.16.3") == 1, "the second host's fails"
@@ -125,6 +126,7 @@ def test_a_failure_on_one_host_or_in_a_check_is_a_failure_of_all(folder, capfd):
     assert capfd.readouterr().out.splitlines()[-1] == "1 passed, 1 failed, 0 skipped"
 
 
+@pytest.mark.slow
 def test_several_workers_count_as_one_does_and_one_that_dies_has_failed(folder, capfd):
     dies = "import os\ndef test_dies(): os._exit(0)\n"
     skips = "import pytest\n@pytest.mark.skip\ndef test_skipped(): pass\n"
@@ -143,6 +145,7 @@ def test_as_many_workers_as_cores_and_memory_allow(monkeypatch, cores, pages, wa
     assert suite.workers() == wanted
 
 
+@pytest.mark.slow
 def test_quick_leaves_out_servers_and_slow_tests_and_takes_the_newest_host(folder, capfd):
     slow = "import pytest\n@pytest.mark.slow\ndef test_slow(): assert 0\n"
     for name, text in (("host/test_a", slow + PASSES), ("e2e/test_b", FAILS)):

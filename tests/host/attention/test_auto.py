@@ -47,7 +47,7 @@ def _counted(model: Any) -> tuple[Counter, dict[str, Any]]:
 @pytest.mark.parametrize("name", WITH_SCORES)
 @pytest.mark.parametrize(
     ("tokens", "slices"),
-    [(TOKENS, 30), pytest.param(128 * 128 + 256, HEADS * 9, marks=pytest.mark.once)],
+    [(TOKENS, 30), pytest.param(128 * 128 + 256, HEADS * 9, marks=ONCE_AND_SLOW)],
 )
 def test_auto_keeps_score_buffers_within_the_budget(
     model: Any, name: str, tokens: int, slices: int

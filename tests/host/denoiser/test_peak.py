@@ -22,6 +22,7 @@ from pack.testing.stock_forward import FakeDenoiser
 
 MIB = 2**20
 ONCE = pytest.mark.once
+ONCE_AND_SLOW = (ONCE, pytest.mark.slow)
 # Peaks to stay below, in MiB: the node alone, with Attention Slice auto, with max.
 ALONE, AUTO, MAX = None, "auto", "max"
 GROUPS = {ALONE: 2, AUTO: 3, MAX: 30}
@@ -46,7 +47,7 @@ MEASURED = [
     _case(Request(1024, 1024), ALONE),
     *(_case(request, ALONE, ONCE) for request in [*BOUNDS][1:]),
     *(_case(request, AUTO, ONCE) for request in BOUNDS),
-    _case(Request(512, 512, 4), MAX, ONCE, pytest.mark.slow),
+    _case(Request(512, 512, 4), MAX, *ONCE_AND_SLOW),
 ]
 
 
@@ -152,7 +153,9 @@ def test_stock_peak_is_as_predicted(stock_denoiser: FakeDenoiser, request_: Requ
     assert stock_peak_bytes(request_) == pytest.approx(tracker.peak_bytes, rel=0.03)
 
 
-@pytest.mark.parametrize(("groups", "batch"), [(2, 1), (3, 2), pytest.param(30, 1, marks=ONCE)])
+@pytest.mark.parametrize(
+    ("groups", "batch"), [(2, 1), (3, 2), pytest.param(30, 1, marks=ONCE_AND_SLOW)]
+)
 def test_more_blocks_peak_alike(
     one_block: FakeDenoiser, stock_denoiser: FakeDenoiser, groups: int, batch: int
 ) -> None:
@@ -206,7 +209,7 @@ def test_calls_repeat_their_allocations(
     assert len(first.sequence()) > 100
 
 
-@pytest.mark.parametrize("groups", [1, 2, pytest.param(30, marks=ONCE)])
+@pytest.mark.parametrize("groups", [1, 2, pytest.param(30, marks=ONCE_AND_SLOW)])
 def test_only_the_output_outlives_a_block(denoiser: FakeDenoiser, groups: int) -> None:
     from pack.nodes.host.denoiser.block import LeanBlock
     from pack.testing.tracker import Tracker

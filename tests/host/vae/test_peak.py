@@ -76,6 +76,7 @@ def test_decode_peaks(
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_the_peak_of_a_large_picture_is_predicted(decoder: FakeVae) -> None:
     """Where the stored maps outweigh the strips; long strips, because each operation takes time."""
     measured = decoder.measure(2048, 1536, "smallest", strip_rows=64)
@@ -102,6 +103,7 @@ def test_encode_peaks(
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_arithmetic_of_a_decode(decoder: FakeVae, decode_512: Callable[[Prefer], Measured]) -> None:
     """The figures of the node's tooltip."""
     stock = decoder.stock_work(512, 512)
@@ -141,6 +143,7 @@ def test_a_batch_holds_one_sample_and_its_results(decoder: FakeVae) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_odd_sizes_are_predicted(decoder: FakeVae) -> None:
     draw = random.Random(0)
     for prefer, rows in (("speed", 0), ("balance", 32)):
