@@ -96,9 +96,10 @@ async function answerTo(body) {
   }
 }
 
-/** The panels of the open workflow's nodes. */
-function* openPanels() {
-  for (const [, node] of nodesOf(NODE_TYPE)) yield panels.get(node);
+/** The panels of the open workflow's nodes; a subgraph that is placed twice has its nodes once. */
+function openPanels() {
+  const found = [...nodesOf(NODE_TYPE)].map(([, node]) => panels.get(node));
+  return new Set(found.filter((panel) => panel));
 }
 
 function receive(prompt, node, plan) {
@@ -130,15 +131,16 @@ app.registerExtension({
       if (plan) receive(await queued(detail.prompt_id), node, plan);
     });
     api.addEventListener("reconnected", () => {
-      for (const panel of openPanels()) panel?.again();
+      for (const panel of openPanels()) panel.again();
     });
-    await loadTexts();
     // Inputs change by mouse, by undo, by scripts and in other nodes, and no event covers all of
     // these in both renderers. One timer looks at all: the page also makes nodes that it never adds
     // to a graph, and so never removes.
     setInterval(() => {
-      for (const panel of openPanels()) panel?.look();
+      // Each as a task of its own: one that fails stops no other.
+      for (const panel of openPanels()) queueMicrotask(() => panel.look());
     }, LOOK_MS);
+    await loadTexts();
   },
 
   nodeCreated(node) {

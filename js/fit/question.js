@@ -62,7 +62,10 @@ function originOf(node, input, outerOf) {
   if (!link) return null;
   if (link.origin_id !== SUBGRAPH_INPUT) {
     const origin = node.graph.getNodeById(link.origin_id);
-    if (origin?.type === "Reroute") return originOf(origin, origin.inputs[0], outerOf);
+    if (origin?.type === "Reroute") {
+      const before = origin.inputs?.[0];
+      return before ? originOf(origin, before, outerOf) : null;
+    }
     return origin?.subgraph ? null : { node: origin };
   }
   const outer = outerOf(node.graph);

@@ -72,16 +72,16 @@ export function isEarlier(entry) {
   return Boolean(measured) && measured !== entry.prompt;
 }
 
-/** The running prompt of another tab that was made of the workflow and has one of its probes.
+/** The running prompt that was made of the workflow and has one of its probes.
  *
  * @param probes ids of the workflow's probes.
  * @param prompts what runs now: `id`, `client`, `workflow` and `nodes`.
- * @param client this tab's name; the host sends it the events of what it queued.
+ * @param client the tab whose prompts are left out; null for none.
  */
 export function promptOf(workflow, probes, prompts, client) {
   const hasProbe = ({ nodes }) => Object.keys(nodes ?? {}).some((id) => probes.has(id));
-  const isOurs = (prompt) => prompt.workflow === workflow && prompt.client !== client;
-  return prompts.find((prompt) => isOurs(prompt) && hasProbe(prompt))?.id;
+  const isWanted = (prompt) => client === null || prompt.client !== client;
+  return prompts.find((p) => p.workflow === workflow && isWanted(p) && hasProbe(p))?.id;
 }
 
 /** Gives an entry for each record in the history that is newer than the one that is known.

@@ -20,6 +20,7 @@ let isGraphLoaded = false;
 let heard = null; // the prompt whose events this tab gets
 let followed = null; // another tab's prompt whose events this tab has asked for, with its workflow
 let turns = 0; // of asking what runs
+let isLate = true; // the page was opened or cut off: its own prompt may have sent something before
 
 function show(node, entry) {
   viewOf(node, WIDGET)?.show(entry.record, { isEarlier: isEarlier(entry) });
@@ -49,7 +50,7 @@ function tryTo(act) {
   act().catch((error) => console.warn("VRAM Probe: the host does not answer:", error));
 }
 
-/** Asks for the events of a running prompt that another tab has queued.
+/** Asks for the events of a running prompt, unless this tab hears them from the start.
  *
  * The answer is what its probes saw until then.
  */
@@ -58,8 +59,10 @@ async function follow() {
   const ids = new Set([...nodesOf(NODE_TYPE)].map(([id]) => id));
   if (ids.size === 0) return;
   const turn = ++turns;
-  const prompt = promptOf(workflow, ids, await running(), api.clientId);
+  const prompts = await running();
   if (turn !== turns) return; // the queue has changed meanwhile
+  const prompt = promptOf(workflow, ids, prompts, isLate ? null : api.clientId);
+  isLate = false;
   if (followed && followed.prompt !== prompt) {
     followed = null;
     await askHistory(); // how that one ended
@@ -68,6 +71,7 @@ async function follow() {
   followed = { prompt, workflow };
   const seen = await recordsOf(prompt).catch((error) => {
     followed = null; // the next change of the queue asks again
+    isLate = true;
     throw error;
   });
   for (const [node, record] of Object.entries(seen)) {
@@ -149,6 +153,7 @@ app.registerExtension({
     // The host has forgotten which prompt this tab follows.
     api.addEventListener("reconnected", () => {
       followed = heard = null;
+      isLate = true;
       if (isGraphLoaded) tryTo(restore);
     });
     window.addEventListener("pagehide", () => records.save());

@@ -37,11 +37,11 @@ export function queued(prompt) {
     const now = (await running()).find(({ id }) => id === prompt);
     return now ?? partsOf((await getJson(`/history/${prompt}`))[prompt]?.prompt);
   };
-  const failed = () => {
-    promises.delete(prompt); // the next one who asks may get an answer
-    return partsOf();
+  const keep = (parts) => {
+    if (!parts.nodes) promises.delete(prompt); // the next one who asks may get an answer
+    return parts;
   };
-  if (!promises.has(prompt)) promises.set(prompt, ask().catch(failed));
+  if (!promises.has(prompt)) promises.set(prompt, ask().catch(() => partsOf()).then(keep));
   return promises.get(prompt);
 }
 

@@ -201,4 +201,5 @@ test("what runs is followed only where it was made of the open workflow and has 
   assert.equal(promptOf("w", new Set(["20", "21"]), prompts, "this tab"), "d");
   assert.equal(promptOf("w", new Set(["20"]), prompts.slice(0, 3), "this tab"), undefined);
   assert.equal(promptOf("w", new Set(["20"]), prompts, "other tab"), undefined, "it hears its own");
+  assert.equal(promptOf("w", new Set(["20"]), prompts, null), "d", "it may have missed something");
 });
