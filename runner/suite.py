@@ -14,7 +14,7 @@ from .setup import DEFAULT_HOST, OLDEST_HOST, Steps, choose_host, install_tools,
 
 # Each counts as one test.
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright"])
-# The first host runs every test, the others those that a host can change.
+# The first host runs every test, the others a choice of those that need a host.
 ALL_TESTS, HOST_TESTS = ["tests"], ["tests/host", "tests/e2e", "-m", "not once"]
 # No server, no browser: what a change to one file needs before it is committed.
 QUICK = ["tests", "--ignore=tests/e2e", "-m", "not slow"]

@@ -138,8 +138,10 @@ def test_names_and_tooltips(open_page, server, low_vram, artifacts, nodes_2):
     assert page.faults == []
 
 
-@ONCE
-@RENDERERS
+@pytest.mark.parametrize(
+    "nodes_2",
+    [pytest.param(False, id="classic canvas"), pytest.param(True, id="nodes 2.0", marks=ONCE)],
+)
 def test_chinese_names_and_tooltips(open_page, low_vram, chinese, artifacts, nodes_2):
     page = open_page(nodes_2=nodes_2, locale="zh")
     page.load(low_vram)

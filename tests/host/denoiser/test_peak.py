@@ -21,8 +21,8 @@ from pack.testing import lean_models
 from pack.testing.stock_forward import FakeDenoiser
 
 MIB = 2**20
-ONCE = pytest.mark.once
-ONCE_AND_SLOW = (ONCE, pytest.mark.slow)
+# The host can change the layers around the pieces, which every size and setting shows alike.
+SAMPLED = (pytest.mark.once, pytest.mark.slow)
 # Peaks to stay below, in MiB: the node alone, with Attention Slice auto, with max.
 ALONE, AUTO, MAX = None, "auto", "max"
 GROUPS = {ALONE: 2, AUTO: 3, MAX: 30}
@@ -41,13 +41,11 @@ def _case(request: Request, mode: str | None, *marks: pytest.MarkDecorator) -> A
 
 
 CASES = [_case(request, mode) for request, bounds in BOUNDS.items() for mode in bounds]
-# The host can change the layers around the pieces, which every size shows alike. One head at a time
-# makes ten thousands of operations, minutes on fake tensors at large sizes.
+# One head at a time makes ten thousands of operations, minutes on fake tensors at large sizes.
 MEASURED = [
-    _case(Request(1024, 1024), ALONE),
-    *(_case(request, ALONE, ONCE) for request in [*BOUNDS][1:]),
-    *(_case(request, AUTO, ONCE) for request in BOUNDS),
-    _case(Request(512, 512, 4), MAX, *ONCE_AND_SLOW),
+    *(_case(Request(1024, 1024), mode) for mode in (ALONE, AUTO)),
+    *(_case(request, mode, *SAMPLED) for request in [*BOUNDS][1:] for mode in (ALONE, AUTO)),
+    _case(Request(512, 512, 4), MAX, *SAMPLED),
 ]
 
 
@@ -122,7 +120,7 @@ def _drawn(count: int, seed: int) -> list[Any]:
         for _ in range(count)
     ]  # fmt: skip
     return [
-        pytest.param(*case, marks=[ONCE] * (index >= ON_EVERY_HOST))
+        pytest.param(*case, marks=SAMPLED if index >= ON_EVERY_HOST else ())
         for index, case in enumerate(found)
     ]
 
@@ -153,9 +151,7 @@ def test_stock_peak_is_as_predicted(stock_denoiser: FakeDenoiser, request_: Requ
     assert stock_peak_bytes(request_) == pytest.approx(tracker.peak_bytes, rel=0.03)
 
 
-@pytest.mark.parametrize(
-    ("groups", "batch"), [(2, 1), (3, 2), pytest.param(30, 1, marks=ONCE_AND_SLOW)]
-)
+@pytest.mark.parametrize(("groups", "batch"), [(2, 1), (3, 2), pytest.param(30, 1, marks=SAMPLED)])
 def test_more_blocks_peak_alike(
     one_block: FakeDenoiser, stock_denoiser: FakeDenoiser, groups: int, batch: int
 ) -> None:
@@ -194,8 +190,8 @@ SETTINGS = [
     ("mode", "options"),
     [
         (None, {}),
-        *(pytest.param(None, options, marks=ONCE) for options in SETTINGS),
-        pytest.param("auto", {}, marks=ONCE),
+        *(pytest.param(None, options, marks=SAMPLED) for options in SETTINGS),
+        pytest.param("auto", {}, marks=SAMPLED),
     ],
     ids=str,
 )
@@ -209,7 +205,7 @@ def test_calls_repeat_their_allocations(
     assert len(first.sequence()) > 100
 
 
-@pytest.mark.parametrize("groups", [1, 2, pytest.param(30, marks=ONCE_AND_SLOW)])
+@pytest.mark.parametrize("groups", [1, 2, pytest.param(30, marks=SAMPLED)])
 def test_only_the_output_outlives_a_block(denoiser: FakeDenoiser, groups: int) -> None:
     from pack.nodes.host.denoiser.block import LeanBlock
     from pack.testing.tracker import Tracker

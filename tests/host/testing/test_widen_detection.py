@@ -96,6 +96,7 @@ def test_install_and_uninstall_leave_the_host_as_it_was(host, shim):
     assert functions() == before
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_real_widths_need_no_shim(host, shim, tmp_path):
     """The unmodified host takes a file of the published widths for Z-Image and computes with it."""

@@ -125,6 +125,7 @@ def test_arithmetic_of_a_decode(decoder: FakeVae, decode_512: Callable[[Prefer],
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_arithmetic_of_an_encode(
     encoder: FakeVae, encode_640: Callable[[Prefer], Measured]
 ) -> None:
@@ -134,6 +135,7 @@ def test_arithmetic_of_an_encode(
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_a_batch_holds_one_sample_and_its_results(decoder: FakeVae) -> None:
     one, three = (
         decoder.measure(256, 256, batch=batch, strip_rows=128)[0].peak_bytes for batch in (1, 3)
@@ -153,6 +155,7 @@ def test_odd_sizes_are_predicted(decoder: FakeVae) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_calls_repeat_their_allocations(decoder: FakeVae) -> None:
     one, two = (decoder.measure(256, 200, "balance", strip_rows=64) for _ in range(2))
     assert one[0].peak_bytes == two[0].peak_bytes
