@@ -134,7 +134,7 @@ class FakeDenoiser:
             patcher: a clone of `patcher()` that nodes patched; None runs the host alone.
             route: `model` or `apply`, see above.
             around: makes what is called instead of the transformer (`model`) or apply_model.
-            tracking: options of Tracker (attention, log, trace). Fake CUDA tensors have no card
+            tracking: options of Tracker (attention, log). Fake CUDA tensors have no card
                 that could choose, so their attention is "flash" unless named.
         """
         request = dataclasses.replace(

@@ -40,7 +40,7 @@ class Tracker(PeakTracker):
             logsumexp (4 bytes per query and head), math its scores, in float32 for half types.
         opened: namespaces of custom operations written in Python that run in view, instead of
             counting as their outputs: "comfy_kitchen" shows the float32 copies of its eager form.
-        log, trace, device: as for `PeakTracker`.
+        log, device: as for `PeakTracker`.
     """
 
     def __init__(
@@ -49,12 +49,11 @@ class Tracker(PeakTracker):
         attention: Literal["flash", "math"] | None = None,
         opened: Collection[str] = (),
         log: bool = False,
-        trace: bool = False,
         device: str | None = None,
     ) -> None:
         if attention is not None and attention not in _BACKENDS:
             raise ValueError(f"attention must be flash, math or None, got {attention!r}")
-        super().__init__(log=log, trace=trace, device=device)
+        super().__init__(log=log, device=device)
         self._attention, self._opened = attention, frozenset(opened)
         self._kernel = ExitStack()
 

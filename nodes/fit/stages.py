@@ -9,7 +9,8 @@ from ..denoiser.need import denoiser_live_bytes, denoiser_need_bytes
 from ..denoiser.plan import DEFAULT_GROUPS, stock_peak_bytes
 from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
 from ..vae.choice import VaeChoice
-from ..vae.peak import VAE_RESERVED, vae_need_bytes, vae_parameters, vae_peak_bytes
+from ..vae.need import VAE_RESERVED, vae_need_bytes
+from ..vae.peak import vae_parameters, vae_peak_bytes
 from ..vae.plan import PREFERENCES, Prefer, VaeCall, VaeSizes
 from .text_encoder import QWEN3_4B, text_encoder_peak_bytes
 

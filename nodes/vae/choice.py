@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..units import MIB
-from .peak import lean_vae_peak_bytes, stock_vae_peak_bytes, vae_need_bytes
+from .need import vae_need_bytes
+from .peak import lean_vae_peak_bytes, stock_vae_peak_bytes
 from .plan import Prefer, VaeCall, VaePlan, vae_plan
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from ..units import MIB
 from .cuts import longest_strip, query_rows
 from .plan import VaeCall, VaePlan, VaeSizes
 
-# For the workspaces of convolutions, what torch's allocator keeps beyond live bytes, and the scores
-# of attention that is not fused. Not measured on a card.
-VAE_RESERVED, SPARE_BYTES = 1.5, 64 * MIB
 TAPS = 9
 FUSED_TAPS = 16  # sums of taps: four for each of the four pixels that one becomes
 
@@ -126,11 +122,6 @@ def vae_peak_bytes(call: VaeCall, batch: int, plan: VaePlan | None) -> int:
         return batch * stock_vae_peak_bytes(call)
     others = (batch - 1) * _end_elements(call) * call.dtype_bytes
     return lean_vae_peak_bytes(call, plan) + others
-
-
-def vae_need_bytes(peak_bytes: int) -> int:
-    """Bytes to reserve for a decode or encode with that peak of live bytes, weights excluded."""
-    return int(VAE_RESERVED * peak_bytes) + SPARE_BYTES
 
 
 def vae_parameters(sizes: VaeSizes) -> int:

@@ -49,7 +49,7 @@ def run(job: Job, rows: Recorder) -> None:
     from pack.nodes.fit.stages import published_models
     from pack.nodes.host.denoiser import patch as lean_patch
     from pack.nodes.host.fit.budget import copy_bytes_per_s
-    from pack.nodes.vae.peak import SPARE_BYTES, VAE_RESERVED
+    from pack.nodes.vae.need import SPARE_BYTES, VAE_RESERVED
 
     loaded = host.load("whole")
     encode_texts(host, rows, loaded.clip)

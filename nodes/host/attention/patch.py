@@ -34,7 +34,7 @@ _LEAN = {"auto": f"{AUTO_HEADS} heads", "max": "one head", "heads": "slice_size 
 def with_attention_slice(
     model: ModelPatcher, *, mode: str, size: int, node_id: str | None
 ) -> ModelPatcher:
-    """Returns a clone of the model whose attention is computed in slices.
+    """Returns a clone whose attention is computed in slices; the model is left as it is.
 
     Args:
         size: of a slice, in heads or queries; 0 for half.

@@ -24,7 +24,9 @@ from .call import AttentionCall
 def attend(call: AttentionCall, log: NodeLog, *, mode: str, size: int) -> Any:
     """Returns the call's result; says each kind of decision once.
 
-    `mode` and `size` as for `with_attention_slice`.
+    Args:
+        mode: auto, or as for `requested`.
+        size: of a slice, in heads or queries; 0 for half.
     """
     layout = {"heads": call.heads, "skip_reshape": call.skip_reshape, "enable_gqa": call.enable_gqa}
     try:

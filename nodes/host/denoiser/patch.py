@@ -87,6 +87,8 @@ def with_lean_blocks(
 ) -> ModelPatcher:
     """Returns a clone whose chosen blocks are lean; with "all" also the forward around them.
 
+    The model is left as it is.
+
     Args:
         blocks: one of `BLOCKS`.
         prepare: a PREPARE_SAMPLING wrapper that reserves the memory; used with "all" only.

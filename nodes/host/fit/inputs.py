@@ -33,7 +33,8 @@ def planner_for(
     Args:
         asked: the widgets' picture and batch, and the prompt's length to assume.
         named_bytes: the budget; 0 for what the card has free.
-        latent: what is connected, or None; it overrides the widgets.
+        vae: what is connected, or None.
+        latent: likewise; it overrides the widgets.
         conditioning: likewise; it overrides the prompt's length.
 
     Raises:

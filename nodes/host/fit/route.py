@@ -12,6 +12,7 @@ UI_KEY = "z_image_fit"
 
 
 async def answer(request: web.Request) -> web.Response:
+    """The plan as JSON; status 400 and one sentence for a question that cannot be answered."""
     device = management.get_torch_device()
     room, margin = budget.room_bytes(device), budget.margin_bytes()
     try:

@@ -26,7 +26,7 @@ _CALLBACK = 5
 def with_probe(value: Any, settings: ProbeSettings) -> Any:
     """Returns a model's clone that is watched whenever the host samples it; other values as is.
 
-    Every later record is written into `settings.live`.
+    The model itself is left as it is. Every later record is written into `settings.live`.
     """
     if not isinstance(value, ModelPatcher):
         return value

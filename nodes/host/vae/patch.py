@@ -20,6 +20,8 @@ from .forward import LeanForward, VaeSettings
 def with_lean_vae(vae: Any, settings: VaeSettings, log: NodeLog) -> tuple[Any, str | None]:
     """A copy of the VAE that decodes and encodes in strips, and shares its weights and patcher.
 
+    The VAE is left as it is.
+
     Returns:
         The copy and None, or the VAE itself and the reason.
     """
@@ -122,7 +124,7 @@ def _need(
     *,
     takes_buffers: bool,
 ) -> Callable[..., float]:
-    """Estimates the bytes of a call, in place of the host's own estimate."""
+    """An estimate of the bytes of a call, in place of the host's own estimate `stock`."""
     # A result that is written to another device strip by strip takes nothing on this one.
     is_elsewhere = vae.output_device.type != vae.device.type
     holds_results = not (forward.is_decoder and is_elsewhere and takes_buffers)
