@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 
 from . import environment, live_host, model_files
 from .plan import report
@@ -13,11 +14,16 @@ from .setup import DEFAULT_HOST, Steps, choose_host, install_tools, needs_cpu, p
 NO_BENCHMARKS = ("__init__.py", "rows.py")
 
 
-def demo(options: argparse.Namespace, rest: list[str]) -> int:
-    steps = Steps(5)
+def _chosen_host(options: argparse.Namespace, steps: Steps) -> tuple[Path, Path]:
+    """Python and folder of the ComfyUI that the options name; makes the environment first."""
     prepare(steps)
     steps(f"ComfyUI to run: {options.comfyui or options.version}")
-    python, host_dir = choose_host(options.version, options.comfyui)
+    return choose_host(options.version, options.comfyui)
+
+
+def demo(options: argparse.Namespace, rest: list[str]) -> int:
+    steps = Steps(5)
+    python, host_dir = _chosen_host(options, steps)
     steps("Demo")
     command = [python, "-m", "runner.demo", "--host-dir", host_dir, *rest]
     if options.models:
@@ -29,9 +35,7 @@ def demo(options: argparse.Namespace, rest: list[str]) -> int:
 
 def host(options: argparse.Namespace, rest: list[str]) -> int:
     steps = Steps(5)
-    prepare(steps)
-    steps(f"ComfyUI to run: {options.comfyui or options.version}")
-    python, host_dir = choose_host(options.version, options.comfyui)
+    python, host_dir = _chosen_host(options, steps)
     steps("Starting the server")
     base_dir = environment.ROOT / ".demo" / "base"
     models = model_files.offer_models(options.models, base_dir) if options.models else None

@@ -224,3 +224,23 @@ def quantised(
         else:
             result[name] = tensor
     return result
+
+
+def stopping(model: Any, stop: Callable[[], None], *, at: int) -> Any:
+    """A clone that calls `stop` in the attention call number `at`, counted over all samplings."""
+    clone = model.clone()
+    calls = 0
+
+    def override(function: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            stop()
+        return function(*args, **kwargs)
+
+    clone.model_options["transformer_options"][OVERRIDE] = override
+    return clone
+
+
+def fail() -> None:
+    raise RuntimeError("in the middle")

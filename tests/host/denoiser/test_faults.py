@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pack.testing import attention_models, lean_models
-from pack.testing.lean_models import OVERRIDE, assert_same, built, lean, sample, sliced
+from pack.testing.lean_models import (
+    assert_same,
+    built,
+    fail,
+    lean,
+    sample,
+    sliced,
+    stopping,
+)
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
 
@@ -42,26 +49,6 @@ def state(model: Any) -> dict[str, Any]:
     for name, tensor in model.model.state_dict().items():
         found[f"value of {name}"] = tensor.data_ptr()
     return found
-
-
-def stopping(model: Any, stop: Callable[[], None], *, at: int) -> Any:
-    """A clone that calls `stop` in the attention call number `at`."""
-    clone = model.clone()
-    calls = 0
-
-    def override(function: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            stop()
-        return function(*args, **kwargs)
-
-    clone.model_options["transformer_options"][OVERRIDE] = override
-    return clone
-
-
-def fail() -> None:
-    raise RuntimeError("in the middle")
 
 
 @pytest.mark.parametrize("blocks", ["all", "main layers"])

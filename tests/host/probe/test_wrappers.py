@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pack.testing import attention_models, lean_models, probe_prompts
-from pack.testing.lean_models import OVERRIDE, lean, sample
+from pack.testing.lean_models import fail, lean, sample, stopping
 from pack.testing.probe_prompts import sampling, shelf
 from pack.tests.host.denoiser.test_faults import state
 
@@ -149,26 +149,6 @@ def test_another_family_is_told_apart_by_its_own_blocks():
         "input_blocks",
         "output_blocks",
     }
-
-
-def stopping(model: Any, stop: Callable[[], None], *, at: int) -> Any:
-    """A clone that calls `stop` in the attention call number `at`, counted over all samplings."""
-    clone = model.clone()
-    calls = 0
-
-    def override(function: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            stop()
-        return function(*args, **kwargs)
-
-    clone.model_options["transformer_options"][OVERRIDE] = override
-    return clone
-
-
-def fail() -> None:
-    raise RuntimeError("in the middle")
 
 
 class TestFaults:
