@@ -48,6 +48,7 @@ def live(tmp_path):
         yield host
 
 
+@pytest.mark.slow
 def test_the_server_is_gone_after_the_time_limit(live):
     """Once, the next server was measured while the old one still held its memory."""
     pid, said = live.pid, "^not measured: the run took longer than 1 s$"

@@ -247,7 +247,7 @@ def _peak(half: Half, *, groups: int, chunk: int) -> int:
     return tracker.peak_bytes
 
 
-@pytest.mark.parametrize("groups", [1, 2, 3, 5, 30])
+@pytest.mark.parametrize("groups", [1, 2, 3, 5, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("chunk", [256, 1024, 4352])
 def test_peak_at_the_sizes_of_z_image(groups: int, chunk: int) -> None:
     tokens, heads = 4352, Heads(30, 30, 128)

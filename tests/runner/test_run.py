@@ -84,6 +84,7 @@ class TestCommandLine:
             r"run\.py needs Python .* this is 3\.\d+: .*\n", capsys.readouterr().out
         )
 
+    @pytest.mark.slow
     def test_expected_failures_end_with_one_line_and_no_traceback(self, tmp_path, capfd):
         # No ComfyUI in that folder, and before that no index to fetch the default host from.
         assert run.main(["demo", "--comfyui", str(tmp_path)]) == 1

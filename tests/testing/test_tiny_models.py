@@ -122,6 +122,7 @@ def test_real_widths_are_the_same_weights_in_both_layouts(real, real_files, part
     assert compared == sum(torch.Size(s).numel() for s in _shapes(real_files[part]).values())
 
 
+@pytest.mark.slow
 def test_seed_decides_the_weights(small, tmp_path):
     same = tiny_models.write_small_folder(tmp_path / "same")
     other = tiny_models.write_small_folder(tmp_path / "other", seed=1)

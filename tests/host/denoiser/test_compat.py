@@ -121,7 +121,7 @@ def test_a_patch_of_one_kind_alone(z_image, name):
     assert not torch.equal(sample(stock).latent, sample(z_image).latent)
 
 
-@pytest.mark.parametrize("refiner_control", [False, True])
+@pytest.mark.parametrize("refiner_control", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_fun_controlnet(host, pipeline, refiner_control):
     """The host's own node and its real patch, with random weights of the small width."""
     import comfy.ldm.lumina.controlnet as controlnet

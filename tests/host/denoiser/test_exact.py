@@ -302,7 +302,13 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("options", REQUESTS.values(), ids=REQUESTS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=[pytest.mark.slow] if options else [])
+        for name, options in REQUESTS.items()
+    ],
+)
 def test_the_same_picture_to_the_byte(host: Any, loaded: Any, options: dict[str, Any]) -> None:
     from pack.nodes.host.denoiser import block as lean_block
 

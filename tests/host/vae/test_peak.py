@@ -28,6 +28,11 @@ BOUNDS: dict[tuple[int, Prefer], int] = {
 }
 # Measured over predicted, at most; the cases that are measured are below.
 OFF = 1.03
+# Of the three, test --quick measures the default.
+EACH = [
+    pytest.param(prefer, marks=[] if prefer == "balance" else [pytest.mark.slow])
+    for prefer in PREFERENCES
+]
 Measured = tuple[Any, int, VaePlan]
 
 
@@ -66,7 +71,7 @@ def test_decode_bounds(decoder: FakeVae, side: int, prefer: Prefer) -> None:
     assert OFF * lean_vae_peak_bytes(call, plan) / MIB <= BOUNDS[side, prefer]
 
 
-@pytest.mark.parametrize("prefer", PREFERENCES)
+@pytest.mark.parametrize("prefer", EACH)
 def test_decode_peaks(
     decoder: FakeVae, decode_512: Callable[[Prefer], Measured], prefer: Prefer
 ) -> None:
@@ -91,7 +96,7 @@ def test_stock_peaks(decoder: FakeVae, encoder: FakeVae) -> None:
         assert 0.97 < predicted / measured < 1.01
 
 
-@pytest.mark.parametrize("prefer", PREFERENCES)
+@pytest.mark.parametrize("prefer", EACH)
 def test_encode_peaks(
     encoder: FakeVae, encode_640: Callable[[Prefer], Measured], prefer: Prefer
 ) -> None:
