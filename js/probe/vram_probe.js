@@ -18,7 +18,7 @@ const SIZE_PX = { width: 380, height: 240, least: 190 };
 const records = new Records(window.sessionStorage);
 let isGraphLoaded = false;
 let heard = null; // the prompt whose events this tab gets
-let followed = null; // another tab's prompt whose events this tab has asked for, with its workflow
+let followed = null; // the prompt whose events this tab has asked for, with its workflow
 let turns = 0; // of asking what runs
 let isLate = true; // the page was opened or cut off: its own prompt may have sent something before
 
