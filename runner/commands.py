@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import environment, live_host, model_files
 from .plan import report
-from .setup import DEFAULT_HOST, Steps, choose_host, install_tools, needs_cpu, prepare
+from .setup import DEFAULT_HOST, Steps, choose_host, needs_cpu, prepare
 
 NO_BENCHMARKS = ("__init__.py", "rows.py")
 
@@ -75,9 +75,8 @@ def bench(options: argparse.Namespace, rest: list[str]) -> int:
         if options.name not in scripts:
             raise environment.SetupError(f"no benchmark {options.name}; there are: {scripts}")
         scripts = [options.name]
-    steps = Steps(4 + len(scripts))
-    prepare(steps)
-    install_tools(steps)
+    steps = Steps(3 + len(scripts))
+    prepare(steps, with_tools=True)
     python, host_dir = choose_host(DEFAULT_HOST, None)
     failed = 0
     for script in scripts:

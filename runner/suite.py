@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from . import browser, environment
-from .setup import DEFAULT_HOST, OLDEST_HOST, Steps, choose_host, install_tools, prepare
+from .setup import DEFAULT_HOST, OLDEST_HOST, Steps, choose_host, prepare
 
 # Each counts as one test.
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright"])
@@ -27,9 +27,8 @@ SLOW_FILES_SHOWN = 8
 
 def check(options: argparse.Namespace, rest: list[str]) -> int:
     """Runs the checks alone; 1 if any of them failed."""
-    steps = Steps(5)
-    python = prepare(steps)
-    install_tools(steps)
+    steps = Steps(4)
+    python = prepare(steps, with_tools=True)
     steps("ruff check, ruff format, pyright")
     return 1 if count_failed_checks(python) else 0
 
@@ -48,9 +47,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     """
     hosts = [DEFAULT_HOST] if options.quick else [DEFAULT_HOST, OLDEST_HOST]
     versions = list(dict.fromkeys(options.host or hosts))
-    steps = Steps(5 + len(versions) + (not options.quick))
-    python = prepare(steps)
-    install_tools(steps)
+    steps = Steps(4 + len(versions) + (not options.quick))
+    python = prepare(steps, with_tools=True)
     chromium = None
     if not options.quick:
         steps("Chromium for the browser tests")
@@ -83,7 +81,7 @@ def run_pytest(
     spread = [f"-n{workers()}", "--dist=loadfile", "--no-loadscope-reorder"]
     spread += ["--max-worker-restart=1"]  # a test that ends its process ends it again
     command = [python, "-c", PYTEST, *folders, *spread, *rest, f"--junitxml={report}"]
-    settings = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     settings |= {"ZIMAGE_HOST_DIR": str(host_dir)}
     settings |= {"ZIMAGE_CHROMIUM": chromium} if chromium else {}
     code = environment.call(command, **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import platform
 import sys
@@ -67,8 +68,6 @@ class Host:
 
         Models stay where they are: clones of one model share its weights.
         """
-        import gc
-
         import comfy.model_management
 
         gc.collect()
@@ -119,6 +118,9 @@ def start(job: Job, rows: Recorder) -> Host:
     import folder_paths  # noqa: F401 (before the pack's nodes, which read it)
     import utils.extra_config  # noqa: F401 (before `nodes`, which hides `utils` up to 0.24)
 
+    import nodes  # noqa: F401
+
+    gc.freeze()  # settle() then looks through what the leg makes, not through what it imported
     device = comfy.model_management.get_torch_device()
     rows.facts |= facts(job, device, is_dynamic=is_dynamic)
     return Host(job, device, base_dir, is_dynamic)

@@ -1,7 +1,7 @@
 """Every script of benchmarks/ runs at its smallest size and prints its table.
 
 Each runs as `python run.py bench NAME` starts it, in a process of its own, and writes its rows into
-a folder of the test. Two run at a time, because each computes in one thread.
+a folder of the test.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from os import environ
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +20,11 @@ import pytest
 import torch
 from pack.benchmarks import rows
 from pack.runner import commands, environment
+from pack.tests.benchmarks.warm_python import WarmPython
 
 SCRIPTS = rows.REPO / "benchmarks"
 RESULTS = SCRIPTS / "results"
 MIB = 2**20
-LIMIT_S = 300
 NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]\d+)?")
 # What keeps a script from running here, and why.
 MISSING = {
@@ -157,19 +156,6 @@ def why_not(name: str) -> str:
     return ", ".join(filter(None, (MISSING[need] for need in CASES[name].needs)))
 
 
-def start(name: str, args: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a script as `run.py bench` does; its rows go to the folder."""
-    settings = {"ZIMAGE_RESULTS_DIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *args],
-        cwd=rows.REPO,
-        env=environment.child_environment(**settings),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=LIMIT_S,
-    )
-
-
 def contents(folder: Path, pattern: str = "*") -> dict[str, bytes]:
     files = (path for path in sorted(folder.rglob(pattern)) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
@@ -188,55 +174,45 @@ def is_finite_number(cell: str) -> bool:
     return bool(NUMBER.search(cell)) and not re.search(r"\b(nan|inf)\b", cell)
 
 
-class Runs(NamedTuple):
-    """The started scripts, the folder of each below `folder`, and the results before them."""
+class Runs:
+    """Runs the scripts, each at most once; its rows go to a folder of its name."""
 
-    by_name: dict[str, Future[subprocess.CompletedProcess[str]]]
-    folder: Path
-    before: dict[str, bytes]
+    def __init__(self, python: WarmPython, folder: Path) -> None:
+        self.folder, self.before, self._python = folder, contents(RESULTS), python
+        self.done: dict[str, subprocess.CompletedProcess[str]] = {}
+
+    def run(self, name: str, args: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+        """Runs a script as `run.py bench` does; its rows go to the folder."""
+        return self._python.run(f"benchmarks.{name}", args, ZIMAGE_RESULTS_DIR=str(folder))
 
 
 @pytest.fixture(scope="module")
-def runs(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Runs]:
-    """Starts the scripts of those tests that were chosen and can run."""
-    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    chosen = {given["smoke"] for given in params if "smoke" in given}
-    folder, before = tmp_path_factory.mktemp("results"), contents(RESULTS)
-    pool = ThreadPoolExecutor(2)
-    yield Runs(
-        {
-            name: pool.submit(start, name, case.args, folder / name)
-            for name, case in CASES.items()
-            if name in chosen and not why_not(name)
-        },
-        folder,
-        before,
-    )
-    pool.shutdown(cancel_futures=True)
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = tmp_path_factory.mktemp("results")
+    environment_of = environment.child_environment(OMP_NUM_THREADS="1", PYTHONUTF8="1")
+    with WarmPython(rows.REPO, tmp_path_factory.mktemp("printed"), environment_of) as python:
+        yield Runs(python, folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("smoke", CASES)
-def test_a_script_prints_its_table_at_its_smallest_size(smoke: str, runs: Runs):
-    if reason := why_not(smoke):
+@pytest.mark.parametrize("name", CASES)
+def test_a_script_prints_its_table_at_its_smallest_size(name: str, runs: Runs):
+    if reason := why_not(name):
         pytest.skip(reason)
-    done = runs.by_name[smoke].result()
+    done = runs.done[name] = runs.run(name, CASES[name].args, runs.folder / name)
     assert done.returncode == 0, done.stderr[-2000:]
     printed = list(tables(done.stdout))
-    for first, columns in CASES[smoke].cells:
+    for first, columns in CASES[name].cells:
         found = [r for t in printed for r in t if r[""] == first and set(columns) <= set(r)]
         assert found, f"no row {first!r} with {columns} in:\n{done.stdout}"
         assert {c: found[0][c] for c in columns if not is_finite_number(found[0][c])} == {}
-    assert rows.read(runs.folder / smoke / f"{smoke}.jsonl")
+    assert rows.read(runs.folder / name / f"{name}.jsonl")
 
 
+@pytest.mark.slow
 def test_no_script_has_written_into_the_committed_results(runs: Runs):
-    if not runs.by_name:
+    if not runs.done:
         pytest.skip("no script ran")
-    for started in runs.by_name.values():
-        started.result()
     after = contents(RESULTS)
     assert {name for name in after if after[name] != runs.before.get(name)} == set()
     assert after.keys() == runs.before.keys()
@@ -244,11 +220,11 @@ def test_no_script_has_written_into_the_committed_results(runs: Runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
-def test_show_prints_the_committed_rows_and_changes_none(name: str, tmp_path: Path):
+def test_show_prints_the_committed_rows_and_changes_none(name: str, runs: Runs, tmp_path: Path):
     if reason := why_not(name):
         pytest.skip(reason)
     folder = shutil.copytree(RESULTS, tmp_path / "results")
-    done = start(name, ["--show"], folder)
+    done = runs.run(name, ["--show"], folder)
     assert done.returncode == 0, done.stderr[-2000:]
     wanted = SHOWN[name]([json.loads(line) for line in (RESULTS / f"{name}.jsonl").open()])
     assert wanted
@@ -270,9 +246,10 @@ def test_a_row_that_was_not_measured_is_no_number():
     assert not any(map(is_finite_number, ("not measured", "-", "inf", "inf %", "1 of nan")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["denoiser_peak", "vae_peak"])
-def test_a_case_that_a_script_does_not_have_is_refused(name: str, tmp_path: Path):
-    done = start(name, ["--case", "1x1x1"], tmp_path)
+def test_a_case_that_a_script_does_not_have_is_refused(name: str, runs: Runs, tmp_path: Path):
+    done = runs.run(name, ["--case", "1x1x1"], tmp_path)
     assert done.returncode == 2
     assert "--case: invalid choice: '1x1x1'" in done.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())

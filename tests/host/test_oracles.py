@@ -162,7 +162,9 @@ def test_single_files_and_folder_give_the_same_bits(from_folder, from_files):
         assert not differing, part
 
 
-@pytest.mark.parametrize("shift", [3.0, pytest.param(1.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "shift", [3.0, pytest.param(1.5, marks=[pytest.mark.slow, pytest.mark.once])]
+)
 def test_sampling_equals_the_pipeline(host, small_folder, shift):
     """Four steps of the host's KSampler and a decode are the diffusers pipeline's picture.
 

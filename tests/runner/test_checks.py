@@ -14,8 +14,7 @@ from pack.runner import environment, suite
 def test_check_fails_where_one_of_its_tools_finds_something(source, code, tmp_path, monkeypatch):
     (tmp_path / "x.py").write_text(source)
     monkeypatch.setattr(environment, "ROOT", tmp_path)
-    monkeypatch.setattr(suite, "prepare", lambda steps: Path(sys.executable))
-    monkeypatch.setattr(suite, "install_tools", lambda steps: None)
+    monkeypatch.setattr(suite, "prepare", lambda steps, with_tools: Path(sys.executable))
     # pyright, the last, needs seconds for each folder; the tests run it on the whole project.
     monkeypatch.setattr(suite, "CHECKS", suite.CHECKS[:2])
     options, rest = run.parse(["check"])

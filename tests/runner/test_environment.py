@@ -192,6 +192,11 @@ class TestInstall:
         assert environment.install(env, "base", ["-r", wishes], "installing")
         assert imported(env) == "2.0"
 
+    def test_what_was_installed_is_compiled(self, env):
+        environment.install(env, "base", ["thing==1.0"], "installing")
+        cache = environment.site_packages(env) / "__pycache__"
+        assert [path.name.split(".")[0] for path in cache.iterdir()] == ["thing"]
+
     def test_a_failure_leaves_no_stamp(self, env):
         for _ in range(2):
             with pytest.raises(environment.SetupError, match="installing failed: No matching"):

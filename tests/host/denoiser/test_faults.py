@@ -51,7 +51,7 @@ def state(model: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("blocks", ["all", "main layers"])
+@pytest.mark.parametrize("blocks", ["all", pytest.param("main layers", marks=pytest.mark.once)])
 @pytest.mark.parametrize("fault", ["cancelled", "exception"])
 def test_a_fault_in_mid_forward_leaves_nothing(host, z_image, blocks, fault):
     management = host.model_management
