@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,14 +126,24 @@ def make_venv(env: Path) -> Path:
     return python
 
 
-def install(env: Path, name: str, wanted: list[str | Path], task: str) -> bool:
+def install(
+    env: Path,
+    name: str,
+    wanted: list[str | Path],
+    task: str,
+    *,
+    covers: Mapping[str, list[str | Path]] | None = None,
+) -> bool:
     """Installs `wanted` (arguments of pip) in one call with the torch pins: nothing moves torch.
+
+    Args:
+        name: the stamp that tells a later call what was installed.
+        covers: what `wanted` includes, by name; it counts as installed too.
 
     Returns:
         False when the same was installed before and nothing had to be done.
     """
-    texts = [Path(w).read_text(encoding="utf-8") for w in wanted if Path(w).is_file()]
-    asked = hashlib.sha256("\n".join([*TORCH, *map(str, wanted), *texts]).encode()).hexdigest()
+    asked = _sum_of(wanted)
     stamps_path = env / "stamps.json"
     try:
         stamps = json.loads(stamps_path.read_text())
@@ -146,21 +157,29 @@ def install(env: Path, name: str, wanted: list[str | Path], task: str) -> bool:
             f"{SPACE_NEEDED_GB} GB of disk space are needed, {free_gb:.0f} GB are free"
         )
     drop_half_installed(env)
-    # pip compiles on one core; compile_all uses every core.
     pip(python_of(env), "install", "--no-compile", *TORCH, *wanted, task=task)
     compile_all(python_of(env), site_packages(env))
     part = stamps_path.with_suffix(".part")
-    part.write_text(json.dumps({**stamps, name: asked}))
+    covered = {other: _sum_of(included) for other, included in (covers or {}).items()}
+    part.write_text(json.dumps({**stamps, **covered, name: asked}))
     os.replace(part, stamps_path)
     return True
 
 
-def compile_all(python: Path, folder: Path) -> None:
-    """Compiles every module below a folder. Our processes write no bytecode themselves.
+def _sum_of(wanted: list[str | Path]) -> str:
+    """A sum over the arguments of pip and the contents of the files among them."""
+    texts = [Path(w).read_text(encoding="utf-8") for w in wanted if Path(w).is_file()]
+    return hashlib.sha256("\n".join([*TORCH, *map(str, wanted), *texts]).encode()).hexdigest()
 
+
+def compile_all(python: Path, folder: Path) -> None:
+    """Compiles every module below a folder, on every core.
+
+    The demo and the servers write no bytecode, so without it each of them would compile again.
     Files that this Python cannot compile, such as a package's templates, are skipped.
     """
-    subprocess.run([str(python), "-m", "compileall", "-qq", "-j0", str(folder)])
+    command = [str(python), "-W", "ignore", "-m", "compileall", "-qq", "-j0", str(folder)]
+    subprocess.run(command, env=child_environment())
 
 
 def drop_half_installed(env: Path) -> None:

@@ -45,13 +45,14 @@ def prepare(steps: Steps, *, with_tools: bool = False) -> Path:
     python = environment.make_venv(environment.VENV)
     steps(f"ComfyUI {DEFAULT_HOST} in .host")
     default_host = environment.fetch_host(python, DEFAULT_HOST)
-    wanted = environment.base_requirements(default_host)
-    name, more = "base", ""
+    base, task = environment.base_requirements(default_host), "installing the packages"
+    tools = ", test tools" if with_tools else ""
+    steps(f"Packages: torch 2.11.0 (6 GB on disk), ComfyUI's requirements{tools}")
     if with_tools:
-        wanted += ["-r", environment.TEST_REQUIREMENTS]
-        name, more = "tests", ", and the tools of the tests"
-    steps(f"Packages: torch 2.11.0 (6 GB on disk) and what ComfyUI asks for{more}")
-    environment.install(environment.VENV, name, wanted, "installing the packages")
+        wanted = [*base, "-r", environment.TEST_REQUIREMENTS]
+        environment.install(environment.VENV, "tests", wanted, task, covers={"base": base})
+    else:
+        environment.install(environment.VENV, "base", base, task)
     return python
 
 

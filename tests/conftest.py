@@ -19,9 +19,8 @@ if "pack" not in sys.modules:
     pack.__path__ = [str(REPO)]
     sys.modules["pack"] = pack
 
-# By default Python looks through everything that torch and a host have made so often that tests
-# take a fifth longer.
-gc.set_threshold(100_000, 50, 1000)
+# By default Python looks for garbage so often that tests beside a host take a fifth longer.
+gc.set_threshold(100_000)
 
 E2E = "tests/e2e/"
 # With several workers the files that take longest begin first, else all wait for the last one.

@@ -118,9 +118,11 @@ def start(job: Job, rows: Recorder) -> Host:
     import folder_paths  # noqa: F401 (before the pack's nodes, which read it)
     import utils.extra_config  # noqa: F401 (before `nodes`, which hides `utils` up to 0.24)
 
-    import nodes  # noqa: F401
+    import nodes  # noqa: F401 (before the freeze: it imports most of the host)
 
-    gc.freeze()  # settle() then looks through what the leg makes, not through what it imported
+    # settle() then looks through what the leg makes, not through what it imported.
+    gc.collect()
+    gc.freeze()
     device = comfy.model_management.get_torch_device()
     rows.facts |= facts(job, device, is_dynamic=is_dynamic)
     return Host(job, device, base_dir, is_dynamic)

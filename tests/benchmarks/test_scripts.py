@@ -1,7 +1,8 @@
 """Every script of benchmarks/ runs at its smallest size and prints its table.
 
-Each runs as `python run.py bench NAME` starts it, in a process of its own, and writes its rows into
-a folder of the test.
+Each runs in a process of its own, with the command line of `python run.py bench NAME`, and writes
+its rows into a folder of the test. On Linux the libraries are imported already, see warm_python: a
+script that forgets to import one of them runs all the same.
 """
 
 from __future__ import annotations
@@ -175,22 +176,27 @@ def is_finite_number(cell: str) -> bool:
 
 
 class Runs:
-    """Runs the scripts, each at most once; its rows go to a folder of its name."""
+    """Runs scripts in a warm Python.
+
+    folder: for the rows of the smallest sizes, a folder for each script.
+    before: the committed results, as they were.
+    names: of the scripts that ran at their smallest size.
+    """
 
     def __init__(self, python: WarmPython, folder: Path) -> None:
         self.folder, self.before, self._python = folder, contents(RESULTS), python
-        self.done: dict[str, subprocess.CompletedProcess[str]] = {}
+        self.names: set[str] = set()
 
     def run(self, name: str, args: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-        """Runs a script as `run.py bench` does; its rows go to the folder."""
+        """Runs a script; its rows go to the folder."""
         return self._python.run(f"benchmarks.{name}", args, ZIMAGE_RESULTS_DIR=str(folder))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     folder = tmp_path_factory.mktemp("results")
-    environment_of = environment.child_environment(OMP_NUM_THREADS="1", PYTHONUTF8="1")
-    with WarmPython(rows.REPO, tmp_path_factory.mktemp("printed"), environment_of) as python:
+    settings = environment.child_environment(OMP_NUM_THREADS="1", PYTHONUTF8="1")
+    with WarmPython(rows.REPO, tmp_path_factory.mktemp("printed"), settings) as python:
         yield Runs(python, folder)
 
 
@@ -199,7 +205,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 def test_a_script_prints_its_table_at_its_smallest_size(name: str, runs: Runs):
     if reason := why_not(name):
         pytest.skip(reason)
-    done = runs.done[name] = runs.run(name, CASES[name].args, runs.folder / name)
+    runs.names.add(name)
+    done = runs.run(name, CASES[name].args, runs.folder / name)
     assert done.returncode == 0, done.stderr[-2000:]
     printed = list(tables(done.stdout))
     for first, columns in CASES[name].cells:
@@ -211,7 +218,7 @@ def test_a_script_prints_its_table_at_its_smallest_size(name: str, runs: Runs):
 
 @pytest.mark.slow
 def test_no_script_has_written_into_the_committed_results(runs: Runs):
-    if not runs.done:
+    if not runs.names:
         pytest.skip("no script ran")
     after = contents(RESULTS)
     assert {name for name in after if after[name] != runs.before.get(name)} == set()
@@ -246,7 +253,6 @@ def test_a_row_that_was_not_measured_is_no_number():
     assert not any(map(is_finite_number, ("not measured", "-", "inf", "inf %", "1 of nan")))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["denoiser_peak", "vae_peak"])
 def test_a_case_that_a_script_does_not_have_is_refused(name: str, runs: Runs, tmp_path: Path):
     done = runs.run(name, ["--case", "1x1x1"], tmp_path)

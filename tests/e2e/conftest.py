@@ -26,8 +26,9 @@ TIMEOUT_S = 120
 
 
 def tree_sums(folder: Path) -> dict[str, str]:
-    """The sha256 of every file below a folder, by its name."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    """The sha256 of every file below a folder, by its name; not of bytecode."""
+    paths = (path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts)
+    files = [path for path in paths if path.is_file()]
     sums = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     return sums
 

@@ -73,7 +73,7 @@ def _smaller(workflow: dict[str, Any]) -> dict[str, Any]:
     [
         pytest.param(PLAIN, False, id="classic canvas"),
         pytest.param(PLAIN, True, id="nodes 2.0"),
-        pytest.param(LOW_VRAM, True, id="low vram", marks=ONCE),
+        pytest.param(LOW_VRAM, True, id="low vram"),
         pytest.param(PROBES, True, id="probes", marks=ONCE),
         pytest.param(LARGE, True, id="2048", marks=ONCE),
         pytest.param(EIGHT_GIB, True, id="8 gib"),

@@ -241,7 +241,6 @@ def lives(host_dir, new_base) -> Lives:
     return Lives(before, with_pack, picture, files_before, files())
 
 
-@pytest.mark.once
 class TestAnotherServer:
     def test_another_server_process_draws_the_same_pixels(self, server, lives):
         np.testing.assert_array_equal(lives.picture, run(server, prompt_for(*FILES)))

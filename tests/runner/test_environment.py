@@ -197,6 +197,12 @@ class TestInstall:
         cache = environment.site_packages(env) / "__pycache__"
         assert [path.name.split(".")[0] for path in cache.iterdir()] == ["thing"]
 
+    def test_what_a_wish_covers_counts_as_installed(self, env):
+        wish = ["thing==1.0"]
+        assert environment.install(env, "tests", wish, "installing", covers={"base": wish})
+        assert not environment.install(env, "base", wish, "installing")
+        assert environment.install(env, "base", ["thing==2.0"], "installing")
+
     def test_a_failure_leaves_no_stamp(self, env):
         for _ in range(2):
             with pytest.raises(environment.SetupError, match="installing failed: No matching"):

@@ -82,7 +82,7 @@ def folder(tmp_path, monkeypatch) -> Folder:
     monkeypatch.setattr(environment, "make_venv", lambda env: Path(sys.executable))
     monkeypatch.setattr(environment, "python_of", lambda env: Path(sys.executable))
     monkeypatch.setattr(environment, "fetch_host", lambda python, version: host_dir)
-    monkeypatch.setattr(environment, "install", lambda *args: False)
+    monkeypatch.setattr(environment, "install", lambda *args, **options: False)
     monkeypatch.setattr(browser, "find_chromium", lambda python: None)
     monkeypatch.setattr(suite, "CHECKS", (["py_compile", "host/main.py"],))
     (tmp_path / "suite").mkdir()

@@ -8,7 +8,6 @@ from pack.benchmarks import load_ram
 GIB = 2**30
 
 
-@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.skipif("ZIMAGE_HOST_DIR" not in os.environ, reason="ZIMAGE_HOST_DIR is not set")
 def test_peak_ram_of_a_sharded_folder(tmp_path):
