@@ -2,7 +2,7 @@
 
     python run.py bench denoiser_frontier [--side 1024] [--groups 2 3]
 
-Memory: the predicted peak of the whole forward (nodes/denoiser/plan.py; a test holds it within 3 %
+Memory: the predicted peak of the whole forward (nodes/denoiser/peak.py; a test holds it within 3 %
 of what fake tensors measure). Cost: a roofline of one main block, counted operation by operation on
 fake CUDA tensors: the larger of arithmetic and memory traffic at the stated card's peaks, as a
 multiple of the host's own block. Nothing is timed; launches and caches are not in it. Rows of other
@@ -88,12 +88,9 @@ def cost(run: Callable[..., Any], tokens: int) -> Roofline:
 
 def frontier(side_px: int, groups_of_heads: Sequence[int]) -> list[dict[str, Any]]:
     """One row for each number of groups and chunk size; the host's block is the first row."""
-    from pack.nodes.denoiser.plan import (
-        DenoiserPlan,
-        denoiser_plan,
-        lean_peak_bytes,
-        stock_peak_bytes,
-    )
+    from pack.nodes.denoiser.cuts import DenoiserPlan
+    from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
+    from pack.nodes.denoiser.plan import denoiser_plan
     from pack.nodes.denoiser.sizes import Z_IMAGE, Request
     from pack.nodes.host.denoiser.block import run_block
     from pack.testing.stock_forward import FakeDenoiser

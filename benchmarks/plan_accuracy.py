@@ -103,7 +103,8 @@ class Measures:
         return text_encoder_peak_bytes(tokens), self._encoder.measure(tokens).peak_bytes
 
     def _denoise(self, case: dict[str, Any]) -> tuple[int, int]:
-        from pack.nodes.denoiser.plan import denoiser_plan, lean_peak_bytes, stock_peak_bytes
+        from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
+        from pack.nodes.denoiser.plan import denoiser_plan
         from pack.nodes.denoiser.sizes import Z_IMAGE, Request
         from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
         from pack.testing.stock_forward import FakeDenoiser

@@ -19,7 +19,7 @@ if "pack" not in sys.modules:
     pack.__path__ = [str(REPO)]
     sys.modules["pack"] = pack
 
-# By default Python looks for garbage so often that tests beside a host take a fifth longer.
+# By default Python looks for garbage so often that tests beside a host take a sixth longer.
 gc.set_threshold(100_000)
 
 E2E = "tests/e2e/"

@@ -121,7 +121,7 @@ def test_the_host_room_is_not():
         (wrong_arrows, "nodes/weights/x.py", "def f():\n    from ..host.loader import load"),
         (wrong_arrows, "nodes/weights/x.py", "from pack.nodes.denoiser import plan"),
         (wrong_arrows, "nodes/weights/x.py", "from .. import load_model"),
-        (wrong_arrows, "nodes/vae/x.py", "from ..denoiser.plan import DenoiserPlan"),
+        (wrong_arrows, "nodes/vae/x.py", "from ..denoiser.cuts import DenoiserPlan"),
         (wrong_arrows, "nodes/vae/x.py", "import safetensors"),
         (wrong_arrows, "nodes/vae/plan.py", "import torch"),
         (wrong_arrows, "nodes/fit/x.py", "import torch"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..cuts import pieces
 
 # The CPU's attention kernel works in smaller blocks where it gets fewer rows than this, which
@@ -14,6 +16,18 @@ QUERY_GROUPS = 16
 # The feed-forward computes its second factor in this many column blocks, so that one and a quarter
 # hidden tensors live at once instead of two.
 HIDDEN_BLOCKS = 4
+
+
+@dataclass(frozen=True)
+class DenoiserPlan:
+    """How the denoiser is cut.
+
+    groups: into how many groups the heads are cut; k and v of one group live at a time.
+    chunk_tokens: rows at a time.
+    """
+
+    groups: int
+    chunk_tokens: int
 
 
 def chunks(tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..units import MIB
-from .plan import denoiser_plan, lean_peak_bytes, stock_peak_bytes
+from .peak import lean_peak_bytes, stock_peak_bytes
+from .plan import denoiser_plan
 from .sizes import PIXELS_PER_LATENT, Request
 
 # Text length to assume where the prompt is not known.

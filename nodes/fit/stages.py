@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..attention.budget import AUTO_HEADS
 from ..denoiser.need import denoiser_live_bytes, denoiser_need_bytes
-from ..denoiser.plan import DEFAULT_GROUPS, stock_peak_bytes
+from ..denoiser.peak import stock_peak_bytes
+from ..denoiser.plan import DEFAULT_GROUPS
 from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
 from ..vae.choice import VaeChoice
 from ..vae.need import VAE_RESERVED, vae_need_bytes

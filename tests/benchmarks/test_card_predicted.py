@@ -47,7 +47,7 @@ def test_without_a_card_there_is_no_factor():
 
 def test_predictions_are_those_of_the_pack_for_the_settings_of_each_variant():
     from pack.nodes.denoiser.need import denoiser_live_bytes
-    from pack.nodes.denoiser.plan import stock_peak_bytes
+    from pack.nodes.denoiser.peak import stock_peak_bytes
     from pack.nodes.denoiser.sizes import Request
     from pack.nodes.fit.stages import head_groups, published_models, vae_stage
 

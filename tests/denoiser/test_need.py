@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pack.nodes.denoiser.need import denoiser_live_bytes, denoiser_need_bytes, of_latent
-from pack.nodes.denoiser.plan import denoiser_plan, lean_peak_bytes
+from pack.nodes.denoiser.peak import lean_peak_bytes
+from pack.nodes.denoiser.plan import denoiser_plan
 from pack.nodes.denoiser.sizes import Request
 
 MIB = 2**20

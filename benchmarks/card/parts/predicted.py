@@ -134,7 +134,7 @@ def denoiser_bytes(found: Measured, models: Any, request: Any) -> int | None:
     Fit to VRAM chooses its settings by what is free at each sampling: its rows are left out.
     """
     from pack.nodes.denoiser.need import denoiser_live_bytes
-    from pack.nodes.denoiser.plan import stock_peak_bytes
+    from pack.nodes.denoiser.peak import stock_peak_bytes
     from pack.nodes.fit.stages import head_groups
 
     size = _picture(found.case)

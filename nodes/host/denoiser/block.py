@@ -21,8 +21,9 @@ import torch.utils.checkpoint
 from torch import nn
 
 from ...denoiser.attention_half import Heads, add_attention
+from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.feed_forward_half import add_feed_forward
-from ...denoiser.plan import DEFAULT_GROUPS, DenoiserPlan, plan_for
+from ...denoiser.plan import DEFAULT_GROUPS, plan_for
 from ...denoiser.rows import Modulation, Projection, RowsFn
 from ...denoiser.sizes import TransformerSizes
 from ..base.fetch import by_pieces, fetch_linear, fetch_norm, fetch_weights, is_plain

@@ -16,8 +16,7 @@ import comfy.utils
 import torch
 from comfy.ldm.flux.math import rope
 
-from ...denoiser.cuts import chunks
-from ...denoiser.plan import DenoiserPlan
+from ...denoiser.cuts import DenoiserPlan, chunks
 from ...denoiser.rows import Projection
 from ..base.block_events import block_ended
 from ..base.fetch import fetch_linear

@@ -131,7 +131,8 @@ def flash_like(function: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any)
 def test_between_the_peak_and_the_hosts_figure_at_full_size(width, height, batch, groups):
     """Formulas; that the peak's formula is the measured one is tested with the plan."""
     from pack.nodes.denoiser.need import denoiser_live_bytes, denoiser_need_bytes
-    from pack.nodes.denoiser.plan import denoiser_plan, lean_peak_bytes
+    from pack.nodes.denoiser.peak import lean_peak_bytes
+    from pack.nodes.denoiser.plan import denoiser_plan
 
     request = Request(width, height, batch, 512, 2, Z_IMAGE)
     need = denoiser_need_bytes(denoiser_live_bytes(request, groups, is_plain=False))

@@ -9,13 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from pack.nodes.denoiser.cuts import longest_chunk
-from pack.nodes.denoiser.plan import (
-    DenoiserPlan,
-    denoiser_plan,
-    lean_peak_bytes,
-    stock_peak_bytes,
-)
+from pack.nodes.denoiser.cuts import DenoiserPlan, longest_chunk
+from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
+from pack.nodes.denoiser.plan import denoiser_plan
 from pack.nodes.denoiser.sizes import Z_IMAGE, Request
 from pack.testing import lean_models
 from pack.testing.stock_forward import FakeDenoiser

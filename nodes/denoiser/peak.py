@@ -1,0 +1,69 @@
+"""The activation peaks of the denoiser's forwards, ours and the host's, as formulas."""
+
+from __future__ import annotations
+
+from .cuts import HIDDEN_BLOCKS, QUERY_GROUPS, DenoiserPlan, head_groups, longest_chunk
+from .sizes import Request, TransformerSizes
+
+
+def lean_peak_bytes(request: Request, plan: DenoiserPlan) -> int:
+    """The peak of the lean whole forward, in bytes; weights and kernel workspaces excluded.
+
+    One stream of the whole batch, and for one sample the larger of its attention (what earlier
+    groups attended to, k and v of one group, 2 or 3 chunks of the stream) and its feed-forward (a
+    chunk of 1 + 1 / HIDDEN_BLOCKS hidden widths and of the stream). The refiners see part of the
+    stream, which may have a longer chunk.
+    """
+    tokens = request.tokens
+    lengths = (tokens, request.padded_image_tokens, request.padded_text_tokens)
+    block = max(block_elements(request.sizes, length, plan) for length in lengths)
+    elements = request.batch * tokens * request.sizes.dim + block
+    # The index of each token in the rope tables: three axes, 8 bytes.
+    return elements * request.dtype_bytes + _latent_and_text_bytes(request) + 24 * tokens
+
+
+def block_elements(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan) -> int:
+    """Elements that a block holds beside the stream, for a sample of that many tokens."""
+    chunk = longest_chunk(tokens, plan.chunk_tokens)
+    runs = head_groups(sizes.kv_heads, plan.groups)
+    repeats = sizes.heads // sizes.kv_heads
+    held = runs[-1][0] * repeats * sizes.head_dim
+    group, last = ((stop - start) * sizes.head_dim for start, stop in (runs[0], runs[-1]))
+    held_parts = 3 if len(runs) >= QUERY_GROUPS else 2
+    # A chunk normed beside k projected and rotated; in the last group also before and after the
+    # last norm.
+    attention = max(
+        tokens * (held + held_parts * group * repeats) + chunk * (sizes.dim + 2 * group),
+        tokens * (held + held_parts * last * repeats) + chunk * 2 * sizes.dim,
+    )
+    if repeats > 1:  # k and v as they are shared, and the copies for attention one after the other
+        copied = (1 + held_parts * repeats) * group
+        attention = max(attention, tokens * (held + copied))
+    hidden = sizes.ffn_dim + -(-sizes.ffn_dim // HIDDEN_BLOCKS)
+    return max(attention, chunk * (sizes.dim + hidden))
+
+
+def stock_peak_bytes(request: Request) -> int:
+    """The peak of the host's own forward, in bytes; weights and kernel workspaces excluded.
+
+    The peak is where a feed-forward holds four hidden tensors: in a main block, or in the second
+    image refiner, which holds the embedding twice.
+
+    Source: JointTransformerBlock and patchify_and_embed in the host's comfy/ldm/lumina/model.py.
+    """
+    sizes = request.sizes
+    row_bytes = request.batch * sizes.dim * request.dtype_bytes
+    hidden_row_bytes = request.batch * sizes.ffn_dim * request.dtype_bytes
+    image, text = request.padded_image_tokens, request.padded_text_tokens
+    main = 4 * request.tokens * (hidden_row_bytes + row_bytes) + request.rope_bytes
+    refiner = 4 * image * hidden_row_bytes + (5 * image + 2 * text) * row_bytes
+    # The host's copy of the latent, filled up to whole patches.
+    padded = request.batch * request.image_tokens * sizes.patch_dim * request.dtype_bytes
+    return max(main, refiner + 2 * request.rope_bytes) + _latent_and_text_bytes(request) + padded
+
+
+def _latent_and_text_bytes(request: Request) -> int:
+    """The caller holds these."""
+    _, channels, height, width = request.latent_shape
+    elements = channels * height * width + request.text_tokens * request.sizes.cap_dim
+    return request.batch * elements * request.dtype_bytes
