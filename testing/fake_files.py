@@ -90,8 +90,8 @@ def component(
     config: Mapping[str, Any] | None = None,
 ) -> Component:
     """A component without files, for what looks at names and shapes alone."""
-    tensors = {n: TensorInfo(dtype, tuple(s), nbytes(dtype, s)) for n, s in shapes.items()}
-    return Component(label, tensors, {}, (), config or {}, is_file=True)
+    tensors = {n: TensorInfo(dtype, tuple(s), nbytes(dtype, s), 0) for n, s in shapes.items()}
+    return Component(label, tensors, {}, (), config or {}, (), is_file=True)
 
 
 def z_image_shapes(

@@ -24,6 +24,7 @@ class Component:
     file_of: the file of each tensor.
     files: every safetensors file, in order.
     config: the folder's config.json; empty where there is none.
+    metadata: what the header of each file says beside the tensors.
     is_file: chosen as a single file, not as a folder.
     """
 
@@ -32,6 +33,7 @@ class Component:
     file_of: Mapping[str, Path]
     files: tuple[Path, ...]
     config: Mapping[str, Any]
+    metadata: tuple[Mapping[str, str], ...]
     is_file: bool
 
 
@@ -154,5 +156,6 @@ def _component(
         file_of={name: header.path for name, header in holders.items()},
         files=tuple(h.path for h in headers),
         config=config,
+        metadata=tuple(h.metadata for h in headers),
         is_file=is_file,
     )

@@ -10,6 +10,7 @@ from typing import Any
 from .blocks import count_blocks, extent
 from .component import Component
 from .header import TensorInfo, WeightsError
+from .quantised import quantised_layers
 from .text_encoder import key_prefix, qwen3_config, size_name
 
 # The first row of which one tensor name contains every part names the file. The names are those
@@ -103,7 +104,8 @@ def z_image(component: Component, hint: str = "") -> ZImage:
             Base and Edit have the same tensors.
 
     Raises:
-        WeightsError: another model; the message names the family it looks like.
+        WeightsError: another model, of which the message names the family; or scales that ComfyUI
+            would drop.
     """
     tensors = component.tensors
     prefix = _z_image_prefix(tensors)
@@ -115,6 +117,12 @@ def z_image(component: Component, hint: str = "") -> ZImage:
     is_diffusers = f"{prefix}noise_refiner.0.attention.to_q.weight" in tensors
     embed = "all_x_embedder.2-1.weight" if is_diffusers else "x_embedder.weight"
 
+    if quantised_layers(component, prefix) and is_diffusers:
+        raise WeightsError(
+            f"{component.label} holds quantised weights with diffusers' tensor names, for which "
+            "ComfyUI drops the scales: choose the plain weights and a weight_dtype, or a file "
+            "quantised for ComfyUI"
+        )
     for stack in ("noise_refiner.", "context_refiner.", "layers."):
         layers = count_blocks(component.label, tensors, f"{prefix}{stack}")
 
@@ -142,13 +150,14 @@ def check_text_encoder(component: Component, *, text_width: int) -> dict[str, An
         Its sizes, as `qwen3_config` gives them.
 
     Raises:
-        WeightsError: no Qwen3, another width, or incomplete.
+        WeightsError: no Qwen3, another width, incomplete, or scales that ComfyUI would drop.
     """
     if key_prefix(component.tensors) is None:
         raise WeightsError(
             f"{component.label} is not the text encoder of Z-Image: it looks like "
             f"{describe(component.tensors)}: choose qwen_3_4b.safetensors"
         )
+    quantised_layers(component)  # raises where scales would be lost
     config = qwen3_config(component)
     width = config["hidden_size"]
     if width != text_width:

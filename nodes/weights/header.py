@@ -30,11 +30,13 @@ class TensorInfo(NamedTuple):
     dtype: safetensors' name of the element type, such as ``BF16``.
     shape: extent per axis.
     nbytes: its size in the file, in bytes.
+    start: where its values begin in the file, in bytes.
     """
 
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,11 @@ def read_header(path: Path) -> Header:
     except (ValueError, RecursionError) as error:
         raise _malformed(name, f"not valid JSON ({error})") from error
     metadata = entries.pop("__metadata__", None) or {}
-    tensors = {tensor: _tensor_info(name, tensor, entry) for tensor, entry in entries.items()}
-    expected = 8 + header_bytes + sum(info.nbytes for info in tensors.values())
+    data_start = 8 + header_bytes
+    tensors = {
+        tensor: _tensor_info(name, tensor, entry, data_start) for tensor, entry in entries.items()
+    }
+    expected = data_start + sum(info.nbytes for info in tensors.values())
     if status.st_size < expected:
         raise _truncated(name, expected, status.st_size)
     if status.st_size > expected:
@@ -156,7 +161,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _tensor_info(name: str, tensor: str, entry: Any) -> TensorInfo:
+def _tensor_info(name: str, tensor: str, entry: Any, data_start: int) -> TensorInfo:
     # The library also takes an entry as a list, an element type as a table, and unknown fields.
     fields = ("dtype", "shape", "data_offsets")
     is_entry = isinstance(entry, dict) and entry.keys() == set(fields)
@@ -166,4 +171,4 @@ def _tensor_info(name: str, tensor: str, entry: Any) -> TensorInfo:
     # A shape with a 0 in it fills no byte, so the library takes any size beside the 0.
     if 0 in shape and sum(extent.bit_length() for extent in shape) > 63:
         raise _malformed(name, f"{reprlib.repr(tensor)} has the shape {reprlib.repr(shape)}")
-    return TensorInfo(entry["dtype"], tuple(shape), end - start)
+    return TensorInfo(entry["dtype"], tuple(shape), end - start, data_start + start)

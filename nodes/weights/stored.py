@@ -2,7 +2,7 @@
 
 A loader that copies a state dict into a model holds both at once, and with memory-mapped files both
 count as resident. A stored tensor is read when it is copied and forgotten afterwards, so the peak
-is the model plus one tensor.
+is the model plus one tensor. It is read, not mapped: ComfyUI's --disable-mmap asks for that.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch.utils._pytree import tree_map
 
 from .blocks import extent
 from .component import Component
-from .header import WeightsError
+from .header import TensorInfo, WeightsError, read_header
 
 _TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
@@ -84,11 +83,13 @@ def state_dict(
         Stored tensors by their name in the model.
 
     Raises:
-        WeightsError: an element type that torch cannot load, or joined tensors that leave a gap.
+        WeightsError: an element type that torch cannot load, joined tensors that leave a gap, or
+            a file that is another one than when the component was opened.
 
     Memory: no tensor data.
     Exact: bit-exact.
     """
+    _check_unchanged(component)
     whole: dict[str, torch.Tensor] = {}
     parts: dict[str, list[tuple[int, int, str]]] = {}
     for name in component.tensors:
@@ -113,17 +114,27 @@ def _dtype(component: Component, name: str) -> torch.dtype:
     return _TORCH_DTYPES[dtype]
 
 
-def _read(path: Path, name: str) -> torch.Tensor:
-    # Opened for each tensor: the mapping and its resident pages end with the tensor.
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
+def _check_unchanged(component: Component) -> None:
+    # The host may ask for a second copy of the model hours after the component was opened.
+    now = {path: read_header(path).tensors for path in component.files}
+    for name, info in component.tensors.items():
+        if now[component.file_of[name]].get(name) != info:
+            raise WeightsError(
+                f"{component.label} has changed on the disk: run the loader node again"
+            )
+
+
+def _read(path: Path, info: TensorInfo) -> torch.Tensor:
+    raw = torch.empty(info.nbytes, dtype=torch.uint8)
+    with path.open("rb") as file:
+        file.seek(info.start)
+        file.readinto(raw.numpy().data)
+    return raw.view(_TORCH_DTYPES[info.dtype]).view(info.shape)
 
 
 def _stored(component: Component, name: str) -> StoredTensor:
-    path = component.file_of[name]
-    return StoredTensor(
-        component.tensors[name].shape, _dtype(component, name), lambda: _read(path, name)
-    )
+    path, info = component.file_of[name], component.tensors[name]
+    return StoredTensor(info.shape, _dtype(component, name), lambda: _read(path, info))
 
 
 def _joined(
@@ -152,6 +163,7 @@ def _joined(
     names = [name for _, _, name in members]
 
     def read() -> torch.Tensor:
-        return torch.cat([_read(component.file_of[n], n) for n in names], dim=axis)
+        tensors = component.tensors
+        return torch.cat([_read(component.file_of[n], tensors[n]) for n in names], dim=axis)
 
     return StoredTensor(shape, _dtype(component, names[0]), read)

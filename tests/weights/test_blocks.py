@@ -8,7 +8,7 @@ from pack.nodes.weights.header import TensorInfo, WeightsError
 
 
 def tensors(*names: str) -> dict[str, TensorInfo]:
-    return {name: TensorInfo("F32", (2, 3), 24) for name in names}
+    return {name: TensorInfo("F32", (2, 3), 24, 0) for name in names}
 
 
 def stack(count: int, prefix: str = "layers.") -> list[str]:

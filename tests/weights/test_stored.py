@@ -13,6 +13,7 @@ from pack.nodes.weights.component import open_file, open_folder
 from pack.nodes.weights.header import WeightsError
 from pack.nodes.weights.stored import _TORCH_DTYPES, StoredTensor, state_dict
 from pack.testing import fake_files
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 
@@ -193,8 +194,8 @@ def test_nothing_is_read_before_it_is_asked_for_and_nothing_is_kept_afterwards()
     assert reader.alive() == 0
 
 
-def test_a_file_is_opened_anew_each_time(tmp_path):
-    """So no mapping, and no descriptor, lives longer than the values."""
+def test_a_file_is_read_and_never_mapped(tmp_path):
+    """Bug: --disable-mmap was ignored. Nor does a descriptor live longer than the read."""
     path = tmp_path / "x.safetensors"
     stored = stored_from(path, {"a": torch.zeros(1 << 16)})["a"]
 
@@ -204,15 +205,25 @@ def test_a_file_is_opened_anew_each_time(tmp_path):
             pytest.skip("needs /proc/self/maps")
         return maps.read_text().count(str(path))
 
-    assert mappings() == 0
+    with safe_open(path, framework="pt") as mapped:
+        values = mapped.get_tensor("a")
+        assert mappings() > 0
+    del values, mapped
     values = stored.detach()
-    assert mappings() > 0
-    total = values.sum()
-    del values
     assert mappings() == 0
-    assert total == 0
+    assert values.sum() == 0
     descriptors = Path("/proc/self/fd").iterdir()
     assert str(path) not in [os.path.realpath(descriptor) for descriptor in descriptors]
+
+
+def test_a_file_that_was_replaced_is_not_read_at_the_old_place(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(8), "b": torch.ones(8)}, path)
+    opened = open_file(path, path.name)
+    save_file({"a": torch.zeros(16), "b": torch.ones(8)}, path)
+    with pytest.raises(WeightsError) as caught:
+        state_dict(opened)
+    assert str(caught.value) == ("x.safetensors has changed on the disk: run the loader node again")
 
 
 class Small(torch.nn.Module):

@@ -19,7 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.text_encoders.z_image import ZImageTEModel
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
 
-from ...weights import stored
+from ...weights import quantised, stored
 from ...weights.component import Component
 from ...weights.text_encoder import key_prefix
 from .choices import Sources
@@ -32,8 +32,9 @@ def load_all(sources: Sources, weight_dtype: str) -> list[Any]:
 
     Single files go through the host's own loaders.
 
-    Memory: of a folder, the model plus one tensor. With dynamic VRAM the host maps the shards,
-        fuses q, k and v itself and keeps the mapping as the model's weights.
+    Memory: of a folder, the model plus one tensor. With dynamic VRAM, and where layers are
+        quantised, the host maps the shards, fuses q, k and v itself and keeps the mapping as the
+        model's weights.
     """
     steps = (
         lambda: _load_model(sources, weight_dtype),
@@ -61,7 +62,7 @@ def _load_model(sources: Sources, weight_dtype: str) -> ModelPatcher:
         patcher = comfy.sd.load_diffusion_model_state_dict(
             _state_dict(component, targets, disable_dynamic),
             model_options=_dtype_options(weight_dtype),
-            metadata={},
+            metadata=quantised.joined_metadata(component),
             disable_dynamic=disable_dynamic,
         )
         if patcher is None:
@@ -81,7 +82,10 @@ def _load_clip(sources: Sources) -> comfy.sd.CLIP:
         return _checked(comfy.sd.load_clip(ckpt_paths=[path], **_clip_options(sources)))
 
     def load(disable_dynamic: bool = False) -> comfy.sd.CLIP:
-        state_dict = _state_dict(component, {}, disable_dynamic)
+        state_dict, _ = comfy.utils.convert_old_quants(  # as `load_clip` does with a file
+            _state_dict(component, {}, disable_dynamic),
+            metadata=quantised.joined_metadata(component),
+        )
         if prefix != "model.":
             state_dict = comfy.utils.state_dict_prefix_replace(state_dict, {prefix: "model."})
         return comfy.sd.load_text_encoder_state_dicts(
@@ -101,7 +105,7 @@ def load_vae(files: Sequence[Path]) -> comfy.sd.VAE:
     if len(files) == 1:
         state_dict, metadata = comfy.utils.load_torch_file(str(files[0]), return_metadata=True)
     else:
-        state_dict, metadata = _mapped(files), None
+        state_dict, metadata = _loaded(files), None
     vae = comfy.sd.VAE(sd=state_dict, metadata=metadata)
     vae.throw_exception_if_invalid()
     reload = getattr(comfy.sd, "load_vae_patcher", None)  # missing in hosts before 0.24
@@ -125,13 +129,15 @@ def with_shift(model: ModelPatcher, shift: float) -> ModelPatcher:
 def _state_dict(
     component: Component, targets: Mapping[str, Any], disable_dynamic: bool
 ) -> dict[str, torch.Tensor]:
-    # With dynamic VRAM the host keeps these tensors as the weights and streams them from the files.
-    if comfy.memory_management.aimdo_enabled and not disable_dynamic:
-        return _mapped(component.files)
+    # With dynamic VRAM the host keeps these tensors as the weights and streams them from the files;
+    # those of a quantised layer it always keeps.
+    is_streamed = comfy.memory_management.aimdo_enabled and not disable_dynamic
+    if is_streamed or quantised.quantised_layers(component):
+        return _loaded(component.files)
     return stored.state_dict(component, targets)
 
 
-def _mapped(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+def _loaded(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     merged: dict[str, torch.Tensor] = {}
     for file in files:
         merged.update(comfy.utils.load_torch_file(str(file), safe_load=True))
