@@ -87,7 +87,12 @@ function describe(record) {
   if (record.peak_bytes === null || !parts) return text("empty");
   const names = ["weights", "activations", "other"];
   const made = names.map((name) => `${text(name)} ${bytesText(parts[name])}`).join(", ");
-  return `${text("peak")} ${bytesText(record.peak_bytes)} (${made}); ${momentText(record.peak_at)}`;
+  return `${text("peak")} ${peakText(record)} (${made}); ${momentText(record.peak_at)}`;
+}
+
+/** Such as "7.31 GiB" or "at least 7.31 GiB". */
+export function peakText({ peak_bytes: peak, is_at_least: isAtLeast }) {
+  return isAtLeast ? text("atLeast", bytesText(peak)) : bytesText(peak);
 }
 
 /** Such as "7.31 s · step 3 · layers.12 · aten.mm.default". */

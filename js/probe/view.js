@@ -2,7 +2,7 @@
 
 import { bytesText } from "../shared/bytes.js";
 import { make } from "../shared/elements.js";
-import { drawChart, momentText } from "./chart.js";
+import { drawChart, momentText, peakText } from "./chart.js";
 import { fillDetails } from "./details.js";
 import { copyText, saveJson } from "./export.js";
 import { percentText } from "./numbers.js";
@@ -167,7 +167,7 @@ export class ProbeView {
   #drawHead(record) {
     const { peak, share, state, where } = this.#parts;
     const total = record.device.total_bytes;
-    peak.textContent = bytesText(record.peak_bytes);
+    peak.textContent = peakText(record);
     const percent = total && percentText(record.peak_bytes, total);
     share.textContent = total ? text("share", percent, bytesText(total)) : "";
     state.className = `state ${this.#isEarlier ? "earlier" : record.state}`;

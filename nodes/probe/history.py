@@ -28,6 +28,7 @@ def row(
         "label": record.label,
         "state": record.state,
         "peak_bytes": record.peak_bytes,
+        "is_at_least": record.is_at_least,
         "weights_bytes": None if parts is None else parts.weights,
         "activations_bytes": None if parts is None else parts.activations,
         "other_bytes": None if parts is None else parts.other,

@@ -136,6 +136,7 @@ class Record:
     mode, detail: the node's settings.
     measured_with: what gave the bytes, for a reader: ``torch allocator``, ``process RSS``, ...
     peak_bytes: None where nothing was measured.
+    is_at_least: a higher peak may have passed between two readings.
     timeline: at most 400 points, the peak among them.
     figures: what else this machine reports, or why it cannot.
     largest: the largest live tensors at the peak, in detail ``allocations``.
@@ -154,6 +155,7 @@ class Record:
     device: Device
     measured_with: str
     peak_bytes: int | None = None
+    is_at_least: bool = False
     peak_at: Moment | None = None
     parts_at_peak: Parts | None = None
     timeline: tuple[Sample, ...] = ()

@@ -19,6 +19,7 @@ class Recorder:
         blank: the record without measurements: label, settings, device.
         clock: seconds, from any origin.
 
+    is_at_least: whether a higher peak may have passed between two readings.
     step: the step that is open; the first is 1.
     files: names of the files that were written.
     """
@@ -27,6 +28,7 @@ class Recorder:
         self.blank = blank
         self.largest: tuple[LiveTensor, ...] = ()
         self.samplings = 0
+        self.is_at_least = False
         self.step: int | None = None
         self.files: list[str] = []
         self._clock = clock
@@ -81,6 +83,7 @@ class Recorder:
         seen = replace(
             self.blank,
             state=state,
+            is_at_least=self.is_at_least,
             timeline=self._timeline.samples(),
             steps=tuple(self._steps),
             largest=self.largest,

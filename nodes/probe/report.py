@@ -23,7 +23,7 @@ def headline(record: Record) -> str:
     state = _STATES[record.state]
     if record.peak_bytes is None:
         return f"{name}: {state or 'nothing measured yet'}"
-    line = f"{name}: peak {size(record.peak_bytes)}"
+    line = f"{name}: peak {_peak(record)}"
     if record.parts_at_peak is not None:
         line += f" ({_parts(record.parts_at_peak)})"
     return f"{line}, {state}" if state else line
@@ -68,7 +68,7 @@ def issue_report(record: Record, versions: Mapping[str, str]) -> str:
         versions: name and version of what runs: host, torch, python, ...
     """
     device = record.device
-    rows = [("peak", size(record.peak_bytes)), ("state", str(record.state))]
+    rows = [("peak", _peak(record)), ("state", str(record.state))]
     if record.parts_at_peak is not None:
         rows.append(("made of", _parts(record.parts_at_peak)))
     if record.peak_at is not None:
@@ -108,6 +108,10 @@ def completed(
 def missed(label: str) -> Record:
     """The record of a probe that the host took from its cache."""
     return Record(label, "cached", "", "totals", Device("", "", None, None), "")
+
+
+def _peak(record: Record) -> str:
+    return f"{'at least ' if record.is_at_least else ''}{size(record.peak_bytes)}"
 
 
 def _amount(figure: Figure) -> str:

@@ -320,8 +320,10 @@ def test_subgraphs_and_states_in_chinese_and_a_light_theme(open_page, server, pr
         assert outer.part("ceiling").count() == 0
         assert "↑ 显卡 24.00 GiB" in outer.part("plot").text_content()
         small = {**_card_record()["device"], "total_bytes": 16 * GiB}
-        _send(page, str(ON_MODEL), _card_record(state="interrupted", device=small))
+        seen = _card_record(state="interrupted", device=small, is_at_least=True)
+        _send(page, str(ON_MODEL), seen)
         outer.part("ceiling").wait_for(state="attached")  # a line has no height
+        assert outer.text("peak") == "至少 12.18 GiB"
         assert outer.text("state") == "已中断"
         page.keep_screenshot(artifacts, "probe_chinese_light")
 

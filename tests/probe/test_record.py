@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pack.nodes.probe import history, report
-from pack.nodes.probe.counter import Count, PeakCounter
+from pack.nodes.probe.counter import Count, PeakCounter, Region
 from pack.nodes.probe.record import Device, Figure, LiveTensor, Parts, Record, Sample
 from pack.nodes.probe.recorder import Pace, Recorder, parts_of
 from pack.nodes.probe.timeline import Timeline
@@ -33,13 +33,14 @@ class Allocator:
 
     def __init__(self) -> None:
         self.current = self.peak = 0
+        self.beside: tuple[Region, ...] = ()
 
     def use(self, count: int) -> None:
         self.current = count
         self.peak = max(self.peak, count)
 
     def read(self) -> Count:
-        return Count(self.current, self.peak)
+        return Count(self.current, self.peak, self.beside)
 
     def reset(self) -> None:
         self.peak = self.current
@@ -88,11 +89,11 @@ class TestCounter:
         slow, fast = counter.open(reset=True), counter.open(reset=True)
         allocator.use(500)
         allocator.use(100)
-        assert fast.take(reset=True) == (500, True)
+        assert fast.take(reset=True)[:2] == (500, True)
         allocator.use(300)
         allocator.use(50)
-        assert fast.take(reset=True) == (300, True)
-        assert slow.take(reset=True) == (500, True)
+        assert fast.take(reset=True)[:2] == (300, True)
+        assert slow.take(reset=True)[:2] == (500, True)
 
     def test_a_peak_from_before_is_not_the_intervals(self):
         allocator = Allocator()
@@ -102,11 +103,11 @@ class TestCounter:
         interval = counter.open(reset=False)
         allocator.use(400)
         allocator.use(200)
-        assert interval.take(reset=False) == (200, False), "nobody has seen the 400"
+        assert interval.take(reset=False)[:2] == (200, False), "nobody has seen the 400"
         allocator.use(1000)
         allocator.use(10)
-        assert interval.take(reset=False) == (1000, True)
-        assert interval.take(reset=False) == (10, False)
+        assert interval.take(reset=False)[:2] == (1000, True)
+        assert interval.take(reset=False)[:2] == (10, False)
         assert allocator.peak == 1000, "nothing was reset"
 
     def test_what_rises_above_the_peak_from_before_is_exact_whatever_was_read_earlier(self):
@@ -119,11 +120,11 @@ class TestCounter:
         counter.settle(reset=False)
         allocator.use(1000)
         allocator.use(10)
-        assert whole.take(reset=False) == (1000, True)
+        assert whole.take(reset=False)[:2] == (1000, True)
         allocator.use(20)
         counter.settle(reset=True)
         allocator.use(999)
-        assert whole.take(reset=False) == (999, False), "nobody knows what was before the 20"
+        assert whole.take(reset=False)[:2] == (999, False), "nobody knows what was before the 20"
 
     def test_a_counter_that_cannot_be_reset_is_asked_all_the_same(self):
         allocator = Allocator()
@@ -131,8 +132,38 @@ class TestCounter:
         allocator.use(100)
         counter = PeakCounter(allocator.read, None)
         interval = counter.open(reset=True)
-        assert interval.take(reset=True) == (100, False)
-        assert counter.open_since_reset().take(reset=False) == (900, True)
+        assert interval.take(reset=True)[:2] == (100, False)
+        assert counter.open_since_reset().take(reset=False)[:2] == (900, True)
+
+    @pytest.mark.parametrize(
+        ("then", "high"),
+        [
+            ((Region(1, 50),), (150, True, 50)),  # as before
+            ((Region(1, 70),), (150, False, 50)),  # it may have grown before the peak
+            ((Region(1, 50, 1),), (100, False, 0)),  # it may have been gone at the peak
+            ((Region(1, 30),), (100, False, 0)),
+            ((Region(1, 50), Region(2, 40)), (150, False, 50)),
+            ((Region(2, 50),), (100, False, 0)),
+            ((), (100, False, 0)),
+        ],
+    )
+    def test_a_region_counts_as_far_as_it_must_have_been_there(self, then, high):
+        allocator = Allocator()
+        allocator.beside = (Region(1, 50),)
+        counter = PeakCounter(allocator.read, allocator.reset)
+        interval = counter.open(reset=True)
+        allocator.use(100)
+        allocator.use(0)
+        allocator.beside = then
+        assert interval.take(reset=False) == high
+
+    def test_nobody_knows_what_a_region_was_before_the_first_reading(self):
+        allocator = Allocator()
+        allocator.use(100)
+        allocator.use(20)
+        allocator.beside = (Region(1, 50),)
+        counter = PeakCounter(allocator.read, allocator.reset)
+        assert counter.open_since_reset().take(reset=False) == (100, False, 0)
 
     def test_a_closed_interval_is_told_nothing(self):
         allocator = Allocator()
@@ -142,7 +173,7 @@ class TestCounter:
         interval.close()
         allocator.use(500)
         counter.settle(reset=True)
-        assert interval.current == 0
+        assert interval.now.total == 0
 
 
 class TestRecorder:

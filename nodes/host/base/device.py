@@ -37,9 +37,9 @@ def resident_page_bytes(patcher: Any) -> int:
     return max(0, patcher.loaded_size() - patcher.model.model_loaded_weight_memory)
 
 
-def pages_bytes(device: torch.device) -> int:
-    """Bytes of weights in pages of dynamic VRAM, which torch's allocator does not count."""
-    return sum(resident_page_bytes(patcher) for patcher in models_on(device))
+def allocator_weights_bytes(device: torch.device) -> int:
+    """Bytes of weights on the device outside of pages, which torch's allocator counts."""
+    return weights_bytes(device) - sum(map(resident_page_bytes, models_on(device)))
 
 
 def allocator_bytes(device: torch.device, kind: str = "allocated_bytes") -> tuple[int, int]:

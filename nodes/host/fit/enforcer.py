@@ -14,7 +14,7 @@ from comfy.samplers import CFGGuider
 
 from ...fit.planner import Decision, Planner
 from ...units import MIB
-from ..base.device import allocator_bytes, is_card, pages_bytes, weights_bytes
+from ..base.device import allocator_bytes, allocator_weights_bytes, is_card
 from ..base.options import FIT, OPTIONS_KEY
 from ..base.reserve import make_room, reserved
 from ..base.server import NodeLog
@@ -110,7 +110,7 @@ def _readings(device: torch.device) -> tuple[int, int, int] | None:
     """Weights in torch's allocator, its current and its peak bytes; None without a card."""
     if not is_card(device):
         return None
-    return (weights_bytes(device) - pages_bytes(device), *allocator_bytes(device))
+    return (allocator_weights_bytes(device), *allocator_bytes(device))
 
 
 def _is_guided(guider: Any, sampler: Any) -> bool:

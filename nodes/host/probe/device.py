@@ -19,18 +19,12 @@ import torch
 
 from ...probe.counter import Count
 from ...probe.record import Device, Figure
-from ..base.device import (
-    allocator_bytes,
-    is_card,
-    is_dynamic,
-    models_on,
-    pages_bytes,
-    resident_page_bytes,
-)
+from ..base.device import allocator_bytes, is_card, is_dynamic, models_on, resident_page_bytes
+from .regions import Regions, copy_buffers
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_AND_PAGES = ", and the pages of dynamic VRAM as they are at each reading"
+_AND_REGIONS = ", and the pages and copy buffers of dynamic VRAM, read at the same moments"
 _HWM_AND_RSS = re.compile(rb"VmHWM:\s+(\d+) kB\s+VmRSS:\s+(\d+) kB")
 
 
@@ -60,17 +54,15 @@ def gauge_of(device: torch.device) -> Gauge:
     """The best counter of that device: the allocator's own, or the process' memory."""
     counts: Any = getattr(torch, device.type, None)
     if is_card(device) and hasattr(counts, "memory_stats"):
+        regions = Regions(device)
 
         def read() -> Count:
-            # One call for both numbers; pages of dynamic VRAM are not the allocator's.
-            current, peak = allocator_bytes(device)
-            pages = pages_bytes(device)
-            return Count(current + pages, peak + pages)
+            return Count(*allocator_bytes(device), regions.read())
 
         return Gauge(
             read,
             lambda: counts.reset_peak_memory_stats(device),
-            f"torch's {device.type} allocator" + (_AND_PAGES if memory.aimdo_enabled else ""),
+            f"torch's {device.type} allocator" + (_AND_REGIONS if memory.aimdo_enabled else ""),
         )
     return _process_gauge()
 
@@ -107,6 +99,7 @@ def figures(device: torch.device, streamed: Iterable[Figure] | None = None) -> I
     """
     yield from _allocator_figures(device)
     yield from _driver_figures(device)
+    yield from _aimdo_figures(device)
     for patcher in models_on(device):
         yield from _model_figures(patcher)
     if not any(is_dynamic(patcher) for patcher in models_on(device)):
@@ -159,11 +152,21 @@ def _driver_figures(device: torch.device) -> Iterator[Figure]:
         except (RuntimeError, AssertionError) as error:
             reason = f"the driver does not answer ({type(error).__name__})"
         else:
-            own = allocator_bytes(device, "reserved_bytes")[0] + pages_bytes(device)
+            own = allocator_bytes(device, "reserved_bytes")[0]
+            own += sum(region.bytes for region in Regions(device).read())
             yield Figure(names[0], total - free)
             yield Figure(names[1], max(0, total - free - own))
             return
     yield from (Figure(name, None, reason) for name in names)
+
+
+def _aimdo_figures(device: torch.device) -> Iterator[Figure]:
+    if not memory.aimdo_enabled:
+        return
+    import comfy_aimdo.control as aimdo  # hosts without dynamic VRAM have none
+
+    yield Figure("comfy-aimdo's count, all cards", aimdo.get_total_vram_usage())
+    yield Figure("copy buffers of dynamic VRAM", sum(one.size() for one in copy_buffers(device)))
 
 
 def _model_figures(patcher: Any) -> Iterator[Figure]:

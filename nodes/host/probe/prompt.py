@@ -19,7 +19,7 @@ from ...probe.counter import Interval, PeakCounter
 from ...probe.record import Figure, Record
 from ...probe.recorder import Recorder, parts_of
 from ...probe.report import completed, missed
-from ..base.device import weights_bytes
+from ..base.device import allocator_weights_bytes
 from .device import describe, figures, gauge_of, versions
 from .events import Place
 from .settings import NODE_ID, ProbeSettings
@@ -30,8 +30,8 @@ _FIRST = (
     "last reset, which may have been in an earlier prompt"
 )
 AT_LEAST = (
-    "the counter already showed a higher peak and was not reset: a lower peak is the highest of "
-    "the readings, at least"
+    "at least: a higher peak may have passed between two readings, because the counter already "
+    "showed one and was not reset, or because dynamic VRAM evicted or loaded weights"
 )
 
 
@@ -93,12 +93,14 @@ class PromptProbes(ProgressHandler):
         recorder = since.recorder
         recorder.blank = self.blank_record(device, settings)
         if high.bytes > recorder.peak_bytes:
-            recorder.point(parts_of(high.bytes, weights_bytes(device), since.before))
+            weights = high.beside_bytes + allocator_weights_bytes(device)
+            recorder.point(parts_of(high.bytes, weights, since.before))
         if self._came_from_cache(settings.node_id):
             return recorder.blank, recorder
         if since.is_first:
             recorder.note(_FIRST)
-        elif not high.is_exact:
+        if not high.is_exact:
+            recorder.is_at_least = True
             recorder.note(AT_LEAST)
         return recorder.record("done"), recorder
 
@@ -157,9 +159,9 @@ class PromptProbes(ProgressHandler):
         whole = counter.open_since_reset() if is_first else counter.open(reset=settings.resets)
         part = counter.open(reset=False)
         recorder = Recorder(missed(""))
-        weights = weights_bytes(device)
-        before = max(0, part.current - weights)
-        recorder.point(parts_of(part.current, weights, before))
+        total, weights = part.now.total, allocator_weights_bytes(device)
+        before = max(0, part.now.current - weights)
+        recorder.point(parts_of(total, part.now.beside_bytes + weights, before))
         since = self._open[device] = _SinceProbe(whole, part, recorder, before, is_first)
         return since
 
@@ -167,10 +169,10 @@ class PromptProbes(ProgressHandler):
         """Notes the highest since the last event, and in which node it was."""
         for device, since in self._open.items():
             high = since.part.take(reset=False)
-            weights = weights_bytes(device)
+            weights = allocator_weights_bytes(device)
             # What was there before and is gone by now hides no activations.
-            since.before = min(since.before, max(0, since.part.current - weights))
-            parts = parts_of(high.bytes, weights, since.before)
+            since.before = min(since.before, max(0, since.part.now.current - weights))
+            parts = parts_of(high.bytes, high.beside_bytes + weights, since.before)
             since.recorder.point(parts, block=self._class_of(self._running))
 
     def _class_of(self, node_id: str | None) -> str:

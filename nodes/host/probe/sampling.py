@@ -14,7 +14,7 @@ import torch
 from ...probe.record import LiveTensor, Record, State
 from ...probe.recorder import Recorder, parts_of
 from ...probe.tracker import Allocation, PeakTracker
-from ..base.device import weights_bytes
+from ..base.device import allocator_weights_bytes, weights_bytes
 from .events import Sender, place_of
 from .files import keep, memory_history
 from .prompt import AT_LEAST, current
@@ -49,7 +49,8 @@ class Sampling:
         self._place = place_of(settings.node_id)
         counter = self._probes.counter(self._device)
         self._part, self._whole = counter.open(reset=settings.resets), counter.open(reset=False)
-        self._before = max(0, self._part.current - weights_bytes(self._device))
+        weights = allocator_weights_bytes(self._device)
+        self._before = max(0, self._part.now.current - weights)
         self._are_steps_exact = True
         self._tracker: PeakTracker | None = None
         # On a CPU there is no allocator to ask, so the operations themselves are counted.
@@ -106,10 +107,10 @@ class Sampling:
             return
         recorder, tracker = self._recorder, self._tracker
         self._streaming.read()
-        weights = weights_bytes(self._device)
         if self._is_tracked:
             if tracker is None:
                 return
+            weights = weights_bytes(self._device)
             parts = parts_of(weights + tracker.peak_bytes, weights, 0)
         else:
             is_in_step = self._settings.sees_steps and recorder.step is not None
@@ -118,8 +119,9 @@ class Sampling:
             if is_in_step:
                 self._are_steps_exact = self._are_steps_exact and high.is_exact
             # What was there before and is gone by now hides no activations.
-            self._before = min(self._before, max(0, self._part.current - weights))
-            parts = parts_of(high.bytes, weights, self._before)
+            weights = allocator_weights_bytes(self._device)
+            self._before = min(self._before, max(0, self._part.now.current - weights))
+            parts = parts_of(high.bytes, high.beside_bytes + weights, self._before)
         operation = None if tracker is None else tracker.peak_op or None
         is_peak = recorder.point(parts, block=block, operation=operation)
         if tracker is not None:
@@ -134,8 +136,9 @@ class Sampling:
         if state != "done" and not self._is_tracked:
             self.point(None)
         recorder.drop_step()
-        is_exact = self._whole.take(reset=False).is_exact and self._are_steps_exact
-        if not self._is_tracked and not is_exact:
+        is_exact = self._is_tracked or self._whole.take(reset=False).is_exact
+        recorder.is_at_least = recorder.is_at_least or not is_exact
+        if not self._is_tracked and not (is_exact and self._are_steps_exact):
             recorder.note(AT_LEAST)
         self._part.close()
         self._whole.close()

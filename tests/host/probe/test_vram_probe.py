@@ -193,7 +193,7 @@ def test_a_cuda_device_that_is_not_there_has_reasons_and_no_zeros_for_the_driver
     card = torch.device("cuda", 0)
     gauge = probe_device.gauge_of(card)
     assert gauge.measured_with == "torch's cuda allocator"
-    assert gauge.read() == (0, 0), "the allocator has given out nothing"
+    assert gauge.read() == (0, 0, ()), "the allocator has given out nothing"
     figures = {figure.name: figure for figure in probe_device.figures(card)}
     driver = figures["driver used on the device"]
     assert driver.bytes is None
@@ -214,7 +214,7 @@ def test_the_counter_is_torchs_own_on_cuda(mib):
     y = x + x
     del x, y
     expected = torch.cuda.max_memory_allocated(card)
-    assert interval.take(reset=True) == (expected, True)
+    assert interval.take(reset=True) == (expected, True, 0)
 
 
 def test_no_thread_is_started(prompts, loaded):
