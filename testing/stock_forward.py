@@ -26,6 +26,7 @@ from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 Route = Literal["model", "apply"]
+Weights = Literal["plain", "cast", "streamed", "patched"]
 
 
 class Inputs(NamedTuple):
@@ -91,6 +92,9 @@ class FakeDenoiser:
         dtype: of weights and activations.
         device: "cuda" measures what a card holds, "cpu" also the CPU's float32 copies; a torch
             without CUDA has the latter alone.
+        weights: "cast" stores them in fp8, so that each use makes a copy in `dtype`; "streamed"
+            keeps them in RAM, in `dtype`, as for a model that does not fit; "patched" is
+            "streamed" with a function per weight, as of a LoRA, that works in place.
     """
 
     def __init__(
@@ -99,15 +103,25 @@ class FakeDenoiser:
         *,
         dtype: torch.dtype = torch.bfloat16,
         device: str = "cuda" if torch.backends.cuda.is_built() else "cpu",
+        weights: Weights = "plain",
     ) -> None:
         import comfy.supported_models
 
         config = comfy.supported_models.ZImage(unet_config(sizes))
-        config.set_inference_dtype(dtype, None)
+        if weights == "cast":
+            config.set_inference_dtype(torch.float8_e4m3fn, dtype)
+        else:
+            config.set_inference_dtype(dtype, None)
         self.sizes, self.dtype, self.device = sizes, dtype, torch.device(device)
         self.mode = FakeTensorMode()
+        is_in_ram = weights in ("streamed", "patched")
         with self.mode:
-            self.model = config.get_model({}, device=self.device)
+            self.model = config.get_model({}, device="cpu" if is_in_ram else self.device)
+        for layer in self.model.modules() if is_in_ram else ():
+            if hasattr(layer, "comfy_cast_weights"):  # as the host's ModelPatcher.load sets it
+                layer.comfy_cast_weights = True
+                if weights == "patched" and isinstance(layer, torch.nn.Linear):
+                    layer.weight_function = [lambda weight: weight.add_(1)]
 
     def patcher(self) -> Any:
         """A fresh ModelPatcher for nodes to clone and patch; SDPA attention is chosen on it."""

@@ -80,7 +80,7 @@ def add_attention(
     Exact: bit-exact on CPU.
     """
     tokens = source.shape[0]
-    spans = head_groups(heads.key_value, groups if qkv.weight is not None else 1)
+    spans = head_groups(heads.key_value, 1 if qkv.is_whole else groups)
     repeats = heads.query // heads.key_value
     width = heads.query * heads.channels
     key_begin = width

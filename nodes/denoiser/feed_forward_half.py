@@ -50,8 +50,7 @@ def add_feed_forward(
     for start, stop in chunks(source.shape[0], chunk_tokens):
         rows = scale.multiply_(norm_in(source[start:stop]), start)
         hidden = functional.silu(w1(rows), inplace=True)
-        # Without its weight, w3 computes all columns at each call.
-        blocks = 1 if w3.weight is None else HIDDEN_BLOCKS
+        blocks = 1 if w3.is_whole else HIDDEN_BLOCKS
         for first, last in pieces(hidden.shape[1], -(-hidden.shape[1] // blocks)):
             hidden[:, first:last].mul_(w3(rows, first, last))
         del rows  # before w2 allocates its result

@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from .cuts import HIDDEN_BLOCKS, QUERY_GROUPS, DenoiserPlan, head_groups, longest_chunk
 from .sizes import Request, TransformerSizes
 
 
-def lean_peak_bytes(request: Request, plan: DenoiserPlan) -> int:
+class Copies(NamedTuple):
+    """Elements that a block copies of its weights: of qkv, of out, and of each of w1, w2 and w3.
+
+    is_batch: samples after the first find all of them fetched.
+    """
+
+    qkv: int = 0
+    out: int = 0
+    feed_forward: int = 0
+    is_batch: bool = False
+
+    @classmethod
+    def of(cls, request: Request) -> Copies:
+        sizes = request.sizes
+        attention = sizes.qkv_dim * sizes.dim, sizes.dim**2
+        return cls(*attention, sizes.ffn_dim * sizes.dim, request.batch > 1)
+
+
+NO_COPIES = Copies()
+
+
+def lean_peak_bytes(request: Request, plan: DenoiserPlan, *, has_copies: bool = False) -> int:
     """The peak of the lean whole forward, in bytes; weights and kernel workspaces excluded.
 
     One stream of the whole batch, and for one sample the larger of its attention (what earlier
     groups attended to, k and v of one group, 2 or 3 chunks of the stream) and its feed-forward (a
     chunk of 1 + 1 / HIDDEN_BLOCKS hidden widths and of the stream). The refiners see part of the
     stream, which may have a longer chunk.
+
+    Args:
+        has_copies: the weights are cast, streamed or patched, so that each half of a block holds
+            copies of its weights. What the host holds while it makes one is not counted: the
+            stored form of a weight that is both streamed and cast, the products of a LoRA.
     """
     tokens = request.tokens
     lengths = (tokens, request.padded_image_tokens, request.padded_text_tokens)
-    block = max(block_elements(request.sizes, length, plan) for length in lengths)
+    copies = Copies.of(request) if has_copies else NO_COPIES
+    block = max(block_elements(request.sizes, length, plan, copies) for length in lengths)
     elements = request.batch * tokens * request.sizes.dim + block
     # The index of each token in the rope tables: three axes, 8 bytes.
     return elements * request.dtype_bytes + _latent_and_text_bytes(request) + 24 * tokens
 
 
-def block_elements(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan) -> int:
+def block_elements(
+    sizes: TransformerSizes, tokens: int, plan: DenoiserPlan, copies: Copies = NO_COPIES
+) -> int:
     """Elements that a block holds beside the stream, for a sample of that many tokens."""
     chunk = longest_chunk(tokens, plan.chunk_tokens)
     runs = head_groups(sizes.kv_heads, plan.groups)
@@ -30,33 +61,54 @@ def block_elements(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan) -> 
     held = runs[-1][0] * repeats * sizes.head_dim
     group, last = ((stop - start) * sizes.head_dim for start, stop in (runs[0], runs[-1]))
     held_parts = 3 if len(runs) >= QUERY_GROUPS else 2
+    # The first sample fetches out in its last group.
+    before_out = copies.qkv + (copies.out if copies.is_batch else 0)
     # A chunk normed beside k projected and rotated; in the last group also before and after the
     # last norm.
     attention = max(
-        tokens * (held + held_parts * group * repeats) + chunk * (sizes.dim + 2 * group),
-        tokens * (held + held_parts * last * repeats) + chunk * 2 * sizes.dim,
+        tokens * (held + held_parts * group * repeats)
+        + chunk * (sizes.dim + 2 * group)
+        + before_out,
+        tokens * (held + held_parts * last * repeats)
+        + chunk * 2 * sizes.dim
+        + copies.qkv
+        + copies.out,
     )
     if repeats > 1:  # k and v as they are shared, and the copies for attention one after the other
         copied = (1 + held_parts * repeats) * group
-        attention = max(attention, tokens * (held + copied))
-    hidden = sizes.ffn_dim + -(-sizes.ffn_dim // HIDDEN_BLOCKS)
-    return max(attention, chunk * (sizes.dim + hidden))
+        attention = max(attention, tokens * (held + copied) + before_out)
+    feed_forward = chunk * (sizes.dim + sizes.ffn_dim) + 3 * copies.feed_forward
+    # A column block of w3's. The first chunk has not fetched w2 there.
+    block = chunk * -(-sizes.ffn_dim // HIDDEN_BLOCKS)
+    is_first = chunk == tokens and not copies.is_batch
+    return max(
+        attention, feed_forward, feed_forward + block - (copies.feed_forward if is_first else 0)
+    )
 
 
-def stock_peak_bytes(request: Request) -> int:
+def stock_peak_bytes(request: Request, *, has_copies: bool = False) -> int:
     """The peak of the host's own forward, in bytes; weights and kernel workspaces excluded.
 
     The peak is where a feed-forward holds four hidden tensors: in a main block, or in the second
     image refiner, which holds the embedding twice.
+
+    Args:
+        has_copies: as for `lean_peak_bytes`. The host holds one copy at a time. Few tokens peak
+            where w3 multiplies, beside two hidden tensors.
 
     Source: JointTransformerBlock and patchify_and_embed in the host's comfy/ldm/lumina/model.py.
     """
     sizes = request.sizes
     row_bytes = request.batch * sizes.dim * request.dtype_bytes
     hidden_row_bytes = request.batch * sizes.ffn_dim * request.dtype_bytes
+    copy_bytes = sizes.ffn_dim * sizes.dim * request.dtype_bytes if has_copies else 0
+
+    def hidden_bytes(tokens: int) -> int:
+        return 2 * tokens * hidden_row_bytes + max(2 * tokens * hidden_row_bytes, copy_bytes)
+
     image, text = request.padded_image_tokens, request.padded_text_tokens
-    main = 4 * request.tokens * (hidden_row_bytes + row_bytes) + request.rope_bytes
-    refiner = 4 * image * hidden_row_bytes + (5 * image + 2 * text) * row_bytes
+    main = hidden_bytes(request.tokens) + 4 * request.tokens * row_bytes + request.rope_bytes
+    refiner = hidden_bytes(image) + (5 * image + 2 * text) * row_bytes
     # The host's copy of the latent, filled up to whole patches.
     padded = request.batch * request.image_tokens * sizes.patch_dim * request.dtype_bytes
     return max(main, refiner + 2 * request.rope_bytes) + _latent_and_text_bytes(request) + padded

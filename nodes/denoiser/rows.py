@@ -5,6 +5,7 @@ Rows are independent in every operation but attention, so doing them chunk by ch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,30 +14,45 @@ from torch.nn import functional
 
 # Maps rows [T, C_in] to new rows [T, C_out].
 RowsFn = Callable[[torch.Tensor], torch.Tensor]
+# Maps rows [T, C_in] to the output features first:last of a linear layer.
+ColumnsFn = Callable[[torch.Tensor, int, int | None], torch.Tensor]
 
 
-class Projection(NamedTuple):
-    """A linear layer whose weight was fetched once.
+class Projection:
+    """A linear layer that is fetched once, at its first use.
 
-    weight: [C_out, C_in], float; None where only the layer itself can multiply (quantised).
-    bias: [C_out], float, or None.
-    run: the layer itself, used where there is no weight.
+    Args:
+        fetch: returns the product of rows with the output features first:last.
+        is_whole: each call computes all output features, whatever is asked (quantised layers).
     """
 
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
-    run: RowsFn
+    def __init__(self, fetch: Callable[[], ColumnsFn], *, is_whole: bool = False) -> None:
+        self._fetch, self.is_whole = functools.cache(fetch), is_whole
 
     def __call__(self, rows: torch.Tensor, first: int = 0, last: int | None = None) -> torch.Tensor:
         """Rows [T, C_in] times the output features first:last.
 
-        Memory: T * (last - first) elements; without a weight T * C_out.
+        Memory: T * (last - first) elements; T * C_out where `is_whole`.
         Exact: bit-exact on CPU: an output feature does not depend on the others.
         """
-        if self.weight is None:
-            return self.run(rows)[:, first:last]
-        bias = None if self.bias is None else self.bias[first:last]
-        return functional.linear(rows, self.weight[first:last], bias)
+        return self._fetch()(rows, first, last)
+
+    def columns(self, rows: torch.Tensor) -> Callable[[int, int], torch.Tensor]:
+        """The product of the rows with any output features first:last, in one call if `is_whole`.
+
+        Memory: nothing, T * C_out elements where `is_whole`; then the results are views of them.
+        """
+        if not self.is_whole:
+            return functools.partial(self, rows)
+        product = self(rows)
+        return lambda first, last: product[:, first:last]
+
+
+def columns_of(weight: torch.Tensor, bias: torch.Tensor | None) -> ColumnsFn:
+    """Multiplies rows by some rows of weight [C_out, C_in] and of bias [C_out]."""
+    return lambda rows, first, last: functional.linear(
+        rows, weight[first:last], None if bias is None else bias[first:last]
+    )
 
 
 class Modulation(NamedTuple):

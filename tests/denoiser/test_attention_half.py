@@ -14,7 +14,7 @@ from pack.nodes.denoiser.attention_half import (
     add_attention,
 )
 from pack.nodes.denoiser.cuts import QUERY_GROUPS
-from pack.nodes.denoiser.rows import Modulation, Projection, RowsFn
+from pack.nodes.denoiser.rows import Modulation, Projection, RowsFn, columns_of
 from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
@@ -68,8 +68,11 @@ class Half:
     def projection(self, name: str) -> Projection:
         weight = self.weights[name]
         if self.has_weights:
-            return Projection(weight, None, lambda _: pytest.fail("the layer itself was called"))
-        return Projection(None, None, lambda rows: functional.linear(rows, weight))
+            return Projection(lambda: columns_of(weight, None))
+        return Projection(
+            lambda: lambda rows, first, last: functional.linear(rows, weight)[:, first:last],
+            is_whole=True,
+        )
 
     def rotate(self, name: str) -> RotateFn:
         def rotated(rows: torch.Tensor, start: int) -> torch.Tensor:

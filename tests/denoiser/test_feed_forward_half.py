@@ -10,7 +10,7 @@ import torch
 from pack.nodes.denoiser import reference
 from pack.nodes.denoiser.cuts import HIDDEN_BLOCKS
 from pack.nodes.denoiser.feed_forward_half import add_feed_forward
-from pack.nodes.denoiser.rows import Modulation, Projection, RowsFn
+from pack.nodes.denoiser.rows import ColumnsFn, Modulation, Projection, RowsFn, columns_of
 from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
@@ -66,8 +66,11 @@ class Half:
     def projection(self, name: str) -> Projection:
         weight = self.weights[name]
         if name in self.fetched:
-            return Projection(weight, None, lambda _: pytest.fail("the layer itself was called"))
-        return Projection(None, None, lambda rows: functional.linear(rows, weight))
+            return Projection(lambda: columns_of(weight, None))
+        return Projection(
+            lambda: lambda rows, first, last: functional.linear(rows, weight)[:, first:last],
+            is_whole=True,
+        )
 
     def modulation(self, name: str) -> Modulation:
         if not self.spans:
@@ -200,3 +203,26 @@ def test_errors() -> None:
     source = half.draw(39, 24, seed=9)
     with pytest.raises(ValueError, match="chunk_tokens must be >= 1, got 0"):
         half.run(source, source, chunk_tokens=0)
+
+
+def test_each_weight_is_fetched_once_where_it_is_first_used() -> None:
+    """Names the bug: all three were fetched before w1 multiplied, so no copy overlapped a product.
+
+    Copies that are still on their way when the first product begins hold it up.
+    """
+    half, events = Half(torch.float32), []
+
+    def noted(name: str) -> Projection:
+        def fetch() -> ColumnsFn:
+            events.append(f"fetch {name}")
+            multiply = columns_of(half.weights[name], None)
+            return lambda *args: [events.append(name), multiply(*args)][1]
+
+        return Projection(fetch)
+
+    rows = half.draw(50, half.dim, seed=7)
+    half.projection = noted  # type: ignore[method-assign]
+    half.run(rows, rows, chunk_tokens=20)
+    w3 = HIDDEN_BLOCKS * ["w3"]
+    first = ["fetch w1", "w1", "fetch w3", *w3, "fetch w2", "w2"]
+    assert events == [*first, *(2 * ["w1", *w3, "w2"])]

@@ -50,6 +50,27 @@ def test_lean_peak_with_shared_keys() -> None:
     assert lean_peak_bytes(request, DenoiserPlan(2, 128)) == copying * 2 + fixed
 
 
+# Of 3840 x 11520, 3840 x 3840 and three of 3840 x 10240 elements: 84.375, 28.125 and 3 x 75 MiB.
+def test_copies_of_weights_by_hand() -> None:
+    large, small = Request(2048, 2048), Request(512, 512)
+    plans = DenoiserPlan(1, 512), DenoiserPlan(2, 4096)
+    more = [
+        lean_peak_bytes(request, plan, has_copies=True) - lean_peak_bytes(request, plan)
+        for request, plan in zip((large, small), plans, strict=True)
+    ]
+    # The peak moves from the rotation of k (3 chunks of 3.75 MiB) to the last norm (2), where out
+    # has been fetched.
+    assert more[0] / MIB == 84.375 + 28.125 - 3.75
+    # One chunk of 1280 rows: w2 is fetched when w3's column blocks of 2560 are gone.
+    assert more[1] / MIB == 3 * 75 - 1280 * 2560 * 2 / MIB
+    batch = dataclasses.replace(large, batch=2)
+    both = lean_peak_bytes(batch, plans[0], has_copies=True) - lean_peak_bytes(batch, plans[0])
+    assert both / MIB == 84.375 + 28.125
+    # The host holds w3's copy beside two hidden tensors of 25 MiB, else four of them.
+    assert (stock_peak_bytes(small, has_copies=True) - stock_peak_bytes(small)) / MIB == 25.0
+    assert stock_peak_bytes(large, has_copies=True) == stock_peak_bytes(large)
+
+
 @pytest.mark.parametrize(
     ("request_", "mib"),
     [

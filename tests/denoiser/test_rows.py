@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pack.nodes.denoiser.cuts import chunks
-from pack.nodes.denoiser.rows import Modulation, Projection, clamp_fp16_
+from pack.nodes.denoiser.rows import Modulation, Projection, clamp_fp16_, columns_of
 from pack.nodes.probe.tracker import PeakTracker
 from torch.nn import functional
 
@@ -20,8 +20,11 @@ def _projection(*, has_bias: bool, has_weight: bool, dtype: torch.dtype) -> Proj
     weight = _draw(35, 24, seed=1, dtype=dtype)
     bias = _draw(35, seed=2, dtype=dtype) if has_bias else None
     if has_weight:
-        return Projection(weight, bias, lambda _: pytest.fail("the layer itself was called"))
-    return Projection(None, None, lambda rows: functional.linear(rows, weight, bias))
+        return Projection(lambda: columns_of(weight, bias))
+    return Projection(
+        lambda: lambda rows, first, last: functional.linear(rows, weight, bias)[:, first:last],
+        is_whole=True,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -83,12 +83,11 @@ def by_rows(layer: Callable[[Inputs], Any], name: str = "normed") -> Kernel:
 
 def qkv_by_heads(given: Inputs) -> torch.Tensor:
     """The product feature by feature: q, k and v of each group of heads."""
-    from pack.nodes.denoiser.rows import Projection
-    from pack.nodes.host.base import fetch
+    from pack.nodes.host.denoiser.projections import projection
 
     attention, rows = given.block.attention, given.normed[0]
     with ExitStack() as until:
-        qkv = Projection(*fetch.fetch_linear(attention.qkv, rows, until), attention.qkv)
+        qkv = projection(attention.qkv, rows, until)
         runs = groups(3 * attention.n_local_heads, 3 * GROUPS)
         width = given.block.head_dim
         return torch.cat([qkv(rows, run.start * width, run.stop * width) for run in runs], 1)[None]

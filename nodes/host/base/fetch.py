@@ -42,23 +42,8 @@ def _function(method: Callable[..., Any]) -> Callable[..., Any]:
     return getattr(method, "__func__", method)
 
 
-def fetch_linear(
-    layer: Any, like: torch.Tensor, until: ExitStack
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Fetches the weight and bias of a linear layer; None each where the layer must be called.
-
-    Args:
-        like: a tensor of the dtype and device that the layer's input has.
-        until: returns the weight to the host when it closes.
-
-    Memory: nothing where the weight is on the device in that dtype and without LoRA, else its size;
-        beside it the buffers of the host's copy streams.
-    """
-    return fetch_weights(layer, like, until) if is_plain(layer, _PLAIN.Linear) else (None, None)
-
-
 def fetch_norm(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
-    """Fetches the weight of an RMS norm; returns the norm of rows. Arguments as `fetch_linear`."""
+    """Fetches the weight of an RMS norm; returns the norm of rows. Arguments as `fetch_weights`."""
     if not is_plain(layer, _PLAIN.RMSNorm):
         return layer
     weight, _ = fetch_weights(layer, like, until)
@@ -88,7 +73,15 @@ def by_pieces(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> tor
 def fetch_weights(
     layer: Any, like: torch.Tensor, until: ExitStack
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Fetches the weight and bias of a plain layer. Arguments as `fetch_linear`."""
+    """Fetches the weight and bias of a plain layer.
+
+    Args:
+        like: a tensor of the dtype and device that the layer's input has.
+        until: returns the weight to the host when it closes.
+
+    Memory: nothing where the weight is on the device in that dtype and without LoRA, else its size;
+        beside it the buffers of the host's copy streams.
+    """
     comfy.ops.run_every_op()  # ends a cancelled prompt, as each call of a layer does
     has_functions = layer.weight_function or layer.bias_function
     if not (layer.comfy_cast_weights or has_functions):
@@ -97,9 +90,21 @@ def fetch_weights(
     if _is_in_shared_buffer(layer, weight, stream):
         weight, bias = weight.clone(), None if bias is None else bias.clone()
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    elif _is_converted(weight, bias, stream):
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
     else:
         until.callback(comfy.ops.uncast_bias_weight, layer, weight, bias, stream)
     return weight, bias
+
+
+def _is_converted(weight: torch.Tensor, bias: torch.Tensor | None, stream: Any) -> bool:
+    """True where what was streamed is no longer needed beside what was made of it.
+
+    Source: as `_is_in_shared_buffer`. Without dynamic VRAM the tuple holds what was streamed.
+    """
+    if not isinstance(stream, tuple) or not isinstance(stream[1], torch.Tensor):
+        return False
+    return weight is not stream[1] and (bias is None or bias is not stream[2])
 
 
 def _is_in_shared_buffer(layer: Any, weight: torch.Tensor, stream: Any) -> bool:

@@ -24,10 +24,11 @@ from ...denoiser.attention_half import Heads, add_attention
 from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.feed_forward_half import add_feed_forward
 from ...denoiser.plan import DEFAULT_GROUPS, plan_for
-from ...denoiser.rows import Modulation, Projection, RowsFn
+from ...denoiser.rows import Modulation, RowsFn
 from ...denoiser.sizes import TransformerSizes
-from ..base.fetch import by_pieces, fetch_linear, fetch_norm, fetch_weights, is_plain
+from ..base.fetch import by_pieces, fetch_norm, fetch_weights, is_plain
 from ..base.options import asked_groups, within_groups
+from .projections import projection
 
 # Hosts from 0.28 on fuse norm and rotary embedding; the older ones call them one after the other.
 IS_FUSED = "rms_rope" in lumina.JointAttention.forward.__code__.co_names
@@ -118,19 +119,35 @@ def run_block(
         plan: how to cut.
     """
     batch, tokens, _ = source.shape
-    attention, feed_forward = block.attention, block.feed_forward
     scale, gate, feed_scale, feed_gate = _modulation(
         block, adaln_input, batch, tokens, timestep_zero_index
     )
+    # A function for each half: its end frees the copies of the half's weights.
+    _attention_half(block, source, target, rope, scale, gate, transformer_options, plan)
+    _feed_forward_half(block, target, feed_scale, feed_gate, plan)
+
+
+def _attention_half(
+    block: Any,
+    source: torch.Tensor,
+    target: torch.Tensor,
+    rope: RopeFn,
+    scale: list[Modulation],
+    gate: list[Modulation],
+    transformer_options: dict[str, Any],
+    plan: DenoiserPlan,
+) -> None:
+    attention = block.attention
+    heads = Heads(attention.n_local_heads, attention.n_local_kv_heads, attention.head_dim)
     with ExitStack() as until:
-        qkv, out = _projections(source, until, attention.qkv, attention.out)
+        qkv, out = (projection(layer, source, until) for layer in (attention.qkv, attention.out))
         norm_in = fetch_norm(block.attention_norm1, source, until)
         norm_out = fetch_norm(block.attention_norm2, source, until)
         rotate_query, rotate_key = (
             functools.partial(_rotate, rope, layer, _norm_weight(layer, source, until))
             for layer in (attention.q_norm, attention.k_norm)
         )
-        for sample in range(batch):
+        for sample in range(source.shape[0]):
             add_attention(
                 source[sample],
                 target[sample],
@@ -143,28 +160,36 @@ def run_block(
                 out=out,
                 norm_out=norm_out,
                 gate=gate[sample],
-                heads=Heads(
-                    attention.n_local_heads, attention.n_local_kv_heads, attention.head_dim
-                ),
+                heads=heads,
                 groups=plan.groups,
                 chunk_tokens=plan.chunk_tokens,
                 scratch=None if target is source else target[sample],
             )
+
+
+def _feed_forward_half(
+    block: Any,
+    target: torch.Tensor,
+    scale: list[Modulation],
+    gate: list[Modulation],
+    plan: DenoiserPlan,
+) -> None:
+    layers = block.feed_forward
     with ExitStack() as until:
-        w1, w2, w3 = _projections(source, until, feed_forward.w1, feed_forward.w2, feed_forward.w3)
-        norm_in = fetch_norm(block.ffn_norm1, source, until)
-        norm_out = fetch_norm(block.ffn_norm2, source, until)
-        for sample in range(batch):
+        w1, w2, w3 = (projection(w, target, until) for w in (layers.w1, layers.w2, layers.w3))
+        norm_in = fetch_norm(block.ffn_norm1, target, until)
+        norm_out = fetch_norm(block.ffn_norm2, target, until)
+        for sample in range(target.shape[0]):
             add_feed_forward(
                 target[sample],
                 target[sample],
                 norm_in=norm_in,
-                scale=feed_scale[sample],
+                scale=scale[sample],
                 w1=w1,
                 w2=w2,
                 w3=w3,
                 norm_out=norm_out,
-                gate=feed_gate[sample],
+                gate=gate[sample],
                 chunk_tokens=plan.chunk_tokens,
                 is_clamped=block.modulation,
             )
@@ -218,10 +243,6 @@ class LeanBlock(nn.Module):
             plan=self.settings.plan(x.shape[0], x.shape[1], options),
         )
         return target
-
-
-def _projections(like: torch.Tensor, until: ExitStack, *layers: nn.Module) -> list[Projection]:
-    return [Projection(*fetch_linear(layer, like, until), layer) for layer in layers]
 
 
 def _modulation(

@@ -17,10 +17,9 @@ import torch
 from comfy.ldm.flux.math import rope
 
 from ...denoiser.cuts import DenoiserPlan, chunks
-from ...denoiser.rows import Projection
 from ..base.block_events import block_ended
-from ..base.fetch import fetch_linear
 from .block import BlockSettings, RopeFn, eager, is_untouched, run_block
+from .projections import projection
 
 # Patches that only the host's own forward calls.
 HANDOVER_PATCHES = ("double_block", "noise_refiner")
@@ -178,11 +177,11 @@ def _embed(
     patches = x.view(batch, channels, height // patch, patch, width // patch, patch)
     patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     with ExitStack() as until:
-        projection = Projection(*fetch_linear(model.x_embedder, patches, until), model.x_embedder)
+        embed = projection(model.x_embedder, patches, until)
         image = stream[:, text_tokens:]
         for sample in range(batch):
             for start, stop in chunks(image_tokens, plan.chunk_tokens):
-                image[sample, start:stop] = projection(patches[sample, start:stop])
+                image[sample, start:stop] = embed(patches[sample, start:stop])
     return stream
 
 
@@ -237,7 +236,7 @@ def _final(model: Any, image: torch.Tensor, t: torch.Tensor, plan: DenoiserPlan)
     scale = 1 + layer.adaLN_modulation(t)
     batch, tokens, _ = image.shape
     with ExitStack() as until:
-        linear = Projection(*fetch_linear(layer.linear, image, until), layer.linear)
+        linear = projection(layer.linear, image, until)
         out = image.new_empty(batch, tokens, layer.linear.out_features)
         for sample in range(batch):
             for start, stop in chunks(tokens, plan.chunk_tokens):

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from pack.testing.tracker import Tracker
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -84,7 +86,7 @@ def test_three_streamed_weights_are_held_at_once(streams):
 
     layers, like = [linear(float(n)) for n in (1, 2, 3)], torch.zeros(1, 64)
     with ExitStack() as until:
-        held = [fetch.fetch_linear(layer, like, until) for layer in layers]
+        held = [fetch.fetch_weights(layer, like, until) for layer in layers]
         assert [float(weight[0, 0]) for weight, _ in held] == [1.0, 2.0, 3.0]
         rows = torch.ones(2, 64)
         assert [float(functional.linear(rows, *one)[0, 0]) for one in held] == [
@@ -101,7 +103,7 @@ def test_three_streamed_biases_are_held_at_once(streams):
 
     layers = [linear(float(n), bias=10.0 * n) for n in (1, 2, 3)]
     with ExitStack() as until:
-        held = [fetch.fetch_linear(layer, torch.zeros(1, 64), until) for layer in layers]
+        held = [fetch.fetch_weights(layer, torch.zeros(1, 64), until) for layer in layers]
         assert [float(bias[0]) for _, bias in held] == [10.0, 20.0, 30.0]
         rows = torch.ones(2, 64)
         assert [float(functional.linear(rows, *one)[0, 0]) for one in held] == [
@@ -120,8 +122,23 @@ def test_each_copy_is_its_own_with_cuda_malloc(streams, monkeypatch):
     monkeypatch.setattr(args, "cuda_malloc", True)
     layers, like = [linear(float(n)) for n in (1, 2, 3)], torch.zeros(1, 64)
     with ExitStack() as until:
-        held = [fetch.fetch_linear(layer, like, until) for layer in layers]
+        held = [fetch.fetch_weights(layer, like, until) for layer in layers]
         assert [float(weight[0, 0]) for weight, _ in held] == [1.0, 2.0, 3.0]
+
+
+@torch.inference_mode()
+def test_what_was_streamed_is_freed_once_it_is_converted(host: Any) -> None:
+    """Names the bug: the fp8 form of each weight lived as long as its copy, half as much again."""
+    import comfy.ops
+    from pack.nodes.host.base.fetch import fetch_weights
+
+    with FakeTensorMode(), ExitStack() as until:
+        layer = comfy.ops.manual_cast.Linear(64, 32, dtype=torch.float8_e4m3fn, device="cpu")
+        like = torch.empty(1, 64, dtype=torch.bfloat16, device="cuda")
+        with Tracker() as tracker:
+            weight, bias = fetch_weights(layer, like, until)
+            assert bias is not None and (weight.dtype, bias.dtype) == (like.dtype, like.dtype)
+            assert tracker.current_bytes == weight.nbytes + bias.nbytes
 
 
 @torch.inference_mode()
