@@ -15,7 +15,7 @@ from ..units import GIB
 from ..vae.choice import VaeChoice
 from ..vae.plan import PREFERENCES, Prefer, VaeCall
 from . import report
-from .stages import Models, published_models
+from .stages import Models
 from .what_fits import WHOLE_RUN, Alternative, Fit, Run, alternatives, fit
 
 
@@ -185,15 +185,17 @@ def answer(
     room_bytes: int | None,
     margin_bytes: int,
     *,
+    models: Models,
     card_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """The plan for a question of the page, for the models as they are published.
+    """The plan for a question of the page.
 
     Args:
         asked: the node's inputs width, height, batch_size, budget_gib and prefer, and has_vae:
             whether a VAE is connected, which then becomes Lean VAE.
         room_bytes: on the card; None without one.
         margin_bytes: see `Planner`.
+        models: as they are published.
         card_bytes: the size of the card; None without one.
 
     Raises:
@@ -203,6 +205,6 @@ def answer(
     request = Request(*sides, TEXT_TOKENS)
     named = int(float(asked["budget_gib"]) * GIB)
     run = Run(has_lean_vae=bool(asked["has_vae"]))
-    planner = Planner(published_models(), request, named, margin_bytes, asked["prefer"], run=run)
+    planner = Planner(models, request, named, margin_bytes, asked["prefer"], run=run)
     plan = planner.plan(request, room_bytes)
     return report.as_json(plan, others=list(alternatives(plan)), card_bytes=card_bytes)

@@ -95,6 +95,7 @@ class Models:
     denoiser_weight_bytes, text_weight_bytes, vae_weight_bytes: as stored on disk or in RAM.
     vae_dtype_bytes: of one element in the VAE's arithmetic.
     has_ram: large maps of the VAE may wait in RAM (NVIDIA).
+    text_adds_in_place: see `text_encoder_peak_bytes`.
     """
 
     denoiser_weight_bytes: int
@@ -104,6 +105,7 @@ class Models:
     decoder: VaeSizes = FLUX_DECODER
     vae_dtype_bytes: int = 2
     has_ram: bool = True
+    text_adds_in_place: bool = False
 
 
 def published_models(*, weight_bits: float = 16) -> Models:
@@ -117,7 +119,7 @@ def published_models(*, weight_bits: float = 16) -> Models:
 
 def text_stage(models: Models, tokens: int) -> Stage:
     """The encoding of one prompt, which is the host's own."""
-    live = text_encoder_peak_bytes(tokens)
+    live = text_encoder_peak_bytes(tokens, adds_in_place=models.text_adds_in_place)
     embedding = QWEN3_4B.vocabulary * QWEN3_4B.hidden
     return Stage(
         "text encode",

@@ -150,13 +150,14 @@ def test_answers_the_page():
         "width": 2048, "height": 1024, "batch_size": 2, "budget_gib": 8, "prefer": "speed",
         "has_vae": True,
     }  # fmt: skip
-    seen = answer(asked, None, 0)
+    seen = answer(asked, None, 0, models=MODELS)
     assert seen["headline"].startswith("2048x1024, batch 2") and seen["verdict"] == "fits"
-    assert answer({**asked, "budget_gib": 0.25}, None, 0)["others"] == []
+    assert answer({**asked, "budget_gib": 0.25}, None, 0, models=MODELS)["others"] == []
     assert seen["stages"][-1]["setting"] == "Lean VAE speed"
-    without = answer({**asked, "has_vae": False}, None, 0)["stages"][-1]
+    without = answer({**asked, "has_vae": False}, None, 0, models=MODELS)["stages"][-1]
     assert without["setting"] == "ComfyUI's own" and without["peak"] > seen["stages"][-1]["peak"]
-    assert answer({**asked, "budget_gib": 0}, 6 * GIB, GIB)["budget_bytes"] == 5 * GIB
+    auto = answer({**asked, "budget_gib": 0}, 6 * GIB, GIB, models=MODELS)
+    assert auto["budget_bytes"] == 5 * GIB
     for bad in ({"width": 4}, {"prefer": "most"}, {"batch_size": None}, {"budget_gib": "x"}):
         with pytest.raises((ValueError, TypeError)):
-            answer({**asked, **bad}, None, 0)
+            answer({**asked, **bad}, None, 0, models=MODELS)

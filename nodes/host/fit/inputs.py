@@ -5,17 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import comfy.text_encoders.llama as llama
 from comfy.model_patcher import ModelPatcher
 
 from ...denoiser.need import of_latent
 from ...denoiser.sizes import Request
 from ...fit.planner import Planner
-from ...fit.stages import published_models
+from ...fit.stages import Models, published_models
 from ...fit.what_fits import Run
 from ...vae.plan import Prefer
 from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
 from ..vae.patch import decoder_sizes
 from . import budget
+
+# Hosts after 0.30.0 write a text encoder block's result over its input.
+ADDS_IN_PLACE = "output" in llama.TransformerBlock.forward.__code__.co_varnames
+
+
+def models_here() -> Models:
+    """The published models as this host runs them."""
+    return replace(published_models(), text_adds_in_place=ADDS_IN_PLACE)
 
 
 def planner_for(
@@ -47,7 +56,7 @@ def planner_for(
     if latent is not None:
         request = of_latent(request, shape_of(latent, sizes.channels))
     models = replace(
-        published_models(),
+        models_here(),
         denoiser=sizes,
         denoiser_weight_bytes=budget.weight_bytes(model),
         has_ram=model.load_device.type == "cuda",

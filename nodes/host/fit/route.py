@@ -7,6 +7,7 @@ from server import web
 
 from ...fit import planner
 from . import budget
+from .inputs import models_here
 
 UI_KEY = "z_image_fit"
 
@@ -17,7 +18,8 @@ async def answer(request: web.Request) -> web.Response:
     room, margin = budget.room_bytes(device), budget.margin_bytes()
     try:
         asked = await request.json()
-        made = planner.answer(asked, room, margin, card_bytes=budget.card_bytes(device))
+        card = budget.card_bytes(device)
+        made = planner.answer(asked, room, margin, models=models_here(), card_bytes=card)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         return web.json_response({"error": str(error)}, status=400)
     return web.json_response(made)

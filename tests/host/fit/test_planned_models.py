@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.denoiser.sizes import Z_IMAGE
-from pack.nodes.fit.stages import FLUX_DECODER, FLUX_ENCODER
-from pack.nodes.fit.text_encoder import QWEN3_4B, text_encoder_peak_bytes
+from pack.nodes.fit.stages import FLUX_DECODER, FLUX_ENCODER, text_stage
+from pack.nodes.fit.text_encoder import QWEN3_4B
 from pack.nodes.vae.peak import vae_parameters
 from pack.testing.fake_text_encoder import FakeTextEncoder
 from pack.testing.stock_forward import FakeDenoiser
@@ -30,7 +30,10 @@ def test_elements_of_all_weights() -> None:
 
 
 def test_peak_of_a_prompt() -> None:
-    encoder = FakeTextEncoder()
+    from pack.nodes.host.fit.inputs import models_here
+
+    encoder, models = FakeTextEncoder(), models_here()
     for tokens in (1, 17, 256, 511):
         measured = encoder.measure(tokens).peak_bytes
-        assert text_encoder_peak_bytes(tokens) == pytest.approx(measured, rel=0.003), tokens
+        planned = text_stage(models, tokens).activation_bytes
+        assert planned == pytest.approx(measured, rel=0.003), tokens
