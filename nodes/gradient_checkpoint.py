@@ -14,6 +14,7 @@ from .host.denoiser.block import BlockSettings
 from .host.denoiser.patch import (
     BLOCKS,
     activation_bytes,
+    has_lean_forward,
     reserve_need,
     transformer_sizes,
     with_lean_blocks,
@@ -93,7 +94,7 @@ class ApplyGradientCheckpoint(io.ComfyNode):
         node_id = cls.hidden.unique_id if cls.hidden else None
         prepare = reserve_need(request, settings)
         patched = with_lean_blocks(model, settings, blocks=blocks, prepare=prepare, node_id=node_id)
-        if blocks == "all":
+        if has_lean_forward(model, blocks):
             text = predicted_savings(request, settings.groups, chunk_tokens)
         else:
             text = f"{blocks}: computed in pieces under the host's own forward"

@@ -102,6 +102,7 @@ def z_image_shapes(
         "cap_embedder.0.weight": (text_width,),
         "cap_embedder.1.weight": (dim, text_width),
         "all_x_embedder.2-1.weight" if diffusers else "x_embedder.weight": (dim, 64),
+        "cap_pad_token": (1, dim),
     }
     fused = {f"to_{k}.weight": (dim, dim) for k in "qkv"}
     attention = fused if diffusers else {"qkv.weight": (3 * dim, dim)}

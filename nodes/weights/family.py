@@ -84,8 +84,12 @@ def describe(tensors: Mapping[str, TensorInfo]) -> str:
     """Names the model family that tensor names look like, such as "Flux" or "a VAE"."""
     prefix = _z_image_prefix(tensors)
     if prefix is not None:
-        in_pixels = f"{prefix}dec_net.cond_embed.weight" in tensors
-        return "Z-Image in pixel space" if in_pixels else "Z-Image"
+        if f"{prefix}dec_net.cond_embed.weight" in tensors:
+            return "Z-Image in pixel space"
+        # Ming-Image is the same class: nothing learned to pad with, or a mark of newer hosts.
+        is_padded = f"{prefix}cap_pad_token" in tensors
+        is_ming = f"{prefix}__ming_image__" in tensors or not is_padded
+        return "Ming-Image" if is_ming else "Z-Image"
     prefix = key_prefix(tensors)
     if prefix is not None:
         shape = tensors[f"{prefix}layers.0.post_attention_layernorm.weight"].shape
@@ -109,9 +113,10 @@ def z_image(component: Component, hint: str = "") -> ZImage:
     """
     tensors = component.tensors
     prefix = _z_image_prefix(tensors)
-    if prefix is None or f"{prefix}dec_net.cond_embed.weight" in tensors:
+    family = describe(tensors)
+    if prefix is None or family != "Z-Image":
         raise WeightsError(
-            f"{component.label} is not Z-Image: it looks like {describe(tensors)}: choose "
+            f"{component.label} is not Z-Image: it looks like {family}: choose "
             "z_image_turbo_bf16.safetensors or a folder of Z-Image-Turbo"
         )
     is_diffusers = f"{prefix}noise_refiner.0.attention.to_q.weight" in tensors

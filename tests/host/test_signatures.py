@@ -34,6 +34,12 @@ TRANSFORMERS: list[tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = [
             "dec_net.input_embedder.embedder.0.weight": (8, 67),
         },
     ),
+    (
+        "Ming-Image",
+        {"image_model": "ming_image", "masked_pad_multiple": 32},
+        {name: shape for name, shape in Z_IMAGE.items() if name != "cap_pad_token"},
+    ),
+    ("Ming-Image", {"image_model": "ming_image"}, {**Z_IMAGE, "__ming_image__": (0,)}),
     ("Lumina 2", {"image_model": "lumina2", "n_heads": 24}, LUMINA),
     (
         "NewBie",

@@ -140,6 +140,18 @@ def test_z_image_in_pixel_space_is_another_model(prefix):
     )
 
 
+@pytest.mark.parametrize("has_mark", [False, True])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_ming_image_is_another_model(prefix, has_mark):
+    """The host runs it with the class of Z-Image; files of its Layer variant bear a mark."""
+    shapes = {**z_image_shapes(), "__ming_image__": (0,)}
+    if not has_mark:
+        del shapes["cap_pad_token"], shapes["__ming_image__"]
+    assert refusal(z_image, component(prefixed(shapes, prefix))) == (
+        f"x.safetensors is not Z-Image: it looks like Ming-Image: {CHOOSE}"
+    )
+
+
 def test_a_lora_of_z_image_is_a_lora():
     shapes = {
         f"diffusion_model.{name.removesuffix('.weight')}.lora_{side}.weight": (1, 1)

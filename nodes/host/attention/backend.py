@@ -18,6 +18,8 @@ from .call import AttentionCall
 
 # `attention_sub_quad` never gives more queries than this to one score buffer.
 _SUB_QUAD_QUERIES = 4096
+# Channels of a head that the kernel of `attention_comfy_kitchen_int8` takes; fewer are padded.
+_INT8_CHANNELS = (64, 128, 256)
 # `attention3_sage` leaves calls of at most so many queries to `attention_pytorch`.
 _SAGE3_SHORT = 1024
 
@@ -98,6 +100,19 @@ def _sage3(call: AttentionCall) -> Backend:
     )
 
 
+def _int8(call: AttentionCall) -> Backend:
+    """comfy_kitchen's own, as its sage_attention.py allocates; cards alone have it."""
+    if call.options.get("low_precision_attention", True) is False:
+        return _pytorch(call)
+    item, channels = call.q.element_size(), call.channels
+    width = next((wide for wide in _INT8_CHANNELS if wide >= channels), channels)
+    copy = width * item if width > channels else 0
+    # q, k and v in int8 with their scales; a result that is padded, or converted to float32.
+    result = 2 * (width - channels) + (width if item == 4 else 0)
+    workspace = Workspace(0, width + 1 + copy + result, 2 * (width + copy) + 1)
+    return Backend("Comfy Kitchen's INT8 attention", workspace)
+
+
 def _flash(call: AttentionCall) -> Backend:
     if call.mask is not None or call.channels > 256 or not _is_half_on_cuda(call):
         return _pytorch(call)  # the host's own fallback
@@ -115,6 +130,7 @@ _FUNCTIONS = {
     "attention_sub_quad": _with_scores,
     "attention_sage": _sage,
     "attention3_sage": _sage3,
+    "attention_comfy_kitchen_int8": _int8,
     "attention_flash": _flash,
     "attention_xformers": _xformers,
 }

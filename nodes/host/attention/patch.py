@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import comfy.ldm.modules.attention as attention
 import comfy.model_base
+import comfy.model_patcher
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
@@ -20,13 +22,19 @@ from .slicer import attend
 
 _OVERRIDE = "optimized_attention_override"
 # Functions that hold no scores, and those that do.
-_WITHOUT_SCORES = ("attention_pytorch", "attention_flash", "attention_xformers")
+_WITHOUT_SCORES = (
+    "attention_pytorch",
+    "attention_flash",
+    "attention_xformers",
+    "attention_comfy_kitchen_int8",
+)
 _WITH_SCORES = ("attention_basic", "attention_split", "attention_sub_quad")
 
 _UNASKED = (
     "nothing was sliced: {} offers its attention to no patch, or a later node's override has "
     "replaced this one"
 )
+_UNUSED = "the attention that the checkpoint chose is not used: ComfyUI prefers this node to it"
 # How the lean Z-Image block cuts its heads, by mode.
 _LEAN = {"auto": f"{AUTO_HEADS} heads", "max": "one head", "heads": "slice_size heads"}
 
@@ -46,11 +54,15 @@ def with_attention_slice(
     is_called = False  # since a sampling began
     previous = options.get(_OVERRIDE)
     is_foreign = previous is not None and getattr(previous, "is_foreign", True)
+    chosen = getattr(previous, "chosen", None)
+    if is_foreign and (chosen := _chosen_by_host(previous)) is not None:
+        previous, is_foreign = None, False
 
     # A closure, so that clones of the model share it.
     def override(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         nonlocal is_called
         is_called = True
+        function = chosen or function
         try:
             call = AttentionCall(function, args, kwargs, previous=previous, is_foreign=is_foreign)
         except ValueError:
@@ -61,7 +73,7 @@ def with_attention_slice(
         return attend(call, log, mode=mode, size=size)
 
     ours: Any = override
-    ours.is_foreign = is_foreign
+    ours.is_foreign, ours.chosen = is_foreign, chosen
     options[_OVERRIDE] = ours
     options[OPTIONS_KEY] = {**options.get(OPTIONS_KEY, {}), SLICE: block_heads(mode, size)}
     family = type(clone.model).__name__
@@ -75,8 +87,17 @@ def with_attention_slice(
         return result
 
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, f"{OPTIONS_KEY}.{SLICE}", outer_sample)
-    log.say_once("expected", _expected(clone, is_foreign, mode, size))
+    log.say_once("expected", _expected(clone, chosen, is_foreign, mode, size))
+    if _has_preferences(clone):
+        log.say_once("unused", _UNUSED, logging.WARNING)
     return clone
+
+
+def _chosen_by_host(override: Any) -> Callable[..., Any] | None:
+    """The function that the host's Model Attention Backend put in; None for another override."""
+    if not inspect.isfunction(override) or override.__module__ != comfy.model_patcher.__name__:
+        return None
+    return inspect.getclosurevars(override).nonlocals.get("optimized_attention")
 
 
 def holds_scores() -> bool:
@@ -84,9 +105,21 @@ def holds_scores() -> bool:
     return attention.optimized_attention.__name__ in _WITH_SCORES
 
 
-def _expected(model: ModelPatcher, is_foreign: bool, mode: str, size: int) -> str:
+def _has_preferences(model: ModelPatcher) -> bool:
+    """Whether the checkpoint chose the attention of a layer, which hosts after 0.33.0 let it."""
+    kind = getattr(attention, "ComfyAttention", ())
+    return any(isinstance(m, kind) and m.function is not None for m in model.model.modules())
+
+
+def _expected(
+    model: ModelPatcher,
+    chosen: Callable[..., Any] | None,
+    is_foreign: bool,
+    mode: str,
+    size: int,
+) -> str:
     """What can be said before the first call: model and backend are known, sizes are not."""
-    name = attention.optimized_attention.__name__
+    name = (chosen or attention.optimized_attention).__name__
     where = f"{name} on {model.load_device}"
     if mode == "auto" and is_foreign:
         line = "auto: an override of another pack computes the attention, nothing will be sliced"

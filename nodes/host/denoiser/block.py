@@ -156,7 +156,9 @@ def _attention_half(
                 qkv=qkv,
                 rotate_query=rotate_query,
                 rotate_key=rotate_key,
-                attend=functools.partial(_attend, within_groups(transformer_options)),
+                attend=functools.partial(
+                    _attend, _preference(attention), within_groups(transformer_options)
+                ),
                 out=out,
                 norm_out=norm_out,
                 gate=gate[sample],
@@ -292,9 +294,26 @@ def _rotate(
     return by_pieces(rotate, rows, rope(start, start + rows.shape[0])[0])
 
 
+def _preference(attention: Any) -> dict[str, Any]:
+    """The attention that the checkpoint chose for a layer, in hosts that let it (after 0.33.0)."""
+    chosen = getattr(attention, "comfy_attention", None)
+    return {} if chosen is None else {"preferred_attention": chosen}
+
+
 def _attend(
-    transformer_options: dict[str, Any], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    preference: dict[str, Any],
+    transformer_options: dict[str, Any],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
 ) -> torch.Tensor:
     return lumina.optimized_attention_masked(
-        q, k, v, q.shape[1], None, skip_reshape=True, transformer_options=transformer_options
+        q,
+        k,
+        v,
+        q.shape[1],
+        None,
+        skip_reshape=True,
+        transformer_options=transformer_options,
+        **preference,
     )

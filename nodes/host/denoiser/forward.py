@@ -48,12 +48,19 @@ def make_wrapper(settings: BlockSettings, on_handover: Callable[[str], None]) ->
     return wrapper
 
 
+def is_ming_image(denoiser: Any) -> bool:
+    """Whether a NextDiT is Ming-Image (hosts after 0.33.0): frames, and masked padding."""
+    return hasattr(denoiser, "__ming_image__")
+
+
 def _why_not_plain(
     model: Any, x: torch.Tensor, context: torch.Tensor, kwargs: Mapping[str, Any]
 ) -> str | None:
     """Why the request needs the host's own forward; None for a plain one."""
     if type(model) is not lumina.NextDiT or model.clip_text_pooled_proj is not None:
         return f"the model is a {type(model).__name__}"
+    if x.ndim != 4 or is_ming_image(model):
+        return "the model is Ming-Image"
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, context, *model.parameters())):
         return "gradients are on"
     options = kwargs.get("transformer_options", {})

@@ -17,7 +17,7 @@ from ..base.options import OPTIONS_KEY
 from ..base.reserve import reserved
 from ..base.server import NodeLog
 from .block import BlockSettings, LeanBlock, is_known_block
-from .forward import make_wrapper
+from .forward import is_ming_image, make_wrapper
 
 BLOCKS = ["all", "main layers", "every second", "refiners only"]
 _KEY = f"{OPTIONS_KEY}.gradient_checkpoint"
@@ -70,6 +70,11 @@ def check_is_z_image(model: ModelPatcher) -> None:
             f"Fit to VRAM plans for Z-Image, this model is {family}: Attention Slice and Lean VAE "
             "work on other families, without a plan"
         )
+
+
+def has_lean_forward(model: ModelPatcher, blocks: str) -> bool:
+    """Whether the forward around the blocks is lean as well, for plain requests."""
+    return blocks == "all" and not is_ming_image(model.model.diffusion_model)
 
 
 def activation_bytes(model: ModelPatcher) -> int:
@@ -149,6 +154,8 @@ def reserve_need(request: Request, settings: BlockSettings) -> Callable[..., Any
     """A PREPARE_SAMPLING wrapper: ComfyUI plans with our need instead of its own estimate."""
 
     def prepare(executor, model, noise_shape, *args, **kwargs):
+        if len(noise_shape) != 4:  # frames: the host's own estimate counts them
+            return executor(model, noise_shape, *args, **kwargs)
         estimate = model.model.memory_required(list(noise_shape))
         latent = of_latent(request, noise_shape)
         live = denoiser_live_bytes(latent, settings.groups, settings.chunk_tokens, is_plain=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -183,6 +184,31 @@ def test_flash_like_functions_hold_no_scores(name: str, wanted: Any) -> None:
     from pack.nodes.host.attention.backend import backend_of
 
     assert backend_of(_fake_cuda_call(name, torch.bfloat16)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "wanted"),
+    [
+        (torch.bfloat16, 128, (0, 129, 257, None)),
+        (torch.float16, 96, (0, 449, 769, None)),  # padded to 128
+        (torch.float32, 64, (0, 129, 129, None)),
+    ],
+)
+def test_what_the_hosts_int8_attention_holds(
+    host: Any, dtype: torch.dtype, channels: int, wanted: Any
+) -> None:
+    """As comfy_kitchen's sage_attention allocates: it runs on cards alone."""
+    from pack.nodes.host.attention.backend import backend_of
+
+    name = "attention_comfy_kitchen_int8"
+    if not hasattr(sys.modules["comfy.ldm.modules.attention"], name):
+        pytest.skip(f"ComfyUI {host.version} has no INT8 attention")
+    with FakeTensorMode():
+        q = torch.empty(1, 4, 2048, channels, dtype=dtype, device="cuda")
+    known = "Comfy Kitchen's INT8 attention"
+    assert backend_of(_call(name, q, q, q, 4, skip_reshape=True)) == (known, wanted)
+    exact = _call(name, q, q, q, 4, skip_reshape=True, low_precision_attention=False)
+    assert backend_of(exact).name.startswith("PyTorch's")
 
 
 @pytest.mark.parametrize("name", ["attention_sage", "attention3_sage", "attention_flash"])

@@ -107,6 +107,26 @@ def test_the_same_node_twice_slices_each_slice_again(model: Any) -> None:
     assert [(shape[2], heads) for _, shape, heads in recorder.seen] == [(128, 3), (32, 3)] * 2
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_hosts_own_choice_of_a_backend_is_sliced(
+    host: Any, model: Any, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Core's Model Attention Backend is an override, but not one of another pack."""
+    if not hasattr(model, "set_model_optimized_attention"):
+        pytest.skip(f"ComfyUI {host.version} has no Model Attention Backend")
+    caplog.set_level("INFO")
+    patched = model.clone()
+    patched.set_model_optimized_attention(models.function("attention_split"))
+    for _ in range(times):
+        patched = models.sliced(patched)
+    assert caplog.text.count("auto: attention_split on cpu holds scores, sliced where") == times
+    q, k, v = (torch.zeros(1, 8, tokens, 16) for tokens in (4096, 1024, 1024))
+    options = {"skip_reshape": True, "transformer_options": models.options(patched)}
+    got = models.function("attention_pytorch")(q, k, v, 8, **options)
+    assert "attention_split: 3 of 8 heads at a time" in caplog.text
+    assert torch.equal(got, models.function("attention_split")(q, k, v, 8, skip_reshape=True))
+
+
 def test_what_is_no_attention_call_goes_on_whole(
     model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

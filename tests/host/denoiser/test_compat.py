@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -176,6 +177,52 @@ def test_lumina_2():
     got = assert_same(model, lean(model))
     assert got.heads == {3}  # of 6, in two groups
     assert_same(model, lean(model, head_groups=1))
+
+
+def forward(host: Any, model: Any, x: torch.Tensor) -> torch.Tensor:
+    """One call of the denoiser, with the model's own patches and wrappers."""
+    host.model_management.load_models_gpu([model])
+    denoiser = model.model.diffusion_model
+    options = {**model.model_options["transformer_options"], "wrappers": model.wrappers}
+    with torch.inference_mode():
+        return denoiser(x, torch.full((1,), 0.4), prompt()[0][0], 7, transformer_options=options)
+
+
+@pytest.mark.parametrize("frames", [None, 1, 2])
+def test_ming_image(host, caplog, frames):
+    """The same class: its latents have frames, and padding moves the picture's positions alone."""
+    import comfy.ldm.lumina.model as lumina
+
+    if "masked_pad_multiple" not in inspect.signature(lumina.NextDiT).parameters:
+        pytest.skip(f"ComfyUI {host.version} does not know Ming-Image")
+    caplog.set_level("INFO")
+    ming = {"image_model": "ming_image", "pad_tokens_multiple": None, "masked_pad_multiple": 32}
+    model = built("ZImage", {**lean_models.Z_IMAGE, **ming})
+    x = latent() if frames is None else torch.stack([latent(seed=i) for i in range(frames)], dim=2)
+    wanted = forward(host, model, x)
+    assert torch.equal(forward(host, lean(model), x), wanted)
+    assert "the model is Ming-Image: only the blocks are lean" in caplog.text
+
+
+def test_the_attention_that_a_checkpoint_chose(host, caplog):
+    """Newer hosts keep a choice in each attention layer; the block hands it on as they do."""
+    model = built("ZImage", lean_models.Z_IMAGE)
+    plain, heads = forward(host, model, latent()), []
+    attention = model.model.diffusion_model.layers[0].attention
+    if not hasattr(attention, "comfy_attention"):
+        pytest.skip(f"checkpoints choose no attention on ComfyUI {host.version}")
+
+    def chosen(*args: Any, **kwargs: Any) -> torch.Tensor:
+        heads.append(args[3])
+        return 0.5 * attention_models.function("attention_basic")(*args, **kwargs)
+
+    attention.comfy_attention.function = chosen
+    wanted = forward(host, model, latent())
+    assert not torch.equal(wanted, plain) and heads == [3]
+    torch.testing.assert_close(forward(host, lean(model), latent()), wanted)
+    assert heads[1:] == [2, 2, 1, 1]
+    sliced(model)
+    assert "the attention that the checkpoint chose is not used" in caplog.text
 
 
 def test_attention_override_of_another_pack(z_image):

@@ -51,6 +51,16 @@ def test_lower_than_the_hosts_for_the_call_only(z_image, side):
     assert ours[0][0] == pytest.approx(2 * ours[0][1])
 
 
+def test_frames_are_left_to_the_hosts_estimate(z_image):
+    """Of Ming-Image's latents: our figure is for one picture."""
+    noise = torch.empty(1, 16, 3, 64, 64, device="meta")
+    stock: list[Any] = []
+    ours: list[Any] = []
+    prepare(watched(z_image, stock), noise)
+    prepare(watched(lean(z_image), ours), noise)
+    assert ours == stock
+
+
 def test_undone_after_an_exception(z_image):
     def fail() -> None:
         raise RuntimeError("while planning")
