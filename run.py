@@ -58,6 +58,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     bench.add_argument("args", nargs=argparse.REMAINDER, help="its options")
     host.add_argument("--port", type=int, default=8188)
     test.add_argument("--host", action="append", choices=versions, help="repeat for more")
+    test.add_argument("--comfyui", type=Path, metavar="DIR", help="test on your ComfyUI, untouched")
     test.add_argument("--quick", action="store_true", help="no server, no browser, newest host")
     plan.add_options(planned)
     planned.set_defaults(run=commands.plan)

@@ -134,7 +134,7 @@ def install(
     *,
     covers: Mapping[str, list[str | Path]] | None = None,
 ) -> bool:
-    """Installs `wanted` (arguments of pip) in one call with the torch pins: nothing moves torch.
+    """Installs `wanted` (arguments of pip) in one call; what it asks of `TORCH` gets that version.
 
     Args:
         name: the stamp that tells a later call what was installed.
@@ -157,7 +157,10 @@ def install(
             f"{SPACE_NEEDED_GB} GB of disk space are needed, {free_gb:.0f} GB are free"
         )
     drop_half_installed(env)
-    pip(python_of(env), "install", "--no-compile", *TORCH, *wanted, task=task)
+    pins = env / "torch.txt"
+    pins.write_text("".join(f"{pin}\n" for pin in TORCH))
+    # Constraints, not requirements: newer hosts no longer ask for torchaudio.
+    pip(python_of(env), "install", "--no-compile", "-c", pins, *wanted, task=task)
     compile_all(python_of(env), site_packages(env))
     part = stamps_path.with_suffix(".part")
     covered = {other: _sum_of(included) for other, included in (covers or {}).items()}

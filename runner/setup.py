@@ -56,6 +56,15 @@ def prepare(steps: Steps, *, with_tools: bool = False) -> Path:
     return python
 
 
+def own_host(folder: Path) -> Path:
+    """The user's own ComfyUI in that folder; SetupError where there is none."""
+    host_dir = folder.expanduser().resolve()
+    for name in ("main.py", "requirements.txt"):
+        if not (host_dir / name).is_file():
+            raise environment.SetupError(f"{host_dir} is no ComfyUI: it has no {name}")
+    return host_dir
+
+
 def choose_host(version: str, folder: Path | None) -> tuple[Path, Path]:
     """The Python and the folder of one host: a version of ours, or a user's own, left untouched."""
     base_python = environment.python_of(environment.VENV)
@@ -63,11 +72,8 @@ def choose_host(version: str, folder: Path | None) -> tuple[Path, Path]:
     if folder is None:
         host_dir, key = environment.fetch_host(base_python, version), version
     else:
-        host_dir = folder.expanduser().resolve()
+        host_dir = own_host(folder)
         key = "own-" + hashlib.sha256(str(host_dir).encode()).hexdigest()[:8]
-    for name in ("main.py", "requirements.txt"):
-        if not (host_dir / name).is_file():
-            raise environment.SetupError(f"{host_dir} is no ComfyUI: it has no {name}")
     texts = [(path / "requirements.txt").read_text().split() for path in (host_dir, default_host)]
     python = base_python if texts[0] == texts[1] else environment.overlay(host_dir, key)
     return python, host_dir

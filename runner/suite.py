@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from . import browser, environment
-from .setup import DEFAULT_HOST, OLDEST_HOST, Steps, choose_host, prepare
+from .setup import DEFAULT_HOST, OLDEST_HOST, Steps, choose_host, own_host, prepare
 
 # Each counts as one test.
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright"])
@@ -42,12 +42,14 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
     Args:
         options: host: the versions to test on, None for the newest and the oldest.
+            comfyui: a ComfyUI folder of the user's own, which then comes first, or alone.
             quick: on the newest host alone, without server, browser and slow tests.
         rest: arguments for pytest; files or folders among them replace the whole suite.
     """
-    hosts = [DEFAULT_HOST] if options.quick else [DEFAULT_HOST, OLDEST_HOST]
-    versions = list(dict.fromkeys(options.host or hosts))
-    steps = Steps(4 + len(versions) + (not options.quick))
+    own = [own_host(options.comfyui)] if options.comfyui else []
+    ours = [DEFAULT_HOST] if options.quick else [DEFAULT_HOST, OLDEST_HOST]
+    hosts: list[str | Path] = [*own, *dict.fromkeys(options.host or ([] if own else ours))]
+    steps = Steps(4 + len(hosts) + (not options.quick))
     python = prepare(steps, with_tools=True)
     chromium = None
     if not options.quick:
@@ -57,22 +59,31 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     failed = count_failed_checks(python)
     counts = Counter(passed=len(CHECKS) - failed, failed=failed, skipped=0)
     seconds: Counter[str] = Counter()
-    for index, version in enumerate(versions):
-        steps(f"Tests on ComfyUI {version}")
+    for index, host in enumerate(hosts):
+        steps(f"Tests on ComfyUI {host}")
         folders = QUICK if options.quick else HOST_TESTS if index else ALL_TESTS
-        report = run_pytest(version, folders, rest, chromium, counts)
-        seconds.update({f"{file} on {version}": took for file, took in seconds_of(report).items()})
+        report = run_pytest(host, folders, rest, chromium, counts)
+        seconds.update({f"{file} on {host}": took for file, took in seconds_of(report).items()})
     print_times(steps, seconds)
     print(", ".join(f"{count} {word}" for word, count in counts.items()))
     return 1 if counts["failed"] else 0
 
 
 def run_pytest(
-    version: str, folders: list[str], rest: list[str], chromium: str | None, counts: Counter[str]
+    host: str | Path,
+    folders: list[str],
+    rest: list[str],
+    chromium: str | None,
+    counts: Counter[str],
 ) -> Path:
-    """Runs pytest on one host and adds to the counts; returns its report in JUnit's format."""
-    python, host_dir = choose_host(version, None)
-    report = environment.ROOT / ".tests" / f"junit-{version}.xml"
+    """Runs pytest on one host and adds to the counts; returns its report in JUnit's format.
+
+    Args:
+        host: a version, or the folder of the user's own.
+    """
+    own = host if isinstance(host, Path) else None
+    python, host_dir = choose_host(DEFAULT_HOST if own else str(host), own)
+    report = environment.ROOT / ".tests" / f"junit-{'own' if own else host}.xml"
     report.parent.mkdir(exist_ok=True)
     report.unlink(missing_ok=True)
     if any((environment.ROOT / arg.split("::")[0]).exists() for arg in rest):
@@ -88,7 +99,7 @@ def run_pytest(
     found = count_tests(report)
     if code != 0 and found["failed"] == 0:
         end = f"signal {-code}" if code < 0 else f"exit code {code}"
-        print(f"pytest ended with {end} on ComfyUI {version}: counted as one failure")
+        print(f"pytest ended with {end} on ComfyUI {host}: counted as one failure")
         found["failed"] = 1
     counts.update(found)
     return report

@@ -192,6 +192,12 @@ class TestInstall:
         assert environment.install(env, "base", ["-r", wishes], "installing")
         assert imported(env) == "2.0"
 
+    def test_a_pin_holds_for_what_is_asked_for_and_asks_for_nothing(self, env, monkeypatch):
+        """Newer hosts no longer ask for torchaudio, which ends before the newest torch."""
+        monkeypatch.setattr(environment, "TORCH", ("thing==1.0", "torchaudio==2.11.0"))
+        environment.install(env, "base", ["thing"], "installing")
+        assert imported(env) == "1.0"
+
     def test_what_was_installed_is_compiled(self, env):
         environment.install(env, "base", ["thing==1.0"], "installing")
         cache = environment.site_packages(env) / "__pycache__"

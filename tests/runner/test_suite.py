@@ -126,6 +126,24 @@ def test_a_failure_on_one_host_or_in_a_check_is_a_failure_of_all(folder, capfd):
     assert capfd.readouterr().out.splitlines()[-1] == "1 passed, 1 failed, 0 skipped"
 
 
+def test_a_comfyui_of_ones_own_comes_first_or_alone(folder, capfd, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    command = ["test", "--comfyui", str(own), "--", str(folder.path), "-n0"]
+    asked = f"os.environ['ZIMAGE_HOST_DIR'] == {str(own)!r}"
+    folder.write(test_a=f"import os\ndef test_host(): assert {asked}\n")
+    assert run.main(command) == 1
+    printed = capfd.readouterr()
+    assert printed.err == f"run.py: {own} is no ComfyUI: it has no main.py\n"
+    assert printed.out == "", "before anything is made"
+    for name in ("main.py", "requirements.txt"):
+        (own / name).touch()
+    assert run.main(command) == 0
+    printed = capfd.readouterr().out
+    assert printed.splitlines()[-1] == "2 passed, 0 failed, 0 skipped"
+    assert re.findall(r"Tests on ComfyUI (\S+) \(", printed) == [str(own)]
+
+
 @pytest.mark.slow
 def test_several_workers_count_as_one_does_and_one_that_dies_has_failed(folder, capfd):
     dies = "import os\ndef test_dies(): os._exit(0)\n"
