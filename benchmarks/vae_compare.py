@@ -12,7 +12,9 @@ pixels of the tiles' or strips' edges over that elsewhere; 1 is no seam. VAEDeco
 (injected). Live: bytes of the tensors at the peak, weights excluded. Process: growth of the
 resident memory at its peak, workspaces of convolutions included, as Linux counts it. `--exact`
 adds a float64 decode, and how many 8-bit pixels equal it. `--encode` compares the host's encode
-with ours. Rows of other sizes are kept.
+with ours: of a picture as Load Image gives it, whose channels lie last, and (planar) of one as
+Upscale Image gives it; with `--exact` also the relative distance from a float64 encode. Rows of
+other sizes are kept.
 """
 
 from __future__ import annotations
@@ -36,9 +38,9 @@ from pack.nodes.units import MIB
 from .rows import RESULTS_DIR, cell_of, merged, versions, write
 
 RESULTS = RESULTS_DIR / "vae_compare.jsonl"
-STOCK, TILED, FALLBACK = "stock", "VAEDecodeTiled", "fallback"
+STOCK, PLANAR, TILED, FALLBACK = "stock", "stock, planar", "VAEDecodeTiled", "fallback"
 OURS = ("speed", "balance", "smallest")
-WAYS = (STOCK, TILED, FALLBACK, *OURS)
+WAYS = (STOCK, PLANAR, TILED, FALLBACK, *OURS)
 KEY = ("task", "side_px", "contrast", "way")
 # In latent pixels, as the node VAEDecodeTiled and the host's fallback call the host's tiles.
 TILES = {TILED: (64, 8), FALLBACK: (64, 16)}
@@ -47,6 +49,7 @@ HEADS = (
     "way", "live", "process", "time", "max error", "PSNR", "seams", "8-bit pixels equal",
     "most off", "equal to float64",
 )  # fmt: skip
+ENCODE_HEADS = (*HEADS[:5], "from float64")
 
 
 def seam_ratio(error: torch.Tensor, edges: list[int], *, both: bool) -> float | None:
@@ -118,6 +121,11 @@ def exact_decode(vae: Any, latent: torch.Tensor) -> torch.Tensor:
     return ((model.decode(latent.double()) + 1) / 2).clamp(0, 1).movedim(1, -1)[0]
 
 
+def exact_encode(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
+    model = copy.deepcopy(vae.first_stage_model).double()
+    return model.encode(vae.process_input(pictures.movedim(-1, 1).double()))[0]
+
+
 def unequal(one: torch.Tensor, two: torch.Tensor) -> tuple[float, float]:
     """The share of pixels that differ after 8 bits, and by how much at most."""
     off = ((one.double() * 255).round() - (two.double() * 255).round()).abs().amax(-1)
@@ -142,10 +150,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         STOCK: getattr(vae, task),
         TILED: lambda latent: vae.decode_tiled(latent, tile_x=tile, tile_y=tile, overlap=overlap),
         FALLBACK: fallback(vae),
+        PLANAR: lambda pictures: vae.encode(pictures.movedim(-1, 1).contiguous().movedim(1, -1)),
         **{prefer: getattr(patched[prefer], task) for prefer in OURS},
     }
-    known = OURS if options.encode else WAYS
-    ways = [STOCK, *(way for way in known if way != STOCK and way in (options.way or WAYS))]
+    known = (PLANAR, *OURS) if options.encode else (TILED, FALLBACK, *OURS)
+    ways = [STOCK, *(way for way in known if way in (options.way or WAYS))]
     torch.manual_seed(0)
     given = torch.randn(1, vae.latent_channels, side, side)
     if options.encode:
@@ -167,7 +176,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         with PeakTracker() as tracker:
             runs[way](given)
         live[way] = tracker.peak_bytes
-    exact = exact_decode(vae, given) if options.exact else None
+    exactly = exact_encode if options.encode else exact_decode
+    exact = exactly(vae, given) if options.exact else None
     rows = []
     for way in ways:
         edges: list[int] = []
@@ -187,6 +197,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         }  # fmt: skip
         if not options.encode:
             row |= _picture_figures(way, made, edges, exact, options)
+        elif exact is not None:
+            row["from_float64"] = float((made[way].double() - exact).norm() / exact.norm())
         rows.append(row)
     return rows
 
@@ -222,7 +234,7 @@ def kept_rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows of one cell as Markdown."""
     is_picture = "psnr_db" in rows[0]
-    heads = HEADS if is_picture else HEADS[:5]
+    heads = HEADS if is_picture else ENCODE_HEADS
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = [
@@ -241,6 +253,9 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['most_off_8bit']:.0f}",
                 "not measured" if exact is None else f"{100 - 100 * exact:.3f} %",
             ]
+        else:
+            exact = row.get("from_float64")
+            cells.append("not measured" if exact is None else f"{exact:.1e}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -251,7 +266,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--contrast", type=float, default=0.5, help="of the last convolution")
     parser.add_argument("--way", action="append", choices=WAYS[1:], help="only these, and stock")
-    parser.add_argument("--exact", action="store_true", help="decode in float64 too")
+    parser.add_argument("--exact", action="store_true", help="compute in float64 too")
     parser.add_argument("--encode", action="store_true")
     parser.add_argument("--maps", action="store_true", help="keep the error maps")
     parser.add_argument("--show", action="store_true", help="print the rows measured before")
