@@ -21,10 +21,10 @@ class AttentionSlice(io.ComfyNode):
             display_name="Attention Slice",
             category="model/patch/z-image",
             description=(
-                "Computes attention a few heads or a few queries at a time, with the same result. "
-                "Saves memory where scores are kept (sub-quadratic, split, basic attention, "
-                "PyTorch's math kernel); flash-like kernels keep none. With Apply Gradient "
-                "Checkpoint on Z-Image it also cuts q, k and v into groups of heads."
+                "Computes attention a few heads or a few queries at a time, with the same result "
+                "up to rounding. Saves memory where scores are kept (sub-quadratic, split, basic "
+                "attention, PyTorch's math kernel); flash-like kernels keep none. With Apply "
+                "Gradient Checkpoint on Z-Image it also cuts q, k and v into groups of heads."
             ),
             search_aliases=["attention slicing", "sliced attention", "low vram", "split attention"],
             inputs=[

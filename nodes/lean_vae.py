@@ -1,4 +1,4 @@
-"""Lean VAE: the exact decode and encode at a fraction of the peak."""
+"""Lean VAE: the whole decode and encode, without tiles, at a fraction of the peak."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class LeanVAE(io.ComfyNode):
             display_name="Lean VAE",
             category="model/patch/z-image",
             description=(
-                "Lowers the memory peak of VAE decode and encode, with the same picture: rows of "
-                "the picture are computed in strips, with the statistics of the whole picture, so "
-                "there are no tiles and no seams. For the VAEs of Z-Image, Flux, SD3, SDXL and "
-                "SD1.5; another VAE is passed through as it is."
+                "Lowers the memory peak of VAE decode and encode, with the same picture up to "
+                "rounding: rows of the picture are computed in strips, with the statistics of the "
+                "whole picture, so there are no tiles and no seams. For the VAEs of Z-Image, Flux, "
+                "SD3, SDXL and SD1.5; another VAE is passed through as it is."
             ),
             search_aliases=["vae low vram", "tiled vae", "exact tiled", "no seams"],
             inputs=[
