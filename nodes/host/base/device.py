@@ -7,6 +7,8 @@ from typing import Any
 import comfy.model_management as management
 import torch
 
+PAGE_BYTES = 32 * 2**20  # of dynamic VRAM, in comfy_aimdo
+
 
 def is_card(device: torch.device) -> bool:
     """Whether the device is a card that reports its memory; a DirectML card does not."""

@@ -12,7 +12,7 @@ import comfy.model_management as management
 import torch
 
 from ..attention.patch import holds_scores
-from ..base.device import is_card, is_dynamic, weights_bytes
+from ..base.device import PAGE_BYTES, is_card, is_dynamic, weights_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,18 @@ def floor_bytes(patcher: Any) -> int:
     return max(0, int(management.minimum_inference_memory()) - margin_bytes())
 
 
+def bytes_beyond(patcher: Any, limit_bytes: int | None) -> int:
+    """Bytes to keep free of weights, so that a host that loads by estimate loads `limit_bytes`.
+
+    Source: load_models_gpu in the host's comfy/model_management.py, which adds its margin.
+    """
+    device = patcher.load_device
+    if limit_bytes is None or not is_card(device) or is_dynamic(patcher):
+        return 0
+    free = int(management.get_free_memory(device)) + patcher.loaded_size()
+    return max(0, free - margin_bytes() - limit_bytes)
+
+
 def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] | None:
     """Limits how many bytes of a loaded model's weights are on the card.
 
@@ -65,8 +77,26 @@ def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] |
             "Fit to VRAM: this ComfyUI cannot limit a model's pages, so nothing is enforced"
         )
         return None
-    pages.set_watermark(limit_bytes)
-    return lambda: pages.set_watermark(pages.max_size)
+    try:
+        # The library rounds up to whole pages.
+        pages.set_watermark(limit_bytes // PAGE_BYTES * PAGE_BYTES)
+    except Exception as error:  # RuntimeError from comfy_aimdo 0.6.0 on
+        logger.warning("Fit to VRAM: nothing is enforced, comfy-aimdo refused the limit: %s", error)
+        _lift(pages)
+        return None
+    return functools.partial(_lift, pages)
+
+
+def _lift(pages: Any) -> None:
+    """Lifts the limit. A failure is logged, so that it hides no error of the sampling."""
+    try:
+        pages.set_watermark(pages.max_size)
+    except Exception as error:
+        logger.warning(
+            "Fit to VRAM: the limit on a model's pages stays until ComfyUI loads the model again, "
+            "comfy-aimdo refused to lift it: %s",
+            error,
+        )
 
 
 def notes(patcher: Any) -> list[str]:

@@ -58,7 +58,9 @@ class Enforcer:
         asked[OPTIONS_KEY] = {**asked.get(OPTIONS_KEY, {}), FIT: decision.groups}
         make_room([model, *together], decision.peak_bytes, decision.budget_bytes)
         _, estimate = sampler_helpers.estimate_memory(model, noise_shape, conds)
-        with reserved(model, estimate, decision.need_bytes):
+        # Where the host loads by estimate, it stops where this room begins.
+        least = budget.bytes_beyond(model, decision.limit_bytes)
+        with reserved(model, estimate, decision.need_bytes, least_bytes=least):
             result = executor(model, noise_shape, conds, *args, **kwargs)
         self._lift = budget.limit_weights(model, decision.limit_bytes)
         return result

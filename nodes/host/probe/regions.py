@@ -9,9 +9,7 @@ import comfy.model_management as management
 import torch
 
 from ...probe.counter import Region
-from ..base.device import is_dynamic, models_on
-
-_PAGE_BYTES = 32 * 2**20  # of comfy_aimdo's ModelVBAR
+from ..base.device import PAGE_BYTES, is_dynamic, models_on
 
 
 class _Pages(NamedTuple):
@@ -78,7 +76,7 @@ def _read(pages: Any, before: _Pages | None) -> _Pages:
 
 def _number_of(pages: Any, page: int) -> tuple[int, ...]:
     """The number of a resident page. Asking for a resident page moves nothing."""
-    place = pages.base_addr + page * _PAGE_BYTES
+    place = pages.base_addr + page * PAGE_BYTES
     number = pages.fault(place, 1)
     pages.unpin(place, 1)
     return tuple(number or ())

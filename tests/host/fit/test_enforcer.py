@@ -1,32 +1,22 @@
-"""The limit on a model's pages: set for each sampling, lifted however the sampling ends.
-
-Pages are the NVIDIA driver's, so they are the one part that stands in for the real one here.
-"""
+"""The limit on a model's weights: never exceeded, and lifted however the sampling ends."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pack.testing import lean_models
-from pack.testing.lean_models import sample
+from pack.testing.fake_card import GIB, MIB, PAGE_BYTES, FakeCard, on_fake_card
+from pack.testing.lean_models import prepare, sample
 
 pytestmark = pytest.mark.usefixtures("host")
-WHOLE = 2**40
-
-
-class Pages:
-    """The pages of a model on a card, by the two names of comfy_aimdo's ModelVBAR that we use."""
-
-    max_size = WHOLE
-
-    def __init__(self) -> None:
-        self.limits: list[int] = []
-
-    def set_watermark(self, size_bytes: int) -> None:
-        self.limits.append(size_bytes)
+WEIGHT_BYTES = 100 * MIB
+WEIGHTS = 80
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +25,57 @@ def loaded(host: Any, small_folder: Path) -> Any:
 
 
 @pytest.fixture
-def pages(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Pages:
-    """Pages for the loaded model, with its CPU taken for a card."""
+def as_card(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's CPU is taken for a card with dynamic VRAM."""
     from pack.nodes.host.fit import budget
 
     monkeypatch.setattr(budget, "is_card", lambda device: True)
     monkeypatch.setattr(budget, "is_dynamic", lambda patcher: True)
-    made = Pages()
-    vbars = {loaded.load_device: made}
-    monkeypatch.setattr(loaded.model, "dynamic_vbars", vbars, raising=False)
-    return made
+    monkeypatch.setattr(budget, "weight_bytes", lambda patcher: WEIGHTS * WEIGHT_BYTES)
+
+
+class Pages:
+    """Real pages on the fake card, asked for at each call of the model; `refused` calls raise."""
+
+    def __init__(self, model: Any, *, refused: Callable[[int], bool] = lambda _: False) -> None:
+        from comfy.patcher_extension import WrappersMP
+        from comfy_aimdo.model_vbar import ModelVBAR
+
+        class Refusing(ModelVBAR):
+            def set_watermark(self, size_bytes: int) -> None:
+                if refused(size_bytes):
+                    raise RuntimeError("VBAR set_watermark failed")  # as comfy_aimdo 0.6.0
+                super().set_watermark(size_bytes)
+
+        self.vbar = Refusing(2 * WEIGHTS * WEIGHT_BYTES, 0)
+        self.weights = [self.vbar.alloc(WEIGHT_BYTES) for _ in range(WEIGHTS)]
+        self.resident: list[int] = []
+        model.model.dynamic_vbars = {model.load_device: self.vbar}
+        model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "test")
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", self.call)
+
+    def call(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        self.forward()
+        return executor(*args, **kwargs)
+
+    def forward(self) -> int:
+        """Asks for each weight; returns how much is resident then."""
+        from comfy_aimdo.model_vbar import vbar_fault, vbar_unpin
+
+        for weight in self.weights:
+            if vbar_fault(weight) is not None:
+                vbar_unpin(weight)
+        self.resident.append(self.vbar.loaded_size())
+        return self.resident[-1]
+
+    def load(self) -> int:
+        """As the host does at each load."""
+        self.vbar.prioritize()
+        return self.forward()
 
 
 def limited(model: Any) -> tuple[Any, int]:
-    """The model with a budget that keeps part of its weights off the card; and their limit."""
+    """The model with a budget for a part of its weights; and their limit."""
     from pack.nodes.denoiser.sizes import Request
     from pack.nodes.host.fit.inputs import planner_for
     from pack.nodes.host.fit.patch import with_plan
@@ -64,49 +91,146 @@ def limited(model: Any) -> tuple[Any, int]:
     return planned, stage.resident_bytes(budget_bytes)
 
 
-def test_the_limit_holds_while_a_sampling_runs_and_no_longer(loaded: Any, pages: Pages) -> None:
-    from comfy.patcher_extension import WrappersMP
-
-    during: list[list[int]] = []
-
-    def note(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        during.append(list(pages.limits))
-        return executor(*args, **kwargs)
-
+@pytest.mark.once
+@on_fake_card
+def test_the_limit_holds_from_step_to_step_and_no_longer(loaded: Any, as_card: None) -> None:
+    """Bug: the library rounds up, so a limit that is no multiple of a page was exceeded."""
+    FakeCard(16 * GIB)
+    pages = Pages(loaded)
     patched, limit = limited(loaded)
-    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "test", note)
-    sample(patched)
-    sample(patched)
-    assert 0 < limit < loaded.model_size()
-    assert during == [[limit], [limit, WHOLE, limit]]
-    assert pages.limits == [limit, WHOLE] * 2
+    assert limit % PAGE_BYTES
+    for _ in range(2):
+        pages.resident.clear()
+        sample(patched, steps=3)
+        assert len(pages.resident) == 3
+        assert len(set(pages.resident)) == 1
+        assert limit - WEIGHT_BYTES - PAGE_BYTES < pages.resident[0] <= limit
+        assert pages.forward() == pages.load() == WEIGHTS * WEIGHT_BYTES, "no limit is left"
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("is_refused", [False, True])
 @pytest.mark.parametrize("is_cancelled", [False, True], ids=["error", "cancel"])
+@on_fake_card
 def test_the_limit_is_lifted_where_a_sampling_does_not_end(
-    loaded: Any, pages: Pages, is_cancelled: bool
+    loaded: Any, as_card: None, caplog: Any, is_cancelled: bool, is_refused: bool
 ) -> None:
-    """It stayed: every later sampling of the model streamed weights that the card had room for."""
+    """It stayed: every later sampling streamed weights that the card had room for.
+
+    Where the library refuses to lift it, the sampling's own error is the one that is raised.
+    """
     import comfy.model_management as management
     from comfy.patcher_extension import WrappersMP
 
     def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
         executor(*args, **kwargs)
         if not is_cancelled:
-            raise RuntimeError("in the middle")
+            raise ValueError("in the middle")
         management.interrupt_current_processing()
         management.throw_exception_if_processing_interrupted()
 
-    error = management.InterruptProcessingException if is_cancelled else RuntimeError
+    FakeCard(16 * GIB)
+    pages = Pages(loaded, refused=lambda size: is_refused and size > GIB * 4)
+    error = management.InterruptProcessingException if is_cancelled else ValueError
     # In the first step, and after the limit was set but before there is a step.
-    for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING):
-        pages.limits.clear()
+    for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREPARE_SAMPLING):
         failing = loaded.clone()
         failing.add_wrapper_with_key(kind, "test", fail)
         patched, limit = limited(failing)
+        caplog.clear()
         with pytest.raises(error):
             sample(patched)
-        assert pages.limits == [limit, WHOLE], kind
-        patched.remove_wrappers_with_key(kind, "test")
-        sample(patched)
-        assert pages.limits == [limit, WHOLE] * 2, "planned again after the failure"
+        said = [r.getMessage() for r in caplog.records if "comfy-aimdo refused" in r.getMessage()]
+        assert len(said) == is_refused
+        assert (pages.forward() <= limit) == is_refused, kind
+        assert pages.load() == WEIGHTS * WEIGHT_BYTES
+
+
+@pytest.mark.once
+@on_fake_card
+def test_a_limit_that_is_refused_is_said_and_the_sampling_goes_on(
+    loaded: Any, as_card: None, caplog: Any
+) -> None:
+    FakeCard(16 * GIB)
+    pages = Pages(loaded, refused=lambda size: size < GIB * 4)
+    patched, _ = limited(loaded)
+    with caplog.at_level(logging.WARNING):
+        assert torch.isfinite(sample(patched).latent).all()
+    assert "nothing is enforced, comfy-aimdo refused the limit: VBAR" in caplog.text
+    assert pages.resident == [WEIGHTS * WEIGHT_BYTES]
+
+
+@pytest.fixture
+def by_estimate(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A model for a card of 4 GiB that the host loads by estimate.
+
+    Device "meta" stands for the card: weights move there and take no memory.
+    """
+    import comfy.model_management as management
+    from pack.nodes.host.fit import budget
+
+    patcher = lean_models.built("ZImage", lean_models.Z_IMAGE)
+    patcher.load_device = torch.device("meta")
+
+    def free_and_total(device: Any = None) -> tuple[int, int]:
+        return 4 * GIB - patcher.loaded_size(), 4 * GIB
+
+    none = {"active_bytes.all.current": 0, "reserved_bytes.all.current": 0}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free_and_total)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device=None: none)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
+    monkeypatch.setattr(management, "MIN_WEIGHT_MEMORY_RATIO", 0.0)  # as on NVIDIA
+    monkeypatch.setattr(budget, "is_card", lambda device: device.type == "meta")
+    return patcher
+
+
+def test_a_host_that_loads_by_estimate_never_goes_beyond_the_limit(by_estimate: Any) -> None:
+    """Bug: it loaded all weights, of which those beyond the limit went back at each sampling."""
+    moved: list[float] = []
+    patched, limit = limited(by_estimate)
+    unload = by_estimate.partially_unload
+
+    def noted(device: Any, memory_to_free: float = 0, *args: Any, **kwargs: Any) -> Any:
+        moved.append(memory_to_free)
+        return unload(device, memory_to_free, *args, **kwargs)
+
+    patched.partially_unload = noted
+    for _ in range(3):
+        prepare(patched, torch.empty(1, 16, 48, 48, device="meta"))
+        assert 0.7 * limit < patched.loaded_size() <= limit
+    assert moved == []
+
+
+@pytest.mark.parametrize(
+    ("factor", "end"), [(1.0, "MiB"), (1.5, "50 % apart"), (0.5, "50 % apart"), (0.0, None)]
+)
+def test_the_peak_is_compared_with_the_plan(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any, factor: float, end: str | None
+) -> None:
+    """With the allocator's readings before and after: weights in it, current bytes, peak."""
+    from pack.nodes.denoiser.need import denoiser_live_bytes
+    from pack.nodes.denoiser.sizes import Request
+    from pack.nodes.host.fit import enforcer
+    from pack.nodes.host.fit.inputs import planner_for
+    from pack.nodes.host.fit.patch import with_plan
+
+    planner = planner_for(
+        loaded, Request(384, 384), named_bytes=0, prefer="balance", vae=None, latent=None,
+        conditioning=lean_models.prompt(),
+    )  # fmt: skip
+    plan = planner.plan(planner.request, None)
+    live = denoiser_live_bytes(planner.request, plan.groups, is_plain=True)
+    weights, others = 100 * MIB, 30 * MIB
+    measured = int(factor * (weights + live))
+    readings = iter([(0, others, others + MIB), (weights, others, others + measured)])
+    monkeypatch.setattr(enforcer, "_readings", lambda device: next(readings))
+    with caplog.at_level(logging.INFO):
+        sample(with_plan(loaded, planner, None))
+    (line,) = (r.getMessage() for r in caplog.records if "measured" in r.getMessage())
+    said = line.splitlines()[-1]
+    if end is None:
+        assert said == "measured: not above the earlier peak of 31 MiB"
+    else:
+        assert f"predicted {(weights + live) / MIB:.0f} MiB, measured" in said
+        assert said.endswith(end)
