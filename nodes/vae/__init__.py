@@ -1,1 +1,1 @@
-"""The exact decode and encode in strips of rows. Knows no host."""
+"""The whole decode and encode in strips of rows, without tiles. Knows no host."""
