@@ -7,6 +7,7 @@ import torch
 from .layers import VaeLayers
 from .maps import Rows, Whole
 from .plan import VaePlan
+from .ram import Ram
 from .steps import RowsWriter, Steps, Tick
 
 
@@ -17,6 +18,7 @@ def decode(
     *,
     write: RowsWriter,
     tick: Tick,
+    ram: Ram | None = None,
 ) -> None:
     """Decodes one latent.
 
@@ -24,12 +26,13 @@ def decode(
         latent: [1, C, H, W], float, in the dtype and on the device of the arithmetic.
         plan: what to store; its levels go from the smallest map to the picture.
         write: takes the rows of the picture.
+        ram: for the maps that the plan keeps there; None: RAM that is not pinned.
 
     Memory: `lean_vae_peak_bytes`.
     Exact: equal up to rounding to the host's decoder. With `plan.is_fused`, sums of taps are
         rounded to the dtype before they are multiplied.
     """
-    steps = Steps(plan.levels[0], tick)
+    steps = Steps(plan.levels[0], tick, ram)
     source: Rows = steps.convolved(Whole(latent), layers.conv_in)
     source = steps.middle(source, layers)
     for number, level in enumerate(layers.levels):

@@ -7,6 +7,7 @@ import torch
 from .layers import LevelLayers, VaeLayers
 from .maps import Rows, Whole
 from .plan import VaePlan
+from .ram import Ram
 from .steps import RowsWriter, Steps, Tick
 
 
@@ -17,6 +18,7 @@ def encode(
     *,
     write: RowsWriter,
     tick: Tick,
+    ram: Ram | None = None,
 ) -> None:
     """Encodes one picture to the moments of its latent.
 
@@ -24,11 +26,12 @@ def encode(
         picture: [1, C, H, W], float, in the dtype and on the device of the arithmetic.
         plan: what to store; its levels go from the picture to the smallest map.
         write: takes the rows of the moments.
+        ram: for the maps that the plan keeps there; None: RAM that is not pinned.
 
     Memory: `lean_vae_peak_bytes`.
     Exact: equal up to rounding to the host's encoder.
     """
-    steps = Steps(plan.levels[0], tick)
+    steps = Steps(plan.levels[0], tick, ram)
     made = steps.convolved(Whole(picture), layers.conv_in)
     # Made of 3 channels, it is cheaper to recompute than to keep.
     first = layers.levels[0].blocks[0]

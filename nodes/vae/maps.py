@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from .cuts import even_runs
+from .ram import Ram, RamStrip
 from .strips import RowQueue, Stage
 
 
@@ -50,18 +51,17 @@ class Stored:
     Args:
         height: rows of the map that will be appended.
         limit: rows of a strip; shorter strips are joined.
-        in_ram: keeps the strips in RAM, pinned where possible, and copies them back to read them.
+        ram: where the strips wait; None keeps them on the device.
 
     Memory: the map, less what was drained. In RAM: nothing on the device.
     """
 
-    def __init__(self, height: int, limit: int, *, in_ram: bool = False) -> None:
+    def __init__(self, height: int, limit: int, *, ram: Ram | None = None) -> None:
         self.height, self.width, self.channels = height, 0, 0
-        self._limit, self._in_ram = limit, in_ram
-        self._strips: deque[torch.Tensor] = deque()
+        self._limit, self._ram = limit, ram
+        self._strips: deque[torch.Tensor | RamStrip] = deque()
         self._short: list[torch.Tensor] = []
-        self.missing = height
-        self._device = torch.device("cpu")
+        self.missing, self._is_drained = height, False
 
     def append(self, rows: torch.Tensor) -> None:
         """Stores the next strip, [1, C, n, W]; the caller must not write into it any more.
@@ -70,7 +70,6 @@ class Stored:
             ValueError: more rows than the map has.
         """
         _, self.channels, count, self.width = rows.shape
-        self._device = rows.device
         self.missing -= count
         if self.missing < 0:
             raise ValueError(f"the map has {-self.missing} rows less than were appended")
@@ -81,7 +80,7 @@ class Stored:
             parts, self._short = self._short, []
             joined = parts.pop() if len(parts) == 1 else torch.cat(parts, 2)
             del parts
-            self._strips.append(_to_ram(joined) if self._in_ram else joined)
+            self._strips.append(joined if self._ram is None else self._ram.keep(joined))
 
     def read(self, limit: int, *, drain: bool) -> Iterator[torch.Tensor]:
         """See `Rows`.
@@ -89,16 +88,20 @@ class Stored:
         Raises:
             ValueError: the map is not complete, or was drained.
         """
-        if sum(strip.shape[2] for strip in self._strips) != self.height:
+        if self.missing or self._is_drained:
             raise ValueError(f"a map of {self.height} rows is not complete or was drained")
+        self._is_drained = drain
         strips, self._strips = self._strips, deque() if drain else self._strips.copy()
         while strips:
-            strip = [strips.popleft()]
-            runs = even_runs(strip[0].shape[2], limit)
-            # From memory that is not pinned, the copy waits until all is read: the strip may go.
+            strip = strips.popleft()
+            if isinstance(strip, RamStrip):
+                yield from strip.read(even_runs(strip.height, limit), drain=drain)
+                continue
+            rows, runs = [strip], even_runs(strip.shape[2], limit)
+            del strip
             for start, stop in runs[:-1]:
-                yield strip[0][:, :, start:stop].to(self._device, non_blocking=True)
-            yield strip.pop()[:, :, runs[-1][0] :].to(self._device, non_blocking=True)
+                yield rows[0][:, :, start:stop]
+            yield rows.pop()[:, :, runs[-1][0] :]
 
 
 class Piped:
@@ -216,15 +219,3 @@ def _pushed(strips: Iterator[torch.Tensor], stage: Stage) -> Iterator[torch.Tens
             given.append(made)
             del made
             yield given.pop()
-
-
-def _to_ram(rows: torch.Tensor) -> torch.Tensor:
-    if rows.device.type == "cuda":
-        try:
-            held = torch.empty_like(rows, device="cpu", pin_memory=True)
-        except RuntimeError:
-            pass  # the system locks no more RAM
-        else:
-            # Copies from and to pinned memory keep the order of the stream: nothing has to wait.
-            return held.copy_(rows, non_blocking=True)
-    return torch.empty_like(rows, device="cpu").copy_(rows)  # waits until it is copied

@@ -7,6 +7,8 @@ from .plan import VaeCall, VaePlan, VaeSizes
 
 TAPS = 9
 FUSED_TAPS = 16  # sums of taps: four for each of the four pixels that one becomes
+# Strips that a map in RAM takes beside itself: one half read, one that comes, and the ring's end.
+RAM_STRIPS = 4
 
 
 def lean_vae_peak_bytes(call: VaeCall, plan: VaePlan) -> int:
@@ -18,6 +20,19 @@ def lean_vae_peak_bytes(call: VaeCall, plan: VaePlan) -> int:
     of_level = _level_elements if call.sizes.is_decoder else _encoder_level_elements
     peak = max(of_level(call, plan, level) for level in range(len(plan.levels)))
     return call.dtype_bytes * (max(peak, _middle_elements(call)) + _end_elements(call))
+
+
+def lean_vae_ram_bytes(call: VaeCall, plan: VaePlan) -> int:
+    """The most RAM that one sample's maps take at a time, in bytes; 0 where none waits there."""
+    peak = 0
+    for level, how in enumerate(plan.levels):
+        if how.in_ram:
+            scale = call.sizes.scale(level)
+            rows, columns = -(-call.height // scale), -(-call.width // scale)
+            # A map takes the room of the one it is made of, a few strips behind.
+            held = rows + RAM_STRIPS * longest_strip(rows, how.limit)
+            peak = max(peak, held * columns * call.sizes.widths[level])
+    return call.dtype_bytes * peak
 
 
 def _end_elements(call: VaeCall) -> int:

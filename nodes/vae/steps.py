@@ -30,6 +30,7 @@ from .cuts import query_rows
 from .layers import AttentionLayers, BlockLayers, ConvLayer, Fetch, NormLayer, VaeLayers
 from .maps import Joined, Part, Piped, Rows, Stored
 from .plan import LevelPlan
+from .ram import Ram
 from .resample import DownConv, UpConv
 from .statistics import GroupStats, NormSiLU
 from .strips import Conv, Pointwise, ResBlock, Stage, copy_rows
@@ -64,8 +65,8 @@ class Pooled(NamedTuple):
 class Steps:
     """The steps of one sample; `level` is the plan of the level at work."""
 
-    def __init__(self, level: LevelPlan, tick: Tick) -> None:
-        self.level, self._tick = level, tick
+    def __init__(self, level: LevelPlan, tick: Tick, ram: Ram | None = None) -> None:
+        self.level, self._tick, self._ram = level, tick, ram or Ram()
 
     def store(
         self,
@@ -259,7 +260,7 @@ class Steps:
             self._tick(share)
 
     def _empty(self, height: int) -> Stored:
-        return Stored(height, self.level.limit, in_ram=self.level.in_ram)
+        return Stored(height, self.level.limit, ram=self._ram if self.level.in_ram else None)
 
     def _split(
         self, source: Rows, norm: Pooled, block: BlockLayers, across: Stage, skip: Stored

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from pack.nodes.vae.cuts import even_runs, longest_strip, query_rows
 from pack.nodes.vae.maps import Part, Piped, Stored, Whole
+from pack.nodes.vae.ram import Ram, RamStrip
 from pack.nodes.vae.strips import Conv
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,9 +23,9 @@ class _Double:
         return 2 * rows
 
 
-def _stored(limit: int, cuts: list[int], **options: bool) -> tuple[Stored, torch.Tensor]:
+def _stored(limit: int, cuts: list[int], ram: Ram | None = None) -> tuple[Stored, torch.Tensor]:
     x = torch.arange(float(sum(cuts))).view(1, 1, -1, 1).expand(1, 2, -1, 3).contiguous()
-    stored = Stored(sum(cuts), limit, **options)
+    stored = Stored(sum(cuts), limit, ram=ram)
     for rows in x.split(cuts, 2):
         stored.append(rows.clone())
     return stored, x
@@ -49,10 +51,19 @@ def test_queries_come_in_parts_that_fill_a_card(tokens: int, rows: int) -> None:
     assert query_rows(tokens) == rows
 
 
-@pytest.mark.parametrize("in_ram", [False, True])
+@pytest.mark.parametrize(
+    "make_ram",
+    [
+        lambda: None,
+        Ram,
+        lambda: Ram(torch.empty(30)),
+        lambda: Ram(torch.empty(54, dtype=torch.half)),
+    ],
+    ids=["on the device", "not pinned", "half of it pinned", "pinned for another dtype"],
+)
 @pytest.mark.parametrize("cuts", [[9], [1] * 9, [3, 4, 2], [7, 1, 1]])
-def test_reading_gives_what_was_stored(cuts: list[int], in_ram: bool) -> None:
-    stored, x = _stored(4, cuts, in_ram=in_ram)
+def test_reading_gives_what_was_stored(cuts: list[int], make_ram: Callable[[], Ram | None]) -> None:
+    stored, x = _stored(4, cuts, make_ram())
     for limit in (2, 4, 100):
         strips = list(stored.read(limit, drain=False))
         assert torch.equal(torch.cat(strips, 2), x)
@@ -104,42 +115,89 @@ def test_a_part_recomputes_the_other_rows(stored_rows: int, limit: int) -> None:
         next(part.read(limit, drain=True))
 
 
-class _Copies(TorchDispatchMode):
-    """Notes of each copy between tensors whether it returns before it is done."""
+def test_pinned_room_is_taken_in_a_ring() -> None:
+    """A strip of 6, 6 and 4 in 14: what waits is never overwritten, and freed room is used."""
+    ram = Ram(torch.zeros(14))
+    kept: list[RamStrip] = []
+
+    def keep(count: int) -> bool:
+        kept.append(ram.keep(torch.full((1, 1, count, 1), float(len(kept)))))
+        return kept[-1]._piece is not None
+
+    def drained(number: int) -> list[float]:
+        strip = kept[number]
+        made = list(strip.read([(0, 1), (1, strip.height)], drain=True))
+        return torch.cat(made, 2).flatten().tolist()
+
+    assert [keep(count) for count in (6, 6, 4)] == [True, True, False]
+    assert drained(0) == [0] * 6
+    assert [keep(count) for count in (4, 2, 1)] == [True, True, False]  # before the second
+    assert drained(3) == [3] * 4  # out of turn: its room waits for the second's
+    assert not keep(1)
+    assert drained(1) == [1] * 6
+    assert [keep(count) for count in (8, 4, 1)] == [True, True, False]
+    assert [drained(number) for number in (2, 4, 7, 8)] == [[2] * 4, [4] * 2, [7] * 8, [8] * 4]
+
+
+class _Unwaited(TorchDispatchMode):
+    """Notes copies to RAM that are not waited for, and who on the CPU reads what they bring.
+
+    A copy between the card and RAM reads and writes on the stream if both sides are contiguous in
+    one format; otherwise torch gathers the bytes on the CPU (copy_requires_temporaries in its
+    aten/src/ATen/native/cuda/Copy.cu).
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.are_non_blocking: list[bool] = []
+        self.brought: set[int] = set()
+        self.read_early: list[Any] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.ops.aten.copy_.default:
-            self.are_non_blocking.append(args[2] if len(args) > 2 else False)
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default):
+            into, rows = args[:2] if func is torch.ops.aten.copy_.default else (out, args[0])
+            is_streamed = any(
+                all(t.is_contiguous(memory_format=way) for t in (into, rows))
+                for way in (torch.contiguous_format, torch.channels_last)
+            )
+            goes_on = (kwargs or {}).get("non_blocking") or args[2:] == (True,)
+            if _is_from(rows, "cuda") and _is_from(into, "cpu") and goes_on:
+                assert is_streamed, "gathered in RAM that is not pinned"
+                self.brought.add(into.untyped_storage()._cdata)
+            elif not (is_streamed and _is_from(into, "cuda")):
+                self._note(func, [rows])
+        elif func.namespace == "aten" and not func.is_view:
+            self._note(func, [*args, *(kwargs or {}).values()])
+        return out
+
+    def _note(self, func: Any, given: list[Any]) -> None:
+        for tensor in (t for t in given if isinstance(t, torch.Tensor) and _is_from(t, "cpu")):
+            if tensor.untyped_storage()._cdata in self.brought:
+                self.read_early.append(func)
 
 
-@pytest.mark.parametrize("can_pin", [False, True])
-def test_strips_lie_in_ram_that_is_not_pinned_where_none_can_be_had(
-    monkeypatch: pytest.MonkeyPatch, can_pin: bool
+def _is_from(tensor: torch.Tensor, device: str) -> bool:
+    return tensor.device.type == device
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_the_cpu_reads_no_strip_before_it_has_come(
+    is_pinned: bool, memory_format: torch.memory_format
 ) -> None:
-    """The error counted as out of memory on the card: smaller strips, then the host's tiles."""
-    empty_like = torch.empty_like
-
-    def pinning(rows: torch.Tensor, *, device: str, pin_memory: bool = False) -> torch.Tensor:
-        if pin_memory and not can_pin:
-            raise RuntimeError("CUDA error: out of memory")
-        return empty_like(rows, device=device)
-
-    monkeypatch.setattr(torch, "empty_like", pinning)
-    stored = Stored(4, 4, in_ram=True)
+    """Rows of a contiguous strip were gathered on the CPU while the card still copied the strip."""
     with FakeTensorMode():
-        rows = torch.ones(1, 2, 4, 3, device="cuda")
-        with _Copies() as copies:
-            stored.append(rows)
-        assert stored._strips[0].device.type == "cpu"
-        assert next(stored.read(4, drain=True)).device.type == "cuda"
-    assert copies.are_non_blocking == [can_pin]
+        rows = torch.ones(1, 2, 9, 3, device="cuda").contiguous(memory_format=memory_format)
+        stored = Stored(18, 9, ram=Ram(torch.empty(108) if is_pinned else None))
+        with _Unwaited() as copies:
+            for _ in range(2):
+                stored.append(rows)
+            strips = [*stored.read(2, drain=False), *stored.read(2, drain=True)]
+    assert all(_is_from(strip, "cuda") for strip in strips)
+    assert bool(copies.brought) == is_pinned
+    assert not copies.read_early
 
 
 def test_errors() -> None:

@@ -14,12 +14,14 @@ import torch
 from ...vae.choice import VaeChoice
 from ...vae.decode import decode
 from ...vae.encode import encode
+from ...vae.peak import lean_vae_ram_bytes
 from ...vae.plan import VaeCall
+from ...vae.ram import Ram
 from ...vae.steps import step_count
 from ..base.reserve import make_room
 from ..base.server import NodeLog
 from . import layers as vae_layers
-from .pinned import PinnedRam
+from .pinned import Pinned, PinnedRam
 
 # Pixels below which a progress bar would only flicker, as under each tile of a tiled decode.
 _LONG_PX = 768**2
@@ -43,6 +45,7 @@ class LeanForward:
 
     def __init__(self, stock: Any, settings: VaeSettings, log: NodeLog, patcher: Any) -> None:
         self.stock, self._settings, self._log, self._patcher = stock, settings, log, patcher
+        self._pinned_ram = PinnedRam(log)
 
     @property
     def is_decoder(self) -> bool:
@@ -65,10 +68,10 @@ class LeanForward:
         if self._settings.budget is not None:
             taken = choice.need(call) + self._patcher.model_size()
             make_room([self._patcher], taken, self._settings.budget)
-        with PinnedRam(given.device) as ram:
+        with self._pinned_ram.of_call(given.device) as pinned:
             for index in range(given.shape[0]):
                 one = slice(index, index + 1)
-                self._run(given[one], output_buffer[one], call, choice, ram)
+                self._run(given[one], output_buffer[one], call, choice, pinned)
         return output_buffer
 
     def output_shape(self, shape: torch.Size) -> tuple[int, int, int, int]:
@@ -100,7 +103,7 @@ class LeanForward:
         result: torch.Tensor,
         call: VaeCall,
         choice: VaeChoice,
-        ram: PinnedRam,
+        pinned: Pinned,
     ) -> None:
         run, layers = decode if self.is_decoder else encode, vae_layers.read(self.stock, sample)
         steps = step_count(layers) if call.height * call.width > _LONG_PX else None
@@ -112,16 +115,15 @@ class LeanForward:
         for attempt in itertools.count(1):
             assert plan is not None  # the first attempt has one, and only such are tried again
             following = choice.plan(call, attempt)
-            ram.is_used |= any(level.in_ram for level in plan.levels)
+            ram = Ram(pinned(lean_vae_ram_bytes(call, plan), sample.dtype))
             try:
-                run(sample, layers, plan, write=write, tick=_Progress(steps))
+                run(sample, layers, plan, write=write, tick=_Progress(steps), ram=ram)
                 return
             except Exception as error:
                 if following is None or not _is_oom(error):
                     raise
             # Outside the except block: the error holds every tensor of the attempt.
             comfy.model_management.soft_empty_cache(True)
-            ram.give_back()  # the next strips have another size
             plan = following
             self._log.say(
                 f"out of memory: tried again with strips of {plan.levels[-1].limit} rows, "

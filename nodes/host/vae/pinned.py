@@ -1,55 +1,78 @@
-"""Returns to the system the pinned RAM that a call used."""
+"""Pinned RAM for the maps of a call, by the host's own functions."""
 
 from __future__ import annotations
 
-import traceback
-from contextlib import suppress
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
+import comfy.model_management as management
 import torch
+from comfy.cli_args import args
+
+from ...units import MIB
+from ..base.server import NodeLog
+
+# Bytes and dtype to flat pinned memory of at least so many bytes; None where none can be had.
+Pinned = Callable[[int, torch.dtype], "torch.Tensor | None"]
+# What stays free beside it; the host leaves as much (ensure_pin_budget).
+_SPARE_BYTES = 2048 * MIB
 
 
 class PinnedRam:
-    """Frees the pinned RAM of one call when the call ends, also by an error or a cancel.
+    """Pins RAM once a call, and no more of it than the maps need; unpins it when the call ends.
 
-    Torch itself keeps freed pinned blocks, locked, until the process ends.
+    Torch would pin each strip, round it up to a power of two, and keep it until the process ends.
+    The host counts what it pins, and makes room for it among the weights that it has pinned.
 
-    device: where the call computes.
-    is_used: set it before RAM is pinned.
+    What could not be pinned once is not asked for again. Then the maps wait in RAM that is not
+    pinned, which is slower.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self.is_used = device, False
+    def __init__(self, log: NodeLog) -> None:
+        self._log = log
+        self._too_many: int | None = None  # the fewest bytes that could not be pinned
 
-    def __enter__(self) -> PinnedRam:
-        return self
+    @contextmanager
+    def of_call(self, device: torch.device) -> Iterator[Pinned]:
+        """Lends pinned memory to a call on the device: each time the same, until more is wanted."""
+        lent: list[torch.Tensor] = []
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if trace is None:
-            self.give_back()
-        elif self.is_used:
-            traceback.clear_frames(trace)  # their variables hold pinned tensors
+        def pinned(count: int, dtype: torch.dtype) -> torch.Tensor | None:
+            if not lent or lent[0].nbytes < count or lent[0].dtype != dtype:
+                _give_back(lent, device)
+                lent.extend(self._new(count, dtype))
+            return lent[0] if lent else None
+
+        try:
+            yield pinned
+        except BaseException:
             with suppress(RuntimeError):  # the first error says more
-                self.give_back()
+                _give_back(lent, device)
+            raise
+        _give_back(lent, device)
 
-    def give_back(self) -> None:
-        """Frees what no tensor holds any more."""
-        if self.is_used:
-            empty_cache(self._device)
+    def _new(self, count: int, dtype: torch.dtype) -> list[torch.Tensor]:
+        is_known_to_fail = self._too_many is not None and count >= self._too_many
+        if not count or args.disable_pinned_memory or is_known_to_fail:
+            return []
+        free = management.get_free_memory(torch.device("cpu"))
+        if count + _SPARE_BYTES > free:
+            self._say(f"of {free // MIB} MiB of free RAM, {count // MIB} are wanted")
+            return []
+        memory = torch.empty(-(-count // dtype.itemsize), dtype=dtype)
+        if management.pin_memory(memory):
+            return [memory]
+        self._too_many = count
+        self._say(f"ComfyUI could not pin {count // MIB} MiB")
+        return []
+
+    def _say(self, reason: str) -> None:
+        line = f"the large maps wait in RAM that is not pinned, which is slower: {reason}"
+        self._log.say_once("not pinned", line)
 
 
-def empty_cache(device: torch.device) -> None:
-    """Frees the pinned RAM that torch holds unused; there is some only with NVIDIA and AMD cards.
-
-    Waits for the device first, because a block that a copy still reads would stay.
-    """
-    if device.type != "cuda":
-        return
-    torch.cuda.current_stream(device).synchronize()
-    # The public name comes with torch 2.12; before, the private one does the same.
-    empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
-    empty = empty or getattr(torch._C, "_host_emptyCache", None)
-    if empty is not None:
-        empty()
+def _give_back(lent: list[torch.Tensor], device: torch.device) -> None:
+    """Unpins the memory, once the device has finished the copies from and to it."""
+    if lent:
+        torch.cuda.current_stream(device).synchronize()
+        management.unpin_memory(lent.pop())

@@ -1,0 +1,102 @@
+"""RAM where strips of a map wait for their next reader."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class _Piece:
+    """Elements start to stop of the pinned memory."""
+
+    start: int
+    stop: int
+    is_free: bool = False
+
+
+class Ram:
+    """Copies strips to RAM and back.
+
+    Strips go to pinned memory while there is room, and are not waited for: their copies keep the
+    order of one stream. Others go to RAM that is not pinned, and the CPU waits for each copy.
+
+    Maps are read in the order in which they were stored. So the memory is a ring: a strip takes
+    what follows the newest, and the oldest is free first.
+
+    Args:
+        pinned: [n], in the dtype of the maps, used on one stream; None where none can be had. It
+            stays pinned until the device has finished all copies.
+
+    Memory: `lean_vae_ram_bytes` of it are enough.
+    """
+
+    def __init__(self, pinned: torch.Tensor | None = None) -> None:
+        self._pinned = pinned
+        self._pieces: deque[_Piece] = deque()
+
+    def keep(self, rows: torch.Tensor) -> RamStrip:
+        """Copies a strip [1, C, n, W] to RAM.
+
+        Memory: the strip once more on its device while it is copied, unless it is channels last.
+        """
+        # In this format some of the rows of a strip are contiguous too. Torch copies contiguous
+        # bytes on the stream. Others it gathers on the CPU first, at once: before they have come.
+        rows = rows.contiguous(memory_format=torch.channels_last)
+        piece = self._taken(rows.numel()) if self._fits(rows) else None
+        if self._pinned is None or piece is None:
+            held = torch.empty_like(rows, device="cpu").copy_(rows)
+            return RamStrip(self, held, rows.device, None)
+        _, channels, count, width = rows.shape
+        held = self._pinned[piece.start : piece.stop].view(1, count, width, channels)
+        held = held.permute(0, 3, 1, 2).copy_(rows, non_blocking=True)
+        return RamStrip(self, held, rows.device, piece)
+
+    def free(self, piece: _Piece) -> None:
+        """Gives the room of a strip to later ones, whose copies come behind its own."""
+        piece.is_free = True
+        while self._pieces and self._pieces[0].is_free:
+            self._pieces.popleft()
+
+    def _fits(self, rows: torch.Tensor) -> bool:
+        return self._pinned is not None and self._pinned.dtype == rows.dtype
+
+    def _taken(self, count: int) -> _Piece | None:
+        assert self._pinned is not None
+        room = len(self._pinned)
+        oldest = self._pieces[0].start if self._pieces else 0
+        newest = self._pieces[-1].stop if self._pieces else 0
+        if self._pieces and newest <= oldest:  # went on at the beginning
+            start = newest if newest + count <= oldest else None
+        elif newest + count <= room:
+            start = newest
+        else:
+            start = 0 if count <= oldest else None
+        if start is None:
+            return None
+        self._pieces.append(_Piece(start, start + count))
+        return self._pieces[-1]
+
+
+class RamStrip:
+    """A strip that `Ram` keeps; `height` is its number of rows."""
+
+    def __init__(
+        self, ram: Ram, rows: torch.Tensor, device: torch.device, piece: _Piece | None
+    ) -> None:
+        self.height = rows.shape[2]
+        self._ram, self._rows, self._device, self._piece = ram, rows, device, piece
+
+    def read(self, runs: Sequence[tuple[int, int]], *, drain: bool) -> Iterator[torch.Tensor]:
+        """Yields copies of runs of its rows on its device; with `drain`, frees it behind them."""
+        is_pinned = self._piece is not None
+        for start, stop in runs:
+            rows = self._rows[:, :, start:stop]
+            # Always a copy: a pinned place gets another strip.
+            given = [rows.to(self._device, non_blocking=is_pinned, copy=True)]
+            if drain and stop == self.height and self._piece is not None:
+                self._ram.free(self._piece)
+            yield given.pop()
