@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pack.nodes.vae.decode import decode
+from pack.nodes.vae.devices import is_unrolled
 from pack.nodes.vae.encode import encode
 from pack.nodes.vae.plan import Prefer, VaeCall, VaePlan
 from pack.testing.tracker import Tracker
@@ -116,12 +117,26 @@ def raise_oom() -> None:
 
 
 class CardTracker(Tracker):
-    """Counts what lies on the card, not what was moved to RAM."""
+    """Counts what lies on the card, not what was moved to RAM.
+
+    With cuDNN switched off, a convolution also holds the copies that it takes of its input.
+    """
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         made = [t for t in (out if isinstance(out, list | tuple) else [out]) if _is_tensor(t)]
         if not made or any(t.device.type == "cuda" for t in made):
             super()._count(func, args, kwargs, out)
+        if func is torch.ops.aten.convolution.default and not torch.backends.cudnn.enabled:
+            copied = _unrolled_bytes(args[0], args[1], out, is_transposed=args[6])
+            self.peak_bytes = max(self.peak_bytes, self.current_bytes + copied)
+
+
+def _unrolled_bytes(
+    given: torch.Tensor, weight: torch.Tensor, made: torch.Tensor, *, is_transposed: bool
+) -> int:
+    """Bytes of the columns in torch's ConvolutionMM2d.cu and NaiveConvolutionTranspose2d.cu."""
+    of_pixel = weight[0].numel() if weight[0, 0].numel() > 1 else 0
+    return of_pixel * (given if is_transposed else made)[0, 0].numel() * weight.itemsize
 
 
 def _is_tensor(value: Any) -> bool:
@@ -176,8 +191,8 @@ class FakeVae:
         """One sample's decode or encode, as the formulas ask for it."""
         from pack.nodes.host.vae import layers as vae_layers
 
-        sizes = vae_layers.sizes(self.model)
-        return VaeCall(sizes, height, width, self.dtype.itemsize, has_ram)
+        sizes, unrolled = vae_layers.sizes(self.model), is_unrolled(torch.device("cuda"))
+        return VaeCall(sizes, height, width, self.dtype.itemsize, has_ram, unrolled)
 
     def measure(
         self,

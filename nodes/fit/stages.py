@@ -94,8 +94,8 @@ class Models:
 
     denoiser_weight_bytes, text_weight_bytes, vae_weight_bytes: as stored on disk or in RAM.
     vae_dtype_bytes: of one element in the VAE's arithmetic.
-    has_ram: large maps of the VAE may wait in RAM (NVIDIA).
     text_adds_in_place: see `text_encoder_peak_bytes`.
+    has_ram, is_unrolled: of the VAE's device, see `VaeCall`.
     """
 
     denoiser_weight_bytes: int
@@ -106,6 +106,7 @@ class Models:
     vae_dtype_bytes: int = 2
     has_ram: bool = True
     text_adds_in_place: bool = False
+    is_unrolled: bool = False
 
 
 def published_models(*, weight_bits: float = 16) -> Models:
@@ -181,7 +182,8 @@ def vae_stage(
     """The decode or encode of all samples, one after the other; prefer None: the host's own."""
     sizes = models.decoder if is_decode else FLUX_ENCODER
     height, width = (side * sizes.factor for side in request.latent_shape[-2:])
-    call = VaeCall(sizes, height, width, models.vae_dtype_bytes, models.has_ram)
+    on_device = models.vae_dtype_bytes, models.has_ram, models.is_unrolled
+    call = VaeCall(sizes, height, width, *on_device)
     plan = None if prefer is None else VaeChoice(prefer, strip_rows=0).plan(call)
     live, stock = (vae_peak_bytes(call, request.batch, how) for how in (plan, None))
     return Stage(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .cuts import longest_strip, query_rows
+from .cuts import HALO_ROWS, longest_strip, query_rows
 from .plan import VaeCall, VaePlan, VaeSizes
 
 TAPS = 9
@@ -15,10 +15,13 @@ def lean_vae_peak_bytes(call: VaeCall, plan: VaePlan) -> int:
     """The peak of one sample's decode or encode on a card, in bytes.
 
     Includes the caller's tensors, and the copies of weights in another layout. Kernel workspaces
-    and the weights themselves are not included.
+    and the weights themselves are not included, except for what unrolled convolutions copy.
     """
     of_level = _level_elements if call.sizes.is_decoder else _encoder_level_elements
-    peak = max(of_level(call, plan, level) for level in range(len(plan.levels)))
+    peak = max(
+        of_level(call, plan, level) + _unrolled_elements(call, plan, level)
+        for level in range(len(plan.levels))
+    )
     return call.dtype_bytes * (max(peak, _middle_elements(call)) + _end_elements(call))
 
 
@@ -33,6 +36,16 @@ def lean_vae_ram_bytes(call: VaeCall, plan: VaePlan) -> int:
             held = rows + RAM_STRIPS * longest_strip(rows, how.limit)
             peak = max(peak, held * columns * call.sizes.widths[level])
     return call.dtype_bytes * peak
+
+
+def _unrolled_elements(call: VaeCall, plan: VaePlan, level: int) -> int:
+    """Elements of one strip's copies for the taps of a convolution, where there are such copies."""
+    if not call.is_unrolled:
+        return 0
+    sizes, scale = call.sizes, call.sizes.scale(level)
+    rows, columns = -(-call.height // scale), -(-call.width // scale)
+    made = min(rows, longest_strip(rows, plan.levels[level].limit) - HALO_ROWS)
+    return TAPS * max(sizes.inputs(level), sizes.widths[level]) * made * columns
 
 
 def _end_elements(call: VaeCall) -> int:
@@ -111,8 +124,8 @@ def _middle_elements(call: VaeCall) -> int:
     return channels * (4 * tokens + 3 * query_rows(tokens)) + 4 * channels**2
 
 
-def stock_vae_peak_bytes(call: VaeCall) -> int:
-    """The peak of the host's own decode or encode of one sample, without workspaces, in bytes.
+def stock_vae_peak_bytes(call: VaeCall, batch: int = 1) -> int:
+    """The peak of the host's own decode or encode of a batch, without workspaces, in bytes.
 
     A decoder's is at the first convolution of the picture's size: its input, that normed, and its
     output. An encoder's is at the second convolution of that size: three maps.
@@ -121,10 +134,14 @@ def stock_vae_peak_bytes(call: VaeCall) -> int:
     """
     sizes = call.sizes
     if sizes.is_decoder:
-        maps = 2 * sizes.inputs(len(sizes.widths) - 1) + sizes.widths[-1]
+        given = sizes.inputs(len(sizes.widths) - 1)
+        maps = 2 * given + sizes.widths[-1]
     else:
-        maps = 3 * sizes.widths[0]
-    return call.dtype_bytes * call.height * call.width * (maps + sizes.picture_channels)
+        given = sizes.widths[0]
+        maps = 3 * given
+    maps = batch * (maps + sizes.picture_channels)
+    unrolled = TAPS * given if call.is_unrolled else 0  # for one sample after the other
+    return call.dtype_bytes * call.height * call.width * (maps + unrolled)
 
 
 def vae_peak_bytes(call: VaeCall, batch: int, plan: VaePlan | None) -> int:
@@ -134,7 +151,7 @@ def vae_peak_bytes(call: VaeCall, batch: int, plan: VaePlan | None) -> int:
     are held.
     """
     if plan is None:
-        return batch * stock_vae_peak_bytes(call)
+        return stock_vae_peak_bytes(call, batch)
     others = (batch - 1) * _end_elements(call) * call.dtype_bytes
     return lean_vae_peak_bytes(call, plan) + others
 

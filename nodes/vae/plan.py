@@ -62,7 +62,8 @@ class VaeCall(NamedTuple):
     sizes: of the decoder or encoder.
     height, width: of the picture, in pixels.
     dtype_bytes: of one element in the arithmetic.
-    has_ram: large maps may wait in RAM, which pays on NVIDIA cards.
+    has_ram: large maps may wait in RAM, see `devices.has_ram`.
+    is_unrolled: convolutions hold a copy of their input for each tap, see `devices.is_unrolled`.
     """
 
     sizes: VaeSizes
@@ -70,6 +71,7 @@ class VaeCall(NamedTuple):
     width: int
     dtype_bytes: int
     has_ram: bool
+    is_unrolled: bool = False
 
 
 @dataclass(frozen=True)

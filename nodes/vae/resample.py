@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from .strips import Halo, layout
+from .devices import layout
+from .strips import Halo
 
 
 class UpConv:

@@ -130,7 +130,8 @@ class NormSiLU:
     ) -> None:
         per_group = weight.shape[0] // mean.shape[0]
         vectors = (mean.repeat_interleave(per_group), variance.repeat_interleave(per_group))
-        self._mean, self._variance = (v.to(weight.device, torch.float32) for v in vectors)
+        # Apple GPUs have no float64.
+        self._mean, self._variance = (v.float().to(weight.device) for v in vectors)
         self._weight, self._bias, self._eps = weight.float(), bias.float(), eps
 
     def norm(self, rows: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from .cuts import HALO_ROWS
+from .devices import layout
 
 # Writes what is convolved of a strip into another tensor of the same shape.
 WriteFn = Callable[[torch.Tensor, torch.Tensor], None]
@@ -24,12 +25,6 @@ class Stage(Protocol):
     """Strips [1, C_in, n, W_in] in, strips [1, C_out, m, W_out] out."""
 
     def push(self, rows: torch.Tensor) -> torch.Tensor | None: ...
-
-
-def layout(device: torch.device) -> torch.memory_format:
-    """The memory format of strips: channels last where convolutions are known to be faster so."""
-    is_known = device.type in ("cpu", "cuda")
-    return torch.channels_last if is_known else torch.contiguous_format
 
 
 def copy_rows(rows: torch.Tensor, into: torch.Tensor) -> None:

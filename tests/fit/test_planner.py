@@ -135,6 +135,10 @@ def test_what_the_host_decodes_is_shown_and_not_judged():
     made = planner.plan(planner.request, None)
     assert made.stages[-1].setting == "ComfyUI's own" and made.verdict == "fits"
     assert made.stages[-1].activation_bytes > 20 * GIB
+    # Convolutions without a library for them copy their 256 channels nine times, in bfloat16.
+    unrolled = replace(planner, models=replace(MODELS, is_unrolled=True))
+    copied = unrolled.plan(planner.request, None).stages[-1].activation_bytes
+    assert copied - made.stages[-1].activation_bytes == 9 * 256 * 4096**2 * 2
     done = planner.plan(planner.request, None, run=replace(run, has_text=False))
     assert [stage.name for stage in done.stages] == ["denoise", "VAE decode"]
 

@@ -13,6 +13,7 @@ from ...denoiser.sizes import Request
 from ...fit.planner import Planner
 from ...fit.stages import Models, published_models
 from ...fit.what_fits import Run
+from ...vae.devices import has_ram, is_unrolled
 from ...vae.plan import Prefer
 from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
 from ..vae.patch import decoder_sizes
@@ -59,7 +60,8 @@ def planner_for(
         models_here(),
         denoiser=sizes,
         denoiser_weight_bytes=budget.weight_bytes(model),
-        has_ram=model.load_device.type == "cuda",
+        has_ram=has_ram(model.load_device),
+        is_unrolled=is_unrolled(model.load_device),
     )
     decoder = None if vae is None else decoder_sizes(vae)  # None: the VAE cannot be lean
     if vae is not None and decoder is not None:

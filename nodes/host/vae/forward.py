@@ -13,6 +13,7 @@ import torch
 
 from ...vae.choice import VaeChoice
 from ...vae.decode import decode
+from ...vae.devices import has_ram, is_unrolled, why_stock
 from ...vae.encode import encode
 from ...vae.peak import lean_vae_ram_bytes
 from ...vae.plan import VaeCall
@@ -85,8 +86,8 @@ class LeanForward:
     def call(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> VaeCall:
         """The call for one of the samples [B, C, H, W] that the module would be given."""
         height, width = (self.output_shape(shape) if self.is_decoder else shape)[-2:]
-        sizes = vae_layers.sizes(self.stock)
-        return VaeCall(sizes, height, width, dtype.itemsize, device.type == "cuda")
+        sizes, unrolled = vae_layers.sizes(self.stock), is_unrolled(device)
+        return VaeCall(sizes, height, width, dtype.itemsize, has_ram(device), unrolled)
 
     def _why_not(self, given: torch.Tensor, options: dict[str, Any]) -> str | None:
         if options:
@@ -95,7 +96,7 @@ class LeanForward:
             return f"a tensor of shape {tuple(given.shape)}"
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.stock.parameters()):
             return "gradients are wanted"
-        return vae_layers.why_not(self.stock)
+        return why_stock(given.device, given.dtype) or vae_layers.why_not(self.stock)
 
     def _run(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.ldm.modules.diffusionmodules.model as kl
+import comfy.model_management
 import comfy.ops
 import torch
 from torch import nn
@@ -128,15 +129,15 @@ def read(model: Any, like: torch.Tensor) -> VaeLayers:
         blocks = [block(layer) for layer in part.block]
         return LevelLayers(blocks, None if resample is None else conv(resample.conv))
 
-    attn = model.mid.attn_1
+    attn, has_sdpa = model.mid.attn_1, _has_sdpa(like.device)
     attention = AttentionLayers(
         norm=norm(attn.norm),
         query=weights(attn.q),
         key=weights(attn.k),
         value=weights(attn.v),
         out=weights(attn.proj_out),
-        attend=comfy.ops.scaled_dot_product_attention,
-        most_queries=_most_queries,
+        attend=comfy.ops.scaled_dot_product_attention if has_sdpa else _attend_by_scores,
+        most_queries=_most_queries if has_sdpa else _most_by_scores,
     )
     return VaeLayers(
         conv_in=conv(model.conv_in),
@@ -147,9 +148,23 @@ def read(model: Any, like: torch.Tensor) -> VaeLayers:
     )
 
 
+def _has_sdpa(device: torch.device) -> bool:
+    """Whether a card's VAE may use torch's attention: not on AMD, nor where the user forbids it."""
+    return device.type != "cuda" or comfy.model_management.pytorch_attention_enabled_vae()
+
+
+def _attend_by_scores(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """An `AttendFn` that computes as the host's slice_attention does."""
+    scores = (query @ key.transpose(2, 3)).mul_(query.shape[3] ** -0.5)
+    return scores.softmax(3) @ value
+
+
 def _most_queries(keys: torch.Tensor) -> int:
-    """All of them where attention is fused; else as many as `_SCORE_BYTES` of scores allow."""
-    if sdpa_choice(keys, keys, keys) == "fused":
-        return keys.shape[2]
-    # Math attention holds the scores about twice in float32.
+    """All of them where attention is fused; else as many as scores allow."""
+    is_fused = sdpa_choice(keys, keys, keys) == "fused"
+    return keys.shape[2] if is_fused else _most_by_scores(keys)
+
+
+def _most_by_scores(keys: torch.Tensor) -> int:
+    """As many queries as `_SCORE_BYTES` of scores allow, held about twice in float32."""
     return max(1, _SCORE_BYTES // (8 * keys.shape[2]))

@@ -11,6 +11,7 @@ from typing import Any
 import comfy.ldm.models.autoencoder as autoencoder
 import torch
 
+from ...vae.devices import why_stock
 from ...vae.plan import VaeCall, VaeSizes
 from ..base.server import NodeLog
 from . import layers as vae_layers
@@ -49,8 +50,9 @@ def with_lean_vae(vae: Any, settings: VaeSettings, log: NodeLog) -> tuple[Any, s
 
 def example_call(vae: Any, side: int) -> VaeCall:
     """The decode of a square picture by a VAE that `with_lean_vae` made."""
-    sizes = vae_layers.sizes(vae.first_stage_model.decoder.forward.stock)
-    return VaeCall(sizes, side, side, vae.vae_dtype.itemsize, vae.device.type == "cuda")
+    forward = vae.first_stage_model.decoder.forward
+    side //= vae_layers.sizes(forward.stock).factor
+    return forward.call(torch.Size((1, 1, side, side)), vae.vae_dtype, vae.device)
 
 
 def decoder_sizes(vae: Any) -> VaeSizes | None:
@@ -80,7 +82,7 @@ def _why_not_vae(vae: Any, stock: dict[str, Any]) -> str | None:
         reason = vae_layers.why_not(module)
         if reason is not None:
             return f"in its {name}, {reason}"
-    return None
+    return why_stock(vae.device, vae.vae_dtype)
 
 
 def _take_buffers(changed: Any, decoder: LeanForward) -> bool:

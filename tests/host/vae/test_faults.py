@@ -15,6 +15,7 @@ from pack.nodes.vae.plan import PREFERENCES, Prefer, VaeCall
 from pack.nodes.vae.steps import step_count
 from pack.testing.loading import write_tiny_vae
 from pack.testing.vae_models import At, kl_vae, last_conv, lean, raise_oom
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -83,6 +84,32 @@ def test_another_class_passes_through(host: Any, said: Any) -> None:
     tiny = host.sd.VAE(sd=comfy.utils.load_torch_file(str(path)))
     assert lean(tiny) is tiny
     assert "this VAE stays stock: it is a TAESD, not a KL image VAE" in said()
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [
+        ("mps", torch.bfloat16, "on Apple GPUs Lean VAE needs ComfyUI's option --fp32-vae"),
+        ("xpu", torch.float32, "Lean VAE has not been tested on Intel GPUs"),
+        ("privateuseone", torch.float32, "Lean VAE has not been tested on DirectML"),
+    ],
+)
+@torch.inference_mode()
+def test_an_unknown_device_decodes_as_without_the_node(
+    vae: Any, said: Any, device: str, dtype: torch.dtype, reason: str
+) -> None:
+    from pack.nodes.host.vae.patch import decoder_sizes
+
+    changed = lean(vae)
+    vae.device, vae.vae_dtype = torch.device(device), dtype  # no more than names: nothing runs
+    assert lean(vae) is vae
+    assert f"this VAE stays stock: {reason}" in said()
+    assert decoder_sizes(vae) is None, "Fit to VRAM plans a stock decode"
+    if device == "privateuseone":  # fake tensors need its library
+        return
+    with FakeTensorMode():
+        latent = torch.empty(1, 4, 8, 8, device=device, dtype=dtype)
+    assert reason in changed.first_stage_model.decoder.forward._why_not(latent, {})
 
 
 @torch.inference_mode()
@@ -273,6 +300,31 @@ def test_attention_that_is_not_fused_takes_few_queries(
     assert (lean(vae).decode(LATENT) - wanted).norm() < 1e-5 * wanted.norm()
     assert fused == [64]
     assert seen == [24, 24, 16]
+    seen.clear()
+    monkeypatch.setattr(vae_layers, "_has_sdpa", lambda device: False)
+    assert (lean(vae).decode(LATENT) - wanted).norm() < 1e-5 * wanted.norm()
+    assert not seen
+
+
+def test_a_card_attends_as_the_host_has_it_attend(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ComfyUI keeps torch's attention out of an AMD card's VAE, where it crashes."""
+    import comfy.ldm.modules.diffusionmodules.model as kl
+    from pack.nodes.host.vae import layers as vae_layers
+
+    card = torch.device("cuda")
+    management = host.model_management
+    monkeypatch.setattr(management, "cpu_state", management.CPUState.GPU)
+    for is_allowed, hip, wanted in ((True, None, True), (False, None, False), (True, "7", False)):
+        monkeypatch.setattr(management, "ENABLE_PYTORCH_ATTENTION", is_allowed)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        assert vae_layers._has_sdpa(card) == wanted
+        assert vae_layers._has_sdpa(torch.device("cpu"))
+    query, key, value = torch.randn(3, 1, 24, 8, generator=torch.Generator().manual_seed(0))
+    made = vae_layers._attend_by_scores(*(t[None] for t in (query, key, value)))
+    stock = kl.slice_attention(query, key.mT, value.mT).mT
+    assert (made[0] - stock).abs().max() < 1e-6
 
 
 @torch.inference_mode()
