@@ -95,7 +95,7 @@ class Models:
     denoiser_weight_bytes, text_weight_bytes, vae_weight_bytes: as stored on disk or in RAM.
     vae_dtype_bytes: of one element in the VAE's arithmetic.
     text_adds_in_place: see `text_encoder_peak_bytes`.
-    has_ram, is_unrolled: of the VAE's device, see `VaeCall`.
+    has_ram, is_unrolled: of the card, see `VaeCall`.
     """
 
     denoiser_weight_bytes: int
