@@ -4,6 +4,8 @@ from __future__ import annotations
 
 MIB = 2**20
 GIB = 2**30
+# In which ComfyUI's dynamic VRAM holds weights on the card. Source: comfy_aimdo's ModelVBAR.
+PAGE_BYTES = 32 * MIB
 
 
 def size(count: int | None) -> str:

@@ -44,8 +44,8 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     notes = [
         f"Transformer in {options.weights}, Qwen3-4B and VAE in bf16; one sample per picture and "
         "call (cfg 1).",
-        "Predicted from the shapes. The driver's own context and the desktop come on top: name "
-        "what is free.",
+        "CUDA context and other programs: not measured, on top of the budget. Name what is free.",
+        "Pinned RAM: ComfyUI pins what it streams, where RAM allows.",
     ]
     speed = options.copy_gbs and options.copy_gbs * 1e9
     text = fit_report.text(plan, others=others, copy_bytes_per_s=speed, notes=notes)

@@ -22,7 +22,12 @@ def denoiser_need_bytes(live_bytes: int) -> int:
 
 
 def denoiser_live_bytes(
-    request: Request, groups: int, chunk_tokens: int = 0, *, is_plain: bool
+    request: Request,
+    groups: int,
+    chunk_tokens: int = 0,
+    *,
+    is_plain: bool,
+    has_copies: bool = False,
 ) -> int:
     """The live bytes at the peak of one call, weights excluded.
 
@@ -31,10 +36,11 @@ def denoiser_live_bytes(
         chunk_tokens: rows at a time; 0 chooses.
         is_plain: the lean forward runs. Otherwise lean blocks may run under the host's own forward,
             which holds at most three streams and two rope tables more.
+        has_copies: the blocks hold copies of their weights, see `lean_peak_bytes`.
     """
     plan = denoiser_plan(request, groups=groups, chunk_tokens=chunk_tokens)
     around = 0 if is_plain else 3 * request.stream_bytes + 2 * request.rope_bytes
-    return lean_peak_bytes(request, plan) + around
+    return lean_peak_bytes(request, plan, has_copies=has_copies) + around
 
 
 def of_latent(request: Request, latent_shape: Sequence[int]) -> Request:

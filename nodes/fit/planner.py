@@ -145,7 +145,9 @@ class Planner:
         if others:
             text += f" · what would fit: {report.either(others)}"
         resident = stage.resident_bytes(limit)
-        one = denoiser_live_bytes(plan.request, plan.groups, is_plain=is_plain)
+        one = denoiser_live_bytes(
+            plan.request, plan.groups, is_plain=is_plain, has_copies=stage.is_cast
+        )
         return Decision(
             plan.groups,
             (one, stage.activation_bytes + stage.held_bytes(limit)),

@@ -9,14 +9,21 @@ from ..denoiser.need import denoiser_live_bytes, denoiser_need_bytes
 from ..denoiser.peak import stock_peak_bytes
 from ..denoiser.plan import DEFAULT_GROUPS
 from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
+from ..units import MIB, PAGE_BYTES
 from ..vae.choice import VaeChoice
 from ..vae.need import VAE_RESERVED, vae_need_bytes
 from ..vae.peak import vae_parameters, vae_peak_bytes
 from ..vae.plan import PREFERENCES, Prefer, VaeCall, VaeSizes
 from .text_encoder import QWEN3_4B, text_encoder_peak_bytes
 
+BUFFER_STEP_BYTES = 16 * MIB  # by which comfy_aimdo's buffers for streamed weights grow
+
 FLUX_DECODER = VaeSizes()
 FLUX_ENCODER = VaeSizes(is_decoder=False, widths=(128, 256, 512, 512), blocks=2, latent_channels=32)
+
+
+def _rounded_up(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,11 @@ class Stage:
     activation_bytes: peak of live tensors.
     stock_bytes: peak of live tensors with the host alone.
     workspace_bytes: kept free besides, for kernels and the allocator.
+    page_bytes: weights take a whole number of these on the card.
     is_repeated: the stage runs once per sampling step, and streams weights each time.
     is_judged: it counts for what fits. The host's own decode does not: it tiles when it must.
-    block_bytes: a block's weights in the type of the arithmetic; part of buffers or workspaces.
-    is_cast: resident weights are cast to that type too.
+    copy_bytes: of the buffers, what torch's allocator holds.
+    is_cast: resident weights are copied at each use too, which is part of the activations.
     """
 
     name: str
@@ -43,9 +51,10 @@ class Stage:
     activation_bytes: int
     stock_bytes: int
     workspace_bytes: int
+    page_bytes: int = 1
     is_repeated: bool = False
     is_judged: bool = True
-    block_bytes: int = 0
+    copy_bytes: int = 0
     is_cast: bool = False
 
     @property
@@ -65,9 +74,11 @@ class Stage:
 
     def resident_bytes(self, budget_bytes: int | None) -> int:
         """Of the model's weights, those that stay on the card."""
-        if budget_bytes is None or self.need_bytes + self.weight_bytes <= budget_bytes:
+        whole = _rounded_up(self.weight_bytes, self.page_bytes)
+        if budget_bytes is None or self.need_bytes + whole <= budget_bytes:
             return self.weight_bytes
-        return max(0, budget_bytes - self.need_bytes - self.buffer_bytes)
+        room = max(0, budget_bytes - self.need_bytes - self.buffer_bytes)
+        return min(self.weight_bytes, room // self.page_bytes * self.page_bytes)
 
     def streamed_bytes(self, budget_bytes: int | None) -> int:
         """Of the model's weights, those that come from RAM each time."""
@@ -75,13 +86,13 @@ class Stage:
 
     def held_bytes(self, budget_bytes: int | None) -> int:
         """The most that torch's allocator holds of a block's weights besides the activations."""
-        is_held = self.is_cast or self.streamed_bytes(budget_bytes) > 0
-        return self.block_bytes if is_held else 0
+        return self.copy_bytes if self.streamed_bytes(budget_bytes) else 0
 
     def weights_on_card_bytes(self, budget_bytes: int | None) -> int:
         """What weights take of the card: the resident ones, and the buffers for the others."""
         resident = self.resident_bytes(budget_bytes)
-        return resident + (self.buffer_bytes if resident < self.weight_bytes else 0)
+        buffers = self.buffer_bytes if resident < self.weight_bytes else 0
+        return _rounded_up(resident, self.page_bytes) + buffers
 
     def peak_bytes(self, budget_bytes: int | None) -> int:
         """The most that the stage takes of the card."""
@@ -96,6 +107,7 @@ class Models:
     vae_dtype_bytes: of one element in the VAE's arithmetic.
     text_adds_in_place: see `text_encoder_peak_bytes`.
     has_ram, is_unrolled: of the card, see `VaeCall`.
+    is_dynamic: the host keeps weights in pages (dynamic VRAM).
     """
 
     denoiser_weight_bytes: int
@@ -107,6 +119,16 @@ class Models:
     has_ram: bool = True
     text_adds_in_place: bool = False
     is_unrolled: bool = False
+    is_dynamic: bool = True
+
+    @property
+    def page_bytes(self) -> int:
+        return PAGE_BYTES if self.is_dynamic else 1
+
+    def buffers_bytes(self, largest_bytes: int, count: int = 2) -> int:
+        """The host's buffers for streamed weights, of which the largest has `largest_bytes`."""
+        step = BUFFER_STEP_BYTES if self.is_dynamic else 1
+        return count * _rounded_up(largest_bytes, step)
 
 
 def published_models(*, weight_bits: float = 16) -> Models:
@@ -126,10 +148,13 @@ def text_stage(models: Models, tokens: int) -> Stage:
         "text encode",
         "ComfyUI's own, not limited",
         weight_bytes=models.text_weight_bytes,
-        buffer_bytes=models.text_weight_bytes * embedding // QWEN3_4B.parameters,
+        buffer_bytes=models.buffers_bytes(
+            models.text_weight_bytes * embedding // QWEN3_4B.parameters, count=1
+        ),
         activation_bytes=live,
         stock_bytes=live,
         workspace_bytes=int((VAE_RESERVED - 1) * live),
+        page_bytes=models.page_bytes,
     )
 
 
@@ -139,26 +164,29 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
     A request that is not plain gets lean blocks under the host's own forward.
     """
     sizes = models.denoiser
-    # Of a block's weights, those of its larger part, the feed-forward, are held at once in the type
-    # of the arithmetic: cast, or copied out of the host's two buffers for its largest matrix.
-    part = 3 * sizes.dim * sizes.ffn_dim * request.dtype_bytes
     largest = sizes.dim * max(sizes.qkv_dim, sizes.ffn_dim)
-    buffers = 2 * models.denoiser_weight_bytes * largest // sizes.parameters
+    buffers = models.buffers_bytes(models.denoiser_weight_bytes * largest // sizes.parameters)
+    # Weights of another type are copied into that of the arithmetic at each use, on the card too.
     is_cast = models.denoiser_weight_bytes < sizes.parameters * request.dtype_bytes
 
     def stage(groups: int) -> Stage:
         name = f"{groups} head groups" if groups < sizes.kv_heads else "one head at a time"
-        live = denoiser_live_bytes(request, groups, is_plain=is_plain)
+        live, copied = (
+            denoiser_live_bytes(request, groups, is_plain=is_plain, has_copies=has_copies)
+            for has_copies in (False, True)
+        )
+        copies = copied - live
         return Stage(
             "denoise",
             f"Apply Gradient Checkpoint, {name}",
             weight_bytes=models.denoiser_weight_bytes,
-            buffer_bytes=buffers + (0 if is_cast else part),
-            activation_bytes=live,
-            stock_bytes=stock_peak_bytes(request),
-            workspace_bytes=denoiser_need_bytes(live) - live + (part if is_cast else 0),
+            buffer_bytes=buffers + (0 if is_cast else copies),
+            activation_bytes=copied if is_cast else live,
+            stock_bytes=stock_peak_bytes(request, has_copies=is_cast),
+            workspace_bytes=denoiser_need_bytes(live) - live,
+            page_bytes=models.page_bytes,
             is_repeated=True,
-            block_bytes=part,
+            copy_bytes=0 if is_cast else copies,
             is_cast=is_cast,
         )
 
@@ -194,5 +222,6 @@ def vae_stage(
         activation_bytes=live,
         stock_bytes=stock,
         workspace_bytes=vae_need_bytes(live) - live,
+        page_bytes=models.page_bytes,
         is_judged=prefer is not None,
     )

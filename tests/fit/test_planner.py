@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 from pack.nodes.denoiser.sizes import Request
 from pack.nodes.fit.planner import Planner, answer
-from pack.nodes.fit.stages import FLUX_DECODER, FLUX_ENCODER, denoise_stages, published_models
+from pack.nodes.fit.stages import (
+    FLUX_DECODER,
+    FLUX_ENCODER,
+    denoise_stages,
+    published_models,
+)
 from pack.nodes.fit.what_fits import Run
-from pack.nodes.units import GIB
+from pack.nodes.units import GIB, MIB, PAGE_BYTES
 from pack.nodes.vae.choice import VaeChoice
 from pack.nodes.vae.plan import PREFERENCES, VaeCall
 
@@ -49,8 +54,11 @@ def test_decides_each_sampling_by_what_is_there_then():
     bounded = named.decide(**situation(1024, room=6))  # another process took the rest
     assert bounded.limit_bytes is not None
     assert bounded.limit_bytes + bounded.need_bytes < 6 * GIB == bounded.budget_bytes
-    # With the buffers that the host streams through.
-    assert bounded.peak_bytes == pytest.approx(6 * GIB, rel=1e-6)
+    # With the buffers that the host streams through; weights take whole pages.
+    assert 6 * GIB - PAGE_BYTES < bounded.peak_bytes <= 6 * GIB
+    assert bounded.limit_bytes % PAGE_BYTES == 0
+    by_estimate = replace(named, models=replace(MODELS, is_dynamic=False))
+    assert by_estimate.decide(**situation(1024, room=6)).peak_bytes == 6 * GIB
     with_lora = named.decide(**situation(1024, weight_bytes=MODELS.denoiser_weight_bytes + GIB))
     assert with_lora.limit_bytes is not None
     with_control = named.decide(**situation(1024, other_bytes=3 * GIB))
@@ -94,13 +102,14 @@ def test_prompts_that_do_not_fit_together_are_not_refused():
 
 
 def test_weights_of_a_block_count_where_they_are_streamed_or_cast():
-    """The host's allocator holds those of one feed-forward, 225 MiB, beside the activations."""
+    """The host's allocator holds copies beside the activations, up to a feed-forward's 225 MiB."""
     planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
     assert len(set(planner.decide(**situation(1024)).live_bytes)) == 1
     streamed = planner.decide(**situation(1024, room=6)).live_bytes
-    assert streamed[1] - streamed[0] == 3 * 3840 * 10240 * 2
+    # Not the 112.5 MiB of the attention alone; not the whole 225, as the peaks differ in place.
+    assert 112.5 * MIB < streamed[1] - streamed[0] < 225 * MIB
     in_fp8 = planner.decide(**situation(1024, weight_bytes=MODELS.denoiser_weight_bytes // 2))
-    assert in_fp8.live_bytes == streamed
+    assert in_fp8.live_bytes == (streamed[1], streamed[1])
 
 
 def test_a_host_that_loads_by_estimate_keeps_more_free_on_a_small_card():

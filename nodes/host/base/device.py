@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.memory_management as memory
 import comfy.model_management as management
 import torch
-
-PAGE_BYTES = 32 * 2**20  # of dynamic VRAM, in comfy_aimdo
 
 
 def is_card(device: torch.device) -> bool:
@@ -42,6 +41,29 @@ def resident_page_bytes(patcher: Any) -> int:
 def allocator_weights_bytes(device: torch.device) -> int:
     """Bytes of weights on the device outside of pages, which torch's allocator counts."""
     return weights_bytes(device) - sum(map(resident_page_bytes, models_on(device)))
+
+
+def copy_buffers(device: torch.device) -> list[Any]:
+    """The buffers on a device through which dynamic VRAM streams weights without a page."""
+    if not memory.aimdo_enabled:
+        return []
+    buffers: dict[Any, Any] = getattr(management, "STREAM_AIMDO_CAST_BUFFERS", {})
+    return [one for one in buffers.values() if one.device == device.index]
+
+
+def driver_bytes(device: torch.device) -> tuple[int, int]:
+    """Bytes in use on a card, and of them those that are neither torch's nor dynamic VRAM's.
+
+    The latter are the driver's contexts and what other programs hold.
+
+    Raises:
+        RuntimeError, AssertionError: the driver does not answer.
+    """
+    free, total = getattr(torch, device.type).mem_get_info(device)
+    own = allocator_bytes(device, "reserved_bytes")[0]
+    own += sum(map(resident_page_bytes, models_on(device)))
+    own += sum(buffer.size() for buffer in copy_buffers(device))
+    return total - free, max(0, total - free - own)
 
 
 def allocator_bytes(device: torch.device, kind: str = "allocated_bytes") -> tuple[int, int]:

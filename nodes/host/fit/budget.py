@@ -6,13 +6,15 @@ import functools
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import comfy.model_management as management
 import torch
 
+from ...units import size
 from ..attention.patch import holds_scores
-from ..base.device import PAGE_BYTES, is_card, is_dynamic, weights_bytes
+from ..base.device import driver_bytes, is_card, is_dynamic, weights_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +80,7 @@ def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] |
         )
         return None
     try:
-        # The library rounds up to whole pages.
-        pages.set_watermark(limit_bytes // PAGE_BYTES * PAGE_BYTES)
+        pages.set_watermark(limit_bytes)  # planned in whole pages, to which the library rounds up
     except Exception as error:  # RuntimeError from comfy_aimdo 0.6.0 on
         logger.warning("Fit to VRAM: nothing is enforced, comfy-aimdo refused the limit: %s", error)
         _lift(pages)
@@ -100,7 +101,7 @@ def _lift(pages: Any) -> None:
 
 
 def notes(patcher: Any) -> list[str]:
-    """Lines for the report: how a budget is enforced here, and what the plan leaves out."""
+    """Lines for the report: how a budget is enforced here, and what is not in it."""
     if not is_card(patcher.load_device):
         how = "nothing is enforced: no NVIDIA, AMD or Intel card computes this model"
     elif is_dynamic(patcher):
@@ -110,7 +111,22 @@ def notes(patcher: Any) -> list[str]:
     scores = (
         "This host's attention keeps scores, which are not in the figures: add Attention Slice."
     )
-    return [f"Here {how}.", *([scores] if holds_scores() else [])]
+    return [f"Here {how}.", *_beside(patcher), *([scores] if holds_scores() else [])]
+
+
+def _beside(patcher: Any) -> list[str]:
+    """What the run takes of the machine besides the budget."""
+    lines, device = [], patcher.load_device
+    if is_card(device):
+        with suppress(RuntimeError, AssertionError, AttributeError):
+            _, outside = driver_bytes(device)
+            lines.append(f"CUDA context and other programs: {size(outside)}, on top of the budget.")
+    pinned = getattr(management, "MAX_PINNED_MEMORY", -1)
+    if pinned > 0:
+        lines.append(
+            f"Pinned RAM: ComfyUI pins what it streams, at most {size(int(pinned))} for all models."
+        )
+    return lines
 
 
 def copy_bytes_per_s(device: torch.device) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import comfy.memory_management as memory
 import comfy.text_encoders.llama as llama
 from comfy.model_patcher import ModelPatcher
 
@@ -15,6 +16,7 @@ from ...fit.stages import Models, published_models
 from ...fit.what_fits import Run
 from ...vae.devices import has_ram, is_unrolled
 from ...vae.plan import Prefer
+from ..base.device import is_dynamic
 from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
 from ..vae.patch import decoder_sizes
 from . import budget
@@ -25,7 +27,9 @@ ADDS_IN_PLACE = "output" in llama.TransformerBlock.forward.__code__.co_varnames
 
 def models_here() -> Models:
     """The published models as this host runs them."""
-    return replace(published_models(), text_adds_in_place=ADDS_IN_PLACE)
+    return replace(
+        published_models(), text_adds_in_place=ADDS_IN_PLACE, is_dynamic=memory.aimdo_enabled
+    )
 
 
 def planner_for(
@@ -62,6 +66,7 @@ def planner_for(
         denoiser_weight_bytes=budget.weight_bytes(model),
         has_ram=has_ram(model.load_device),
         is_unrolled=is_unrolled(model.load_device),
+        is_dynamic=is_dynamic(model),
     )
     decoder = None if vae is None else decoder_sizes(vae)  # None: the VAE cannot be lean
     if vae is not None and decoder is not None:

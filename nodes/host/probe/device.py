@@ -19,8 +19,16 @@ import torch
 
 from ...probe.counter import Count
 from ...probe.record import Device, Figure
-from ..base.device import allocator_bytes, is_card, is_dynamic, models_on, resident_page_bytes
-from .regions import Regions, copy_buffers
+from ..base.device import (
+    allocator_bytes,
+    copy_buffers,
+    driver_bytes,
+    is_card,
+    is_dynamic,
+    models_on,
+    resident_page_bytes,
+)
+from .regions import Regions
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -144,19 +152,13 @@ def _allocator_figures(device: torch.device) -> Iterator[Figure]:
 
 def _driver_figures(device: torch.device) -> Iterator[Figure]:
     names = ("driver used on the device", "other processes and driver contexts")
-    info = getattr(getattr(torch, device.type, None), "mem_get_info", None)
     reason = f"a {device.type} device has no memory of its own to ask for"
-    if info is not None:
+    if hasattr(getattr(torch, device.type, None), "mem_get_info"):
         try:
-            free, total = info(device)
+            yield from map(Figure, names, driver_bytes(device))
+            return
         except (RuntimeError, AssertionError) as error:
             reason = f"the driver does not answer ({type(error).__name__})"
-        else:
-            own = allocator_bytes(device, "reserved_bytes")[0]
-            own += sum(region.bytes for region in Regions(device).read())
-            yield Figure(names[0], total - free)
-            yield Figure(names[1], max(0, total - free - own))
-            return
     yield from (Figure(name, None, reason) for name in names)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import comfy.memory_management as memory
-import comfy.model_management as management
 import torch
 
 from ...probe.counter import Region
-from ..base.device import PAGE_BYTES, is_dynamic, models_on
+from ...units import PAGE_BYTES
+from ..base.device import copy_buffers, is_dynamic, models_on
 
 
 class _Pages(NamedTuple):
@@ -45,14 +44,6 @@ class Regions:
             *(Region(k, one.loaded_size(), self._pages[k].evictions) for k, one in pages.items()),
             *(Region(id(one), one.size()) for one in buffers),
         )
-
-
-def copy_buffers(device: torch.device) -> list[Any]:
-    """The buffers on a device through which dynamic VRAM streams weights without a page."""
-    if not memory.aimdo_enabled:
-        return []
-    buffers: dict[Any, Any] = getattr(management, "STREAM_AIMDO_CAST_BUFFERS", {})
-    return [one for one in buffers.values() if one.device == device.index]
 
 
 def _read(pages: Any, before: _Pages | None) -> _Pages:

@@ -27,10 +27,11 @@ def loaded(host: Any, small_folder: Path) -> Any:
 @pytest.fixture
 def as_card(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's CPU is taken for a card with dynamic VRAM."""
-    from pack.nodes.host.fit import budget
+    from pack.nodes.host.fit import budget, inputs
 
     monkeypatch.setattr(budget, "is_card", lambda device: True)
-    monkeypatch.setattr(budget, "is_dynamic", lambda patcher: True)
+    for module in (budget, inputs):
+        monkeypatch.setattr(module, "is_dynamic", lambda patcher: True)
     monkeypatch.setattr(budget, "weight_bytes", lambda patcher: WEIGHTS * WEIGHT_BYTES)
 
 
@@ -98,7 +99,7 @@ def test_the_limit_holds_from_step_to_step_and_no_longer(loaded: Any, as_card: N
     FakeCard(16 * GIB)
     pages = Pages(loaded)
     patched, limit = limited(loaded)
-    assert limit % PAGE_BYTES
+    assert limit % PAGE_BYTES == 0
     for _ in range(2):
         pages.resident.clear()
         sample(patched, steps=3)
