@@ -63,6 +63,11 @@ def text(
             f"Each step streams {size(streamed)} of weights from RAM: {streamed / speed:.2f} s at "
             f"{speed / 1e9:.1f} GB/s ({how}), less what hides behind the arithmetic."
         )
+    lines += [
+        f"Pinned RAM: {stage.setting} keeps {size(stage.ram_bytes)} of maps there while it runs."
+        for stage in plan.stages
+        if stage.ram_bytes
+    ]
     if others:
         lines.append(f"What would fit: {either(others)}.")
     return "\n".join([*lines, *notes]).rstrip()

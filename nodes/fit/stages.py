@@ -12,7 +12,7 @@ from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
 from ..units import MIB, PAGE_BYTES
 from ..vae.choice import VaeChoice
 from ..vae.need import VAE_RESERVED, vae_need_bytes
-from ..vae.peak import vae_parameters, vae_peak_bytes
+from ..vae.peak import lean_vae_ram_bytes, vae_parameters, vae_peak_bytes
 from ..vae.plan import PREFERENCES, Prefer, VaeCall, VaeSizes
 from .text_encoder import QWEN3_4B, text_encoder_peak_bytes
 
@@ -38,6 +38,7 @@ class Stage:
     stock_bytes: peak of live tensors with the host alone.
     workspace_bytes: kept free besides, for kernels and the allocator.
     page_bytes: weights take a whole number of these on the card.
+    ram_bytes: of pinned RAM, for maps that wait there.
     is_repeated: the stage runs once per sampling step, and streams weights each time.
     is_judged: it counts for what fits. The host's own decode does not: it tiles when it must.
     copy_bytes: of the buffers, what torch's allocator holds.
@@ -52,6 +53,7 @@ class Stage:
     stock_bytes: int
     workspace_bytes: int
     page_bytes: int = 1
+    ram_bytes: int = 0
     is_repeated: bool = False
     is_judged: bool = True
     copy_bytes: int = 0
@@ -223,5 +225,6 @@ def vae_stage(
         stock_bytes=stock,
         workspace_bytes=vae_need_bytes(live) - live,
         page_bytes=models.page_bytes,
+        ram_bytes=0 if plan is None else lean_vae_ram_bytes(call, plan),
         is_judged=prefer is not None,
     )

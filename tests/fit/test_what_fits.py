@@ -70,6 +70,16 @@ def test_a_preference_begins_at_its_setting(prefer, chosen):
     assert settings(plan(1024, 1024, gib=None, prefer=prefer)) == chosen
 
 
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_the_report_names_the_pinned_ram_of_a_decode(prefer: Prefer):
+    made = plan(1024, 1024, prefer=prefer)
+    text = report.text(made)
+    # A map of 128 channels at 1024x1024 in bfloat16 is 256 MiB.
+    assert ("Pinned RAM: Lean VAE smallest keeps" in text) == (prefer == "smallest")
+    ram = made.stage("VAE decode").ram_bytes
+    assert 256 * MIB < ram < 300 * MIB if prefer == "smallest" else ram == 0
+
+
 def test_takes_the_first_that_fits_and_no_smaller():
     """A decode of 4096x4096 at speed needs 12.4 GiB with workspaces, balance 6.4, smallest 1.9."""
     for place, gib in enumerate((14, 8, 6)):

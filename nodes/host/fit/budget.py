@@ -11,6 +11,7 @@ from typing import Any
 
 import comfy.model_management as management
 import torch
+from comfy.cli_args import args
 
 from ...units import size
 from ..attention.patch import holds_scores
@@ -131,7 +132,7 @@ def _beside(patcher: Any) -> list[str]:
 
 def copy_bytes_per_s(device: torch.device) -> float | None:
     """Measured speed of a copy from pinned RAM to the card; None where it cannot be measured."""
-    if device.type != "cuda":
+    if device.type != "cuda" or args.disable_pinned_memory:
         return None
     try:
         return _copy_bytes_per_s(device.index or 0)
