@@ -26,7 +26,8 @@ from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 Route = Literal["model", "apply"]
-Weights = Literal["plain", "cast", "streamed", "patched"]
+Weights = Literal["plain", "cast", "streamed", "patched", "scaled", "int8"]
+QUANTISED = {"scaled": "float8_e4m3fn", "int8": "int8_tensorwise"}
 
 
 class Inputs(NamedTuple):
@@ -94,7 +95,9 @@ class FakeDenoiser:
             without CUDA has the latter alone.
         weights: "cast" stores them in fp8, so that each use makes a copy in `dtype`; "streamed"
             keeps them in RAM, in `dtype`, as for a model that does not fit; "patched" is
-            "streamed" with a function per weight, as of a LoRA, that works in place.
+            "streamed" with a function per weight, as of a LoRA, that works in place; "scaled" and
+            "int8" have the blocks' layers in the host's formats for fp8 with scales, which a card
+            without fp8 products dequantises, and for int8, which are kept in RAM.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class FakeDenoiser:
         device: str = "cuda" if torch.backends.cuda.is_built() else "cpu",
         weights: Weights = "plain",
     ) -> None:
+        import comfy.ops
         import comfy.supported_models
 
         config = comfy.supported_models.ZImage(unet_config(sizes))
@@ -112,11 +116,15 @@ class FakeDenoiser:
             config.set_inference_dtype(torch.float8_e4m3fn, dtype)
         else:
             config.set_inference_dtype(dtype, None)
+        if weights in QUANTISED:
+            config.custom_operations = comfy.ops.mixed_precision_ops({}, dtype)
         self.sizes, self.dtype, self.device = sizes, dtype, torch.device(device)
         self.mode = FakeTensorMode()
-        is_in_ram = weights in ("streamed", "patched")
+        is_in_ram = weights in ("streamed", "patched", "int8")
         with self.mode:
             self.model = config.get_model({}, device="cpu" if is_in_ram else self.device)
+            if weights in QUANTISED:
+                _quantise(self.model.diffusion_model, QUANTISED[weights], dtype)
         for layer in self.model.modules() if is_in_ram else ():
             if hasattr(layer, "comfy_cast_weights"):  # as the host's ModelPatcher.load sets it
                 layer.comfy_cast_weights = True
@@ -192,6 +200,30 @@ class FakeDenoiser:
                 request.batch, request.text_tokens, self.sizes.cap_dim, dtype=self.dtype
             ),
         )
+
+
+def _quantise(transformer: torch.nn.Module, name: str, dtype: torch.dtype) -> None:
+    """Gives the linear layers their weights, those of blocks in that format, as loading does.
+
+    Source: _load_quantized_module in the host's comfy/ops.py.
+    """
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor, get_layout_class
+
+    layout, stored = (QUANT_ALGOS[name][key] for key in ("comfy_tensor_layout", "storage_t"))
+    for path, layer in transformer.named_modules():
+        if not hasattr(layer, "_full_precision_mm"):
+            continue
+        shape, device = (layer.out_features, layer.in_features), layer.factory_kwargs["device"]
+        weight = torch.empty(shape, dtype=dtype, device=device)
+        if ".attention." in path or ".feed_forward." in path:
+            scale = torch.empty((), device=device)
+            parameters = get_layout_class(layout).Params(
+                scale=scale, orig_dtype=dtype, orig_shape=shape
+            )
+            weight = QuantizedTensor(weight.to(stored), layout, parameters)
+            layer.quant_format, layer.layout_type = name, layout
+            layer._full_precision_mm = name == QUANTISED["scaled"]
+        layer.weight = torch.nn.Parameter(weight, requires_grad=False)
 
 
 def _sdpa_options(device: torch.device) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def add_attention(
     For each group of heads: k and v of all tokens, then q chunk by chunk (from QUERY_GROUPS groups
     on: q, k and v of all tokens, then the attention chunk by chunk). The results of earlier groups
     wait in one buffer (`scratch`, if given). Those of the last group go straight through the output
-    projection and need no buffer.
+    projection and need no buffer. Where qkv `is_whole` there is one group, and q, k and v come from
+    one call per chunk.
 
     Source: the host's JointTransformerBlock and JointAttention (comfy/ldm/lumina/model.py).
 
@@ -67,8 +68,9 @@ def add_attention(
         heads: head counts.
         groups: into how many groups the heads are cut, >= 1; 1 holds k and v of all heads.
         chunk_tokens: rows at a time, >= 1; a multiple of 64 keeps the CPU's attention bit-exact.
-        scratch: [T, D] to overwrite; may be a target that is not the source, as each row is read
-            before the result is written there. None: a buffer is made where needed.
+        scratch: [T, D] to overwrite, for what waits or else for q; may be a target that is not the
+            source, as each row is read before the result is written there. None: a buffer is made
+            where needed.
 
     Raises:
         ValueError: groups or chunk_tokens < 1.
@@ -76,7 +78,7 @@ def add_attention(
     Memory: with S the tokens and G the groups, where G divides the heads and query heads share no
         k and v: S * D * (1 + 1 / G) + chunk_tokens * D * max(2, 1 + 2 / G) elements, and what
         `attend` holds beside its result; with `scratch` S * D * (1 - 1 / G) elements less; from
-        QUERY_GROUPS groups on S * D / G more.
+        QUERY_GROUPS groups on S * D / G more. Where qkv `is_whole`: (3 S + 4 chunk_tokens) * D.
     Exact: bit-exact on CPU.
     """
     tokens = source.shape[0]
@@ -92,7 +94,7 @@ def add_attention(
     def by_head(rows: torch.Tensor) -> torch.Tensor:
         return rows.view(rows.shape[0], -1, heads.channels)
 
-    holds_query = len(spans) >= QUERY_GROUPS
+    holds_query = qkv.is_whole or len(spans) >= QUERY_GROUPS
     # [T, query heads before the last group's]
     held_width = spans[-1][0] * repeats * heads.channels
     held = None
@@ -103,18 +105,21 @@ def add_attention(
         key = source.new_empty(tokens, last - first, heads.channels)
         value = source.new_empty(tokens, last - first, heads.channels)
         begin, end = columns[0] * repeats, columns[1] * repeats
-        queries = source.new_empty(tokens, end - begin) if holds_query else None
+        queries = None
+        if holds_query:
+            is_free = scratch is not None and held is None
+            queries = scratch if is_free else source.new_empty(tokens, end - begin)
         for start, stop in chunks(tokens, chunk_tokens):
-            rows = modulated(start, stop)
-            part = by_head(qkv(rows, key_begin + columns[0], key_begin + columns[1]))
+            projected = qkv.columns(modulated(start, stop))
+            part = by_head(projected(key_begin + columns[0], key_begin + columns[1]))
             key[start:stop] = rotate_key(part, start)
             del part  # before the next rows are made
             if queries is not None:
-                part = by_head(qkv(rows, begin, end))
+                part = by_head(projected(begin, end))
                 by_head(queries[start:stop]).copy_(rotate_query(part, start))
                 del part
-            part = qkv(rows, value_begin + columns[0], value_begin + columns[1])
-            del rows
+            part = projected(value_begin + columns[0], value_begin + columns[1])
+            del projected
             value[start:stop] = by_head(part)
             del part
         key = _as_attended(key, repeats)  # k without repeats is gone before v's are made

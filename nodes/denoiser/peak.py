@@ -21,9 +21,11 @@ class Copies(NamedTuple):
 
     @classmethod
     def of(cls, request: Request) -> Copies:
+        """Copies in the dtype of the activations; quantised weights stay as stored, in a byte."""
         sizes = request.sizes
-        attention = sizes.qkv_dim * sizes.dim, sizes.dim**2
-        return cls(*attention, sizes.ffn_dim * sizes.dim, request.batch > 1)
+        row = sizes.dim // (request.dtype_bytes if sizes.is_whole else 1)
+        is_batch = request.batch > 1
+        return cls(sizes.qkv_dim * row, sizes.dim * row, sizes.ffn_dim * row, is_batch)
 
 
 NO_COPIES = Copies()
@@ -56,19 +58,18 @@ def block_elements(
 ) -> int:
     """Elements that a block holds beside the stream, for a sample of that many tokens."""
     chunk = longest_chunk(tokens, plan.chunk_tokens)
-    runs = head_groups(sizes.kv_heads, plan.groups)
+    runs = head_groups(sizes.kv_heads, 1 if sizes.is_whole else plan.groups)
     repeats = sizes.heads // sizes.kv_heads
     held = runs[-1][0] * repeats * sizes.head_dim
     group, last = ((stop - start) * sizes.head_dim for start, stop in (runs[0], runs[-1]))
-    held_parts = 3 if len(runs) >= QUERY_GROUPS else 2
+    held_parts = 3 if sizes.is_whole or len(runs) >= QUERY_GROUPS else 2
     # The first sample fetches out in its last group.
     before_out = copies.qkv + (copies.out if copies.is_batch else 0)
-    # A chunk normed beside k projected and rotated; in the last group also before and after the
-    # last norm.
+    # A chunk normed beside k projected and rotated, or q, k and v projected beside one rotated; in
+    # the last group also before and after the last norm.
+    projected = sizes.qkv_dim + sizes.dim if sizes.is_whole else sizes.dim + 2 * group
     attention = max(
-        tokens * (held + held_parts * group * repeats)
-        + chunk * (sizes.dim + 2 * group)
-        + before_out,
+        tokens * (held + held_parts * group * repeats) + chunk * projected + before_out,
         tokens * (held + held_parts * last * repeats)
         + chunk * 2 * sizes.dim
         + copies.qkv
@@ -79,7 +80,7 @@ def block_elements(
         attention = max(attention, tokens * (held + copied) + before_out)
     feed_forward = chunk * (sizes.dim + sizes.ffn_dim) + 3 * copies.feed_forward
     # A column block of w3's. The first chunk has not fetched w2 there.
-    block = chunk * -(-sizes.ffn_dim // HIDDEN_BLOCKS)
+    block = chunk * -(-sizes.ffn_dim // (1 if sizes.is_whole else HIDDEN_BLOCKS))
     is_first = chunk == tokens and not copies.is_batch
     return max(
         attention, feed_forward, feed_forward + block - (copies.feed_forward if is_first else 0)

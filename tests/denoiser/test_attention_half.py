@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ class Half:
     has_weights: bool = True
 
     def __post_init__(self) -> None:
+        self.calls = Counter[str]()  # of layers without weights
         query, key_value, channels = self.heads
         self.dim = query * channels
         shapes = {
@@ -69,10 +71,12 @@ class Half:
         weight = self.weights[name]
         if self.has_weights:
             return Projection(lambda: columns_of(weight, None))
-        return Projection(
-            lambda: lambda rows, first, last: functional.linear(rows, weight)[:, first:last],
-            is_whole=True,
-        )
+
+        def multiply(rows: torch.Tensor, first: int, last: int | None) -> torch.Tensor:
+            self.calls[name] += 1
+            return functional.linear(rows, weight)[:, first:last]
+
+        return Projection(lambda: multiply, is_whole=True)
 
     def rotate(self, name: str) -> RotateFn:
         def rotated(rows: torch.Tensor, start: int) -> torch.Tensor:
@@ -186,6 +190,8 @@ def test_query_heads_that_share_keys(dtype: torch.dtype, key_value: int, groups:
 def test_layers_that_only_multiply_themselves(dtype: torch.dtype, groups: int) -> None:
     half = Half(dtype, has_weights=False, spans=SPANS["three"])
     half.check(in_place=True, groups=groups, chunk_tokens=16)
+    assert half.calls == {"qkv": 3, "out": 3}
+    half.check(has_scratch=True, groups=groups, chunk_tokens=16)
 
 
 def test_the_oracle_sees_every_weight() -> None:
@@ -288,14 +294,14 @@ def test_peak_with_shared_keys(groups: int) -> None:
 
 
 def test_peak_of_layers_that_only_multiply_themselves() -> None:
-    """All of q, k, v comes at once, chunk by chunk, so groups would save nothing."""
+    """q, k and v of all heads come at once, chunk by chunk, so groups would save nothing."""
     tokens, chunk = 4352, 256
     with FakeTensorMode():
         half = Half(
             torch.bfloat16, tokens, Heads(30, 30, 128), spans=((0, tokens),), has_weights=False
         )
         peak = _peak(half, groups=5, chunk=chunk)
-    assert peak == (2 * tokens + 5 * chunk) * 3840 * 2
+    assert peak == (3 * tokens + 4 * chunk) * 3840 * 2
 
 
 @pytest.mark.parametrize("groups", [1, 3])

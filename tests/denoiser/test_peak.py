@@ -50,6 +50,20 @@ def test_lean_peak_with_shared_keys() -> None:
     assert lean_peak_bytes(request, DenoiserPlan(2, 128)) == copying * 2 + fixed
 
 
+def test_quantised_layers_hold_q_k_and_v_of_all_heads() -> None:
+    """And a chunk of all three beside k rotated; their copies take a byte per element."""
+    request = Request(1024, 1024, sizes=TransformerSizes(is_whole=True))
+    peak = lean_peak_bytes(request, DenoiserPlan(30, 512))
+    assert peak / MIB == pytest.approx(31.875 * 4 + 4 * 3.75 + 0.5 + 1.25 + 24 * 4352 / MIB)
+    more = lean_peak_bytes(request, DenoiserPlan(30, 512), has_copies=True) - peak
+    assert more / MIB == (84.375 + 28.125) / 2 - 2 * 3.75
+    # The feed-forward holds the whole second factor, and three copies from the second chunk on.
+    small = Request(512, 512, sizes=request.sizes)
+    peak = lean_peak_bytes(small, DenoiserPlan(2, 640), has_copies=True)
+    held = 1280 * 3840 * 2 + 640 * (3840 + 2 * 10240) * 2 + 3 * 3840 * 10240
+    assert peak == held + (16 * 64 * 64 + 256 * 2560) * 2 + 24 * 1280
+
+
 # Of 3840 x 11520, 3840 x 3840 and three of 3840 x 10240 elements: 84.375, 28.125 and 3 x 75 MiB.
 def test_copies_of_weights_by_hand() -> None:
     large, small = Request(2048, 2048), Request(512, 512)

@@ -6,6 +6,7 @@ that called the layer once per chunk would pay that once per chunk.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import comfy.ops
 import torch
 from comfy.cli_args import args
+from comfy.model_management import lora_compute_dtype
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from torch.nn import functional
 
 from ...cuts import pieces
@@ -28,10 +31,14 @@ def is_plain(layer: Any, kind: type) -> bool:
 
     False for quantised layers, for layers of other packs and for layers whose forward was replaced.
     """
+    return isinstance(layer, kind) and has_forward_of(layer, kind)
+
+
+def has_forward_of(layer: Any, kind: type) -> bool:
+    """True where the layer runs the forward of that class of the host, and no hooks."""
     # Of the layer, not of its class: a bypass LoRA sits on the layer alone.
     return (
-        isinstance(layer, kind)
-        and _function(layer.forward) is kind.forward
+        _function(layer.forward) is kind.forward
         and _function(layer.forward_comfy_cast_weights) is kind.forward_comfy_cast_weights
         and not layer._forward_hooks
         and not layer._forward_pre_hooks
@@ -84,10 +91,90 @@ def fetch_weights(
     """
     comfy.ops.run_every_op()  # ends a cancelled prompt, as each call of a layer does
     has_functions = layer.weight_function or layer.bias_function
-    if not (layer.comfy_cast_weights or has_functions):
+    if not (layer.comfy_cast_weights or has_functions or is_mixed(layer)):
         return layer.weight, layer.bias
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-    if _is_in_shared_buffer(layer, weight, stream):
+    if isinstance(weight, QuantizedTensor):
+        weight = weight.dequantize()
+    return _held(layer, weight, bias, stream, until)
+
+
+def fetch_quantised(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
+    """Fetches the weight of a layer that `multiplies_quantised`; returns what multiplies rows.
+
+    That is a copy of the layer with the fetched weight, whose forward is the host's own: it
+    quantises and multiplies rows as ever, and moves nothing. Arguments as `fetch_weights`.
+
+    Memory: nothing where the weight is on the device, else its size as stored.
+    """
+    comfy.ops.run_every_op()
+    is_fp8 = isinstance(layer, comfy.ops.fp8_ops.Linear)
+    weight, bias, stream = comfy.ops.cast_bias_weight(
+        layer,
+        dtype=layer.weight.dtype,
+        device=like.device,
+        bias_dtype=like.dtype,
+        offloadable=True,
+        compute_dtype=lora_compute_dtype(like.device) if is_fp8 else like.dtype,
+        want_requant=is_fp8 or not _is_emulated(layer),
+    )
+    weight, bias = _held(layer, weight, bias, stream, until)
+    fetched = copy.copy(layer)
+    fetched.__dict__.pop("_v", None)  # dynamic VRAM would look for its page
+    fetched._parameters = {**layer._parameters, "weight": weight, "bias": bias}
+    return fetched
+
+
+def is_mixed(layer: Any) -> bool:
+    """True for the linear layers of checkpoints with quantised ones, plain ones among them."""
+    return hasattr(layer, "_full_precision_mm") and type(layer).forward.__module__ == "comfy.ops"
+
+
+def multiplies_quantised(layer: Any) -> bool:
+    """True for a layer of the host that does not multiply by a weight of the rows' dtype.
+
+    False for a quantised layer on a card that cannot, and where LoRA changes the weight: the host
+    dequantises it.
+
+    Source: forward of mixed_precision_ops' Linear and of fp8_ops.Linear in the host's comfy/ops.py.
+    """
+    if layer.weight_function or layer.bias_function:
+        return False
+    if isinstance(layer, comfy.ops.fp8_ops.Linear):
+        return layer.weight.dtype == torch.float8_e4m3fn
+    if not isinstance(layer.weight, QuantizedTensor):
+        return False
+    # Formats that do not quantise rows in the layer do so in each product.
+    quantises_rows = QUANT_ALGOS[layer.quant_format].get("quantize_input", True)
+    return not (_is_emulated(layer) and quantises_rows)
+
+
+def mixes_rows(layer: Any) -> bool:
+    """True where the rows of a call share a scale that is made of them: nvfp4 without its own.
+
+    Chunks then have a scale each, so that results differ from those of one call by rounding.
+    """
+    return (
+        is_mixed(layer)
+        and getattr(layer, "quant_format", None) == "nvfp4"
+        and getattr(layer, "input_scale", None) is None
+        and multiplies_quantised(layer)
+    )
+
+
+def _is_emulated(layer: Any) -> bool:
+    return layer._full_precision_mm or getattr(layer, "comfy_force_cast_weights", False)
+
+
+def _held(
+    layer: Any,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stream: Any,
+    until: ExitStack,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What `cast_bias_weight` gave, so that it stays what it is until the stack closes."""
+    if _is_in_shared_buffer(layer, weight, bias, stream):
         weight, bias = weight.clone(), None if bias is None else bias.clone()
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
     elif _is_converted(weight, bias, stream):
@@ -107,7 +194,9 @@ def _is_converted(weight: torch.Tensor, bias: torch.Tensor | None, stream: Any) 
     return weight is not stream[1] and (bias is None or bias is not stream[2])
 
 
-def _is_in_shared_buffer(layer: Any, weight: torch.Tensor, stream: Any) -> bool:
+def _is_in_shared_buffer(
+    layer: Any, weight: torch.Tensor, bias: torch.Tensor | None, stream: Any
+) -> bool:
     """True where the second fetch from now would write over the weight.
 
     The host has two copy streams with one buffer each: enough for a layer that is done before the
@@ -119,5 +208,7 @@ def _is_in_shared_buffer(layer: Any, weight: torch.Tensor, stream: Any) -> bool:
     if not isinstance(stream, tuple) or stream[0] is None:
         return False
     if hasattr(layer, "_v"):  # dynamic VRAM; the second entry names the device of its page
-        return stream[1] is None
+        has_scales = [isinstance(w, QuantizedTensor) for w in (weight, layer.weight)]
+        is_converted = has_scales[0] != has_scales[1] or weight.dtype != layer.weight.dtype
+        return stream[1] is None and not (is_converted and bias is None)
     return weight is stream[1] and not args.cuda_malloc

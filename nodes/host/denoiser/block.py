@@ -6,7 +6,6 @@ in a patched model. Its layers are the block's own, so weights, LoRA and offload
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from typing import Any, TypeVar, cast
 
 import comfy.ldm.lumina.model as lumina
 import comfy.model_management
-import comfy.ops
-import comfy.quant_ops
 import torch
 import torch.utils.checkpoint
 from torch import nn
@@ -24,17 +21,13 @@ from ...denoiser.attention_half import Heads, add_attention
 from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.feed_forward_half import add_feed_forward
 from ...denoiser.plan import DEFAULT_GROUPS, plan_for
-from ...denoiser.rows import Modulation, RowsFn
+from ...denoiser.rows import Modulation
 from ...denoiser.sizes import TransformerSizes
-from ..base.fetch import by_pieces, fetch_norm, fetch_weights, is_plain
-from ..base.options import asked_groups, within_groups
+from ..base.fetch import fetch_norm
+from ..base.options import asked_groups
+from .heads import RopeFn, attend_of, rotation
 from .projections import projection
 
-# Hosts from 0.28 on fuse norm and rotary embedding; the older ones call them one after the other.
-IS_FUSED = "rms_rope" in lumina.JointAttention.forward.__code__.co_names
-
-# Rotary table of the tokens start:stop of a sample, [1, stop - start, 1, head_dim / 2, 2, 2].
-RopeFn = Callable[[int, int], torch.Tensor]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -144,8 +137,7 @@ def _attention_half(
         norm_in = fetch_norm(block.attention_norm1, source, until)
         norm_out = fetch_norm(block.attention_norm2, source, until)
         rotate_query, rotate_key = (
-            functools.partial(_rotate, rope, layer, _norm_weight(layer, source, until))
-            for layer in (attention.q_norm, attention.k_norm)
+            rotation(rope, layer, source, until) for layer in (attention.q_norm, attention.k_norm)
         )
         for sample in range(source.shape[0]):
             add_attention(
@@ -156,9 +148,7 @@ def _attention_half(
                 qkv=qkv,
                 rotate_query=rotate_query,
                 rotate_key=rotate_key,
-                attend=functools.partial(
-                    _attend, _preference(attention), within_groups(transformer_options)
-                ),
+                attend=attend_of(attention, transformer_options),
                 out=out,
                 norm_out=norm_out,
                 gate=gate[sample],
@@ -270,50 +260,3 @@ def _modulation(
         ]
         for f in factors
     ]
-
-
-def _norm_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> torch.Tensor | RowsFn:
-    """What `_rotate` needs of q's or k's norm: its weight, or the norm itself on older hosts."""
-    if IS_FUSED and is_plain(layer, comfy.ops.disable_weight_init.RMSNorm):
-        return fetch_weights(layer, like, until)[0]
-    return fetch_norm(layer, like, until)
-
-
-def _rotate(
-    rope: RopeFn, layer: Any, norm: torch.Tensor | RowsFn, rows: torch.Tensor, start: int
-) -> torch.Tensor:
-    """Norm and rotary embedding of [T, H, C] rows, whose first is token `start`, as the host's."""
-
-    def rotate(part: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        # [T, H, C], [T, 1, C / 2, 2, 2]
-        if not isinstance(norm, torch.Tensor):
-            return comfy.quant_ops.ck.apply_rope1(norm(part)[None], table[None])[0]
-        epsilon = layer.eps if layer.eps is not None else torch.finfo(torch.float32).eps
-        return comfy.quant_ops.ck.rms_rope1(part[None], table[None], norm, epsilon)[0]
-
-    return by_pieces(rotate, rows, rope(start, start + rows.shape[0])[0])
-
-
-def _preference(attention: Any) -> dict[str, Any]:
-    """The attention that the checkpoint chose for a layer, in hosts that let it (after 0.33.0)."""
-    chosen = getattr(attention, "comfy_attention", None)
-    return {} if chosen is None else {"preferred_attention": chosen}
-
-
-def _attend(
-    preference: dict[str, Any],
-    transformer_options: dict[str, Any],
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-) -> torch.Tensor:
-    return lumina.optimized_attention_masked(
-        q,
-        k,
-        v,
-        q.shape[1],
-        None,
-        skip_reshape=True,
-        transformer_options=transformer_options,
-        **preference,
-    )

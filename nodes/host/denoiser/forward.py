@@ -18,7 +18,8 @@ from comfy.ldm.flux.math import rope
 
 from ...denoiser.cuts import DenoiserPlan, chunks
 from ..base.block_events import block_ended
-from .block import BlockSettings, RopeFn, eager, is_untouched, run_block
+from .block import BlockSettings, eager, is_untouched, run_block
+from .heads import RopeFn
 from .projections import projection
 
 # Patches that only the host's own forward calls.

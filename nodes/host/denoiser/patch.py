@@ -13,13 +13,19 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...denoiser.need import denoiser_live_bytes, denoiser_need_bytes, of_latent
 from ...denoiser.sizes import Request, TransformerSizes
+from ..base.fetch import mixes_rows
 from ..base.options import OPTIONS_KEY
 from ..base.reserve import reserved
 from ..base.server import NodeLog
 from .block import BlockSettings, LeanBlock, is_known_block
 from .forward import is_ming_image, make_wrapper
+from .projections import is_whole
 
 BLOCKS = ["all", "main layers", "every second", "refiners only"]
+MIXED_ROWS = (
+    "nvfp4 without input scales: each chunk is rounded by a scale of its own, so pictures differ "
+    "from ComfyUI's by rounding"
+)
 _KEY = f"{OPTIONS_KEY}.gradient_checkpoint"
 
 
@@ -53,7 +59,14 @@ def transformer_sizes(model: ModelPatcher) -> TransformerSizes:
         patch=denoiser.patch_size,
         channels=denoiser.in_channels,
         pad_multiple=denoiser.pad_tokens_multiple or 1,
+        is_whole=is_whole(block.attention.qkv),
     )
+
+
+def mixes_rows_of_calls(model: ModelPatcher) -> bool:
+    """True where chunks change the rounding of the model's quantised layers."""
+    denoiser: Any = model.get_model_object("diffusion_model")
+    return any(mixes_rows(layer) for layer in denoiser.modules())
 
 
 def check_is_z_image(model: ModelPatcher) -> None:
@@ -103,6 +116,9 @@ def with_lean_blocks(
 
     def on_handover(reason: str) -> None:
         log.say_once(reason, f"{reason}: only the blocks are lean, not the forward around them")
+
+    if mixes_rows_of_calls(model):
+        log.say_once("nvfp4", MIXED_ROWS)
 
     clone = model.clone()
     _put_blocks(clone, settings, blocks)

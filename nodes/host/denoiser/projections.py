@@ -1,4 +1,4 @@
-"""The linear layers of the host's transformer, each fetched at its first use."""
+"""The linear layers of the host's transformer, each fetched once, at its first use."""
 
 from __future__ import annotations
 
@@ -9,21 +9,49 @@ import comfy.ops
 import torch
 
 from ...denoiser.rows import ColumnsFn, Projection, columns_of
-from ..base.fetch import fetch_weights, is_plain
+from ..base.fetch import (
+    fetch_quantised,
+    fetch_weights,
+    has_forward_of,
+    is_mixed,
+    is_plain,
+    multiplies_quantised,
+)
 
 
 def projection(layer: Any, like: torch.Tensor, until: ExitStack) -> Projection:
     """The layer as a projection. Arguments as `fetch_weights`.
 
-    Memory: from the first use to the projection's end what `fetch_weights` says.
+    A layer that is not the host's, or whose forward was replaced, is called for each chunk.
+
+    Memory: from the first use to the projection's end what `fetch_weights` or `fetch_quantised`
+        says.
     """
 
     def columns() -> ColumnsFn:
         return columns_of(*fetch_weights(layer, like, until))
 
     def whole() -> ColumnsFn:
-        return lambda rows, first, last: layer(rows)[:, first:last]
+        multiply = fetch_quantised(layer, like, until) if _is_fetched(layer) else layer
+        return lambda rows, first, last: multiply(rows)[:, first:last]
 
+    return Projection(whole, is_whole=True) if is_whole(layer) else Projection(columns)
+
+
+def is_whole(layer: Any) -> bool:
+    """True where each call of the layer computes all output features."""
     if is_plain(layer, comfy.ops.disable_weight_init.Linear):
-        return Projection(columns)
-    return Projection(whole, is_whole=True)
+        return False
+    # The layer smooths its rows before it multiplies.
+    is_smoothed = getattr(layer, "pre_quant_scale", None) is not None
+    return not _is_hosts(layer) or is_smoothed or multiplies_quantised(layer)
+
+
+def _is_fetched(layer: Any) -> bool:
+    return _is_hosts(layer) and multiplies_quantised(layer)
+
+
+def _is_hosts(layer: Any) -> bool:
+    """True for a layer of the host's quantised classes with its own forward."""
+    is_known = is_mixed(layer) or type(layer) is comfy.ops.fp8_ops.Linear
+    return is_known and has_forward_of(layer, type(layer))

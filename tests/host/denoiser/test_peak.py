@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from pack.nodes.denoiser.cuts import DenoiserPlan, longest_chunk
+from pack.nodes.denoiser.cuts import DenoiserPlan, chunks, longest_chunk
 from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
 from pack.nodes.denoiser.plan import denoiser_plan
 from pack.nodes.denoiser.sizes import Z_IMAGE, Request
@@ -69,7 +70,7 @@ def _patched(denoiser: FakeDenoiser, mode: str | None = None, **options: Any) ->
 
 def _unfused_bytes(request: Request, plan: DenoiserPlan) -> int:
     """What hosts without the fused norm and rotary embedding hold beside: a chunk's normed k."""
-    from pack.nodes.host.denoiser.block import IS_FUSED
+    from pack.nodes.host.denoiser.heads import IS_FUSED
 
     heads = -(-request.sizes.kv_heads // plan.groups)
     chunk = longest_chunk(request.tokens, plan.chunk_tokens)
@@ -111,6 +112,7 @@ COPIED = [
         ("cast", Request(512, 512, 4), SAMPLED),
         ("cast", Request(2048, 2048), SAMPLED),
         ("patched", Request(1024, 1024), SAMPLED),
+        ("scaled", Request(1024, 1024), ()),
     ]
 ]
 
@@ -126,6 +128,46 @@ def test_peak_with_copies_of_weights_is_as_predicted(
     lean = denoiser.measure(request_, patcher=_patched(denoiser))
     plan = denoiser_plan(request_, groups=GROUPS[ALONE])
     _assert_near(request_, lean.peak_bytes, plan, has_copies=True)
+
+
+@pytest.fixture(scope="module")
+def int8(host: Any) -> FakeDenoiser:
+    """Layers in the host's int8 format, which multiply as such, with their weights in RAM."""
+    import comfy.quant_ops
+
+    if "int8_tensorwise" not in comfy.quant_ops.QUANT_ALGOS:
+        pytest.skip("this host has no int8_tensorwise")
+    return FakeDenoiser(dataclasses.replace(Z_IMAGE, layers=1, refiner_layers=0), weights="int8")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(Request(1024, 1024), id="1024"),
+        pytest.param(Request(512, 512, 4), id="512 b4", marks=SAMPLED),
+        pytest.param(Request(2048, 2048), id="2048", marks=SAMPLED),
+    ],
+)
+def test_quantised_layers_are_fetched_once(int8: FakeDenoiser, request_: Request) -> None:
+    """Names the bug: qkv was called for each of q, k and v, and each call fetched its weight."""
+    patcher = _patched(int8)
+    settings = patcher.object_patches["diffusion_model.layers.0"].settings
+    tracker = int8.measure(request_, patcher=patcher, log=True)
+    request_ = dataclasses.replace(request_, sizes=settings.sizes)
+    plan = denoiser_plan(request_, groups=GROUPS[ALONE])
+    _assert_near(request_, tracker.peak_bytes, plan, has_copies=True)
+
+    made = Counter(allocation.nbytes for allocation in tracker.log if "empty_like" in allocation.op)
+    dim, hidden = Z_IMAGE.dim, Z_IMAGE.ffn_dim
+    ends = 2 * dim * Z_IMAGE.patch_dim  # of the layers that embed and unembed, in bfloat16
+    fetched = {Z_IMAGE.qkv_dim * dim: 1, dim * dim: 1, hidden * dim: 3, ends: 2}
+    assert {nbytes: made[nbytes] for nbytes in fetched} == fetched
+    rows = chunks(request_.tokens, plan.chunk_tokens)
+    products = [a.nbytes for a in tracker.log if "int8_linear" in a.op]
+    assert len(products) == 5 * len(rows) * request_.batch
+    assert sum(products) == (
+        (Z_IMAGE.qkv_dim + 2 * dim + 2 * hidden) * request_.tokens * request_.batch * 2
+    )
 
 
 ON_EVERY_HOST = 4  # of those drawn

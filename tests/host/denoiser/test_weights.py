@@ -110,3 +110,59 @@ def test_quantised_tensors(host, weights, algorithm, caplog):
     assert_same(model, lean(model))
     plain = sample(loaded(host, weights)).latent
     assert 1e-4 < (sample(model).latent - plain).norm() / plain.norm() < 1
+
+
+@pytest.mark.parametrize("algorithm", ["float8_e4m3fn", "nvfp4", "mxfp8", "int8_tensorwise"])
+@pytest.mark.parametrize("is_offloaded", [False, True])
+def test_quantised_products(host, weights, algorithm, is_offloaded, caplog):
+    """As on a card that multiplies such numbers: the CPU dequantises only in the product."""
+    caplog.set_level(logging.INFO)
+    model = multiplying(host, weights, algorithm)
+    place = offloaded if is_offloaded else lambda model: model
+    if algorithm == "nvfp4":
+        assert not torch.equal(sample(model).latent, sample(lean(model)).latent)
+        assert "nvfp4 without input scales" in caplog.text
+        for layer in model.model.diffusion_model.modules():
+            if hasattr(layer, "quant_format"):
+                layer.input_scale = torch.nn.Parameter(torch.tensor(0.01), requires_grad=False)
+        caplog.clear()
+    ours = lean(model)
+    assert "input scales" not in caplog.text
+    assert ours.object_patches["diffusion_model.layers.0"].settings.sizes.is_whole
+    assert_same(place(model), place(ours))
+
+
+def multiplying(host: Any, weights: dict[str, torch.Tensor], algorithm: str) -> Any:
+    import comfy.quant_ops
+
+    if algorithm not in comfy.quant_ops.QUANT_ALGOS:
+        pytest.skip(f"this host has no {algorithm}")
+    logging.getLogger("comfy_kitchen").setLevel(logging.ERROR)  # it tells each fallback
+    model = loaded(host, lean_models.quantised(weights, algorithm))
+    for layer in model.model.diffusion_model.modules():
+        if hasattr(layer, "_full_precision_mm"):
+            layer._full_precision_mm = False
+    return model
+
+
+def test_quantised_layers_with_lora(host, weights):
+    """The host dequantises a weight that a function changes; the plan cannot know it before."""
+    model = multiplying(host, weights, "float8_e4m3fn")
+    for layer in model.model.diffusion_model.layers[0].modules():
+        if hasattr(layer, "quant_format"):
+            layer.weight_function = [lambda weight: weight * 1.5]
+    assert_same(model, lean(model))
+
+
+def test_quantised_layers_that_smooth_their_rows(host, weights):
+    import comfy.quant_ops
+
+    if "pre_quant_scale" not in comfy.quant_ops.QUANT_ALGOS["nvfp4"]["parameters"]:
+        pytest.skip("this host smooths no rows")
+    model = loaded(host, lean_models.quantised(weights, "nvfp4"))
+    for layer in model.model.diffusion_model.modules():
+        if hasattr(layer, "quant_format"):
+            layer.pre_quant_scale = torch.nn.Parameter(torch.rand(layer.in_features) + 0.5)
+    got = assert_same(model, lean(model))
+    plain = sample(loaded(host, lean_models.quantised(weights, "nvfp4"))).latent
+    assert not torch.equal(got.latent, plain)
