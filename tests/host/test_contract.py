@@ -1,0 +1,232 @@
+"""contract.json lists every name of ComfyUI that the pack touches, by the oldest version with it.
+
+The first file to run when ComfyUI moves: a name that is gone fails here by itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import functools
+import importlib
+import inspect
+import json
+import logging
+import re
+import textwrap
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+import torch
+from aiohttp import web
+from PIL import ImageDraw
+from torch import nn
+
+HERE = Path(__file__).resolve().parent
+NODES = HERE.parent.parent / "nodes"
+# By version, and by module or class: names.
+CONTRACT: dict[str, dict[str, list[str]]] = json.loads((HERE / "contract.json").read_text("utf-8"))
+ROOTS = ("comfy", "folder_paths", "server")  # of the host's modules; comfy_api and others as well
+# What attributes are of that neither the pack nor the host defines.
+OTHERS: tuple[Any, ...] = (
+    *(object, type, str, bytes, int, float, list, dict, set, tuple, BaseException, OSError, Path),
+    *(types.FunctionType, types.CodeType, types.TracebackType, types.FrameType, inspect.Signature),
+    *(logging.Logger, asyncio.AbstractEventLoop, asyncio.Task, functools.partial),
+    *(torch.Tensor, torch.Size, torch.device, torch.dtype, torch.finfo, torch.UntypedStorage),
+    *(nn.Linear(1, 1), nn.Conv2d(1, 1, 1), nn.GroupNorm(1, 1), nn.LayerNorm(1), nn.Dropout()),
+    *(nn.Upsample(), ImageDraw.ImageDraw, psutil.Process, inspect.ClosureVars, re.Pattern),
+    *(psutil.virtual_memory(), psutil.Process().memory_info(), contextlib.ExitStack),
+    *(torch.cuda, torch.accelerator, web.Request, web.RouteTableDef),
+)
+ELSEWHERE = {"peak_wset", "empty_host_cache"}  # psutil on Windows, newer torch
+
+
+class Touched(NamedTuple):
+    """What a file touches.
+
+    of_host: dotted names of the host's modules and what is in them.
+    attributes: names of attributes of other objects.
+    """
+
+    of_host: set[str]
+    attributes: set[str]
+
+
+def versions() -> list[str]:
+    return sorted(CONTRACT, key=_numbers)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def names_since(version: str) -> list[str]:
+    return [
+        f"{owner}.{name}".lstrip(".")
+        for owner, names in CONTRACT[version].items()
+        for name in names
+    ]
+
+
+def _is_hosts(module: str) -> bool:
+    return module.startswith(ROOTS)
+
+
+def _chain(node: ast.AST) -> list[str]:
+    """The names of `a.b.c`; empty where it does not begin with a name."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return [node.id, *reversed(parts)] if isinstance(node, ast.Name) else []
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Each imported name and what it stands for; relative imports aside."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.name if alias.asname else alias.name.split(".")[0]
+                yield alias.asname or name, name
+                yield alias.name, alias.name
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                yield alias.asname or alias.name, f"{node.module}.{alias.name}"
+
+
+def touched(source: str) -> Touched:
+    """What a source touches, `getattr` and `hasattr` of a constant name included."""
+    tree = ast.parse(source)
+    imports = dict(_imports(tree))
+    found = Touched({name for name in imports.values() if _is_hosts(name)}, set())
+    inner: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        chain: list[str] = []
+        if isinstance(node, ast.Attribute) and node not in inner:
+            chain = _chain(node)
+            if not chain or chain[0] not in imports:
+                found.attributes.add(node.attr)
+                continue
+            inner.update(part for part in ast.walk(node) if isinstance(part, ast.Attribute))
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
+            of, name = node.args[:2]
+            if not isinstance(name, ast.Constant):
+                continue
+            chain = [*_chain(of), str(name.value)]
+            if chain[0] not in imports:
+                found.attributes.add(chain[-1])
+                continue
+        if chain and _is_hosts(imports[chain[0]]):
+            dunder = next((i for i, part in enumerate(chain) if part[:2] == "__"), len(chain))
+            found.of_host.add(".".join([imports[chain[0]], *chain[1:dunder]]))
+    # `instance` is the one server; what it has is said of its class.
+    of_host = {name.replace("PromptServer.instance.", "PromptServer.") for name in found.of_host}
+    return Touched(of_host, found.attributes)
+
+
+def _of_the_pack(tree: ast.AST) -> Iterator[str]:
+    """Names that the pack's own modules, classes and objects have."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.Module | ast.ClassDef):
+            for part in node.body:
+                if isinstance(part, ast.Assign | ast.AnnAssign):
+                    targets = part.targets if isinstance(part, ast.Assign) else [part.target]
+                    named = (n for target in targets for n in ast.walk(target))
+                    yield from (n.id for n in named if isinstance(n, ast.Name))
+        is_stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if is_stored and _chain(node)[:1] in (["self"], ["ours"]):
+            yield node.attr
+
+
+@functools.cache
+def touched_by_the_pack() -> Touched:
+    trees = [ast.parse(path.read_text("utf-8")) for path in NODES.rglob("*.py")]
+    known = {name for tree in trees for name in _of_the_pack(tree)}
+    known |= ELSEWHERE.union(*(dir(other) for other in OTHERS))
+    found = Touched(set(), set())
+    for path in (*NODES.glob("*.py"), *(NODES / "host").rglob("*.py")):
+        for every, of_file in zip(found, touched(path.read_text("utf-8")), strict=True):
+            every |= of_file
+    is_new = (name for name in found.attributes - known if not name.startswith("__"))
+    return Touched(found.of_host, set(is_new))
+
+
+@functools.cache
+def _assigned(owner: Any) -> frozenset[str]:
+    """What a module has on some machines, or a class and its parents give their objects."""
+    found: set[str] = set()
+    for part in [owner] if inspect.ismodule(owner) else inspect.getmro(owner):
+        if not _is_hosts(part.__name__ if inspect.ismodule(part) else part.__module__):
+            continue
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(part)))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                found.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "register_buffer":
+                found.update(str(a.value) for a in node.args[:1] if isinstance(a, ast.Constant))
+    return frozenset(found)
+
+
+def exists(name: str) -> bool:
+    """Whether the host has a name: of a module, of a class, or of the objects of a class."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            if hasattr(found, part):
+                found = getattr(found, part)
+            else:
+                has_source = inspect.isclass(found) or getattr(found, "__file__", None)
+                return part == parts[-1] and has_source and part in _assigned(found)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("version", versions())
+def test_every_name_is_there_since_its_version(host, version):
+    if _numbers(host.version) < _numbers(version):
+        pytest.skip(f"ComfyUI {host.version} is older than {version}")
+    missing = [name for name in names_since(version) if not exists(name)]
+    assert not missing, f"ComfyUI {host.version} lacks what the pack touches: {missing}"
+
+
+def test_every_name_that_the_pack_touches_is_listed_and_no_other():
+    listed = {name for version in CONTRACT for name in names_since(version)}
+    names = touched_by_the_pack()
+    last = {name.rpartition(".")[2] for name in listed}
+    of_objects = {name.rpartition(".")[2] for name in listed - names.of_host}
+    assert not names.of_host - listed, "add to contract.json, under the oldest version"
+    assert not names.attributes - last, "add to contract.json, each under its class"
+    assert not of_objects - names.attributes, "nothing touches these names of contract.json"
+
+
+def test_a_name_that_is_not_there_is_missed(host):
+    assert exists("comfy.model_patcher.ModelPatcher.object_patches")
+    for name in (
+        "comfy.no_module",
+        "comfy.ops.no_name",
+        "comfy.model_patcher.ModelPatcher.nothing",
+    ):
+        assert not exists(name)
+
+
+def test_what_a_source_touches():
+    seen = touched(
+        "import comfy.ops as ops\nfrom comfy import sd\nimport torch\n"
+        "ops.cast(x).weight; sd.VAE.decode.__code__.co_names; torch.cuda.no\n"
+        "getattr(ops, 'FLAG', 1); hasattr(y, 'mark'); y.part.whole\n"
+    )
+    assert seen.of_host == {"comfy.ops", "comfy.sd", "comfy.ops.cast", "comfy.ops.FLAG",
+                            "comfy.sd.VAE.decode"}  # fmt: skip
+    assert seen.attributes >= {"weight", "mark", "part", "whole"} and "no" not in seen.attributes
