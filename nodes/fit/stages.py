@@ -168,8 +168,10 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
     sizes = models.denoiser
     largest = sizes.dim * max(sizes.qkv_dim, sizes.ffn_dim)
     buffers = models.buffers_bytes(models.denoiser_weight_bytes * largest // sizes.parameters)
-    # Weights of another type are copied into that of the arithmetic at each use, on the card too.
-    is_cast = models.denoiser_weight_bytes < sizes.parameters * request.dtype_bytes
+    # Weights of another type are copied into that of the arithmetic at each use, on the card too;
+    # not those that multiply as they are.
+    is_small = models.denoiser_weight_bytes < sizes.parameters * request.dtype_bytes
+    is_cast = is_small and not sizes.is_whole
 
     def stage(groups: int) -> Stage:
         name = f"{groups} head groups" if groups < sizes.kv_heads else "one head at a time"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pack.nodes.denoiser.sizes import Request
+from pack.nodes.denoiser.sizes import Request, TransformerSizes
 from pack.nodes.fit import report
 from pack.nodes.fit.stages import (
     Models,
@@ -161,6 +161,17 @@ def test_cast_weights_and_requests_that_are_not_plain_need_more():
     for models, stored in ((published_models(weight_bits=8), 1), (MODELS, 2)):
         exact = denoise_stages(replace(models, is_dynamic=False), request)[0]
         assert exact.buffer_bytes - exact.copy_bytes == pytest.approx(2 * stored * matrix, rel=1e-6)
+
+
+def test_weights_that_multiply_as_quantised_are_not_cast_and_groups_save_nothing():
+    sizes = TransformerSizes(is_whole=True)
+    models = replace(published_models(weight_bits=8), denoiser=sizes)
+    stages = denoise_stages(models, Request(1024, 1024, sizes=sizes))
+    assert not any(stage.is_cast for stage in stages)
+    # Four streams of 31.875 MiB, and four chunks of 3.75; of 1.875 for one head at a time.
+    assert [round(stage.activation_bytes / MIB) for stage in stages] == [144, 144, 137]
+    # Streamed, they wait as stored: 3 x 37.5 of a feed-forward or 56.25 of an attention.
+    assert 0 < stages[0].copy_bytes < 3 * 37.5 * MIB
 
 
 def test_what_would_fit_does_and_a_little_more_does_not():
