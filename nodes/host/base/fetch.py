@@ -157,7 +157,7 @@ def mixes_rows(layer: Any) -> bool:
     return (
         is_mixed(layer)
         and getattr(layer, "quant_format", None) == "nvfp4"
-        and getattr(layer, "input_scale", None) is None
+        and layer._parameters.get("input_scale") is None
         and multiplies_quantised(layer)
     )
 

@@ -43,7 +43,7 @@ def is_whole(layer: Any) -> bool:
     if is_plain(layer, comfy.ops.disable_weight_init.Linear):
         return False
     # The layer smooths its rows before it multiplies.
-    is_smoothed = getattr(layer, "pre_quant_scale", None) is not None
+    is_smoothed = layer._parameters.get("pre_quant_scale") is not None
     return not _is_hosts(layer) or is_smoothed or multiplies_quantised(layer)
 
 
