@@ -126,6 +126,25 @@ def test_each_copy_is_its_own_with_cuda_malloc(streams, monkeypatch):
         assert [float(weight[0, 0]) for weight, _ in held] == [1.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("has_page", [False, True])
+def test_only_a_weight_in_the_buffer_of_dynamic_vram_is_copied_out_of_it(host, has_bias, has_page):
+    """One that was cast is elsewhere already: a second copy would double the largest weight."""
+    import comfy.ops
+    from pack.nodes.host.base.fetch import _is_in_shared_buffer
+
+    layer: Any = comfy.ops.manual_cast.Linear(8, 8, bias=has_bias, dtype=torch.float8_e4m3fn)
+    layer._v = ()
+    # As resolve_cast_module_with_vbar of the host gives them, with a page or without.
+    stream = (Stream(), torch.device("cuda") if has_page else None, None)
+    as_stored = torch.empty(8, 8, dtype=torch.float8_e4m3fn)
+    bias = torch.empty(8) if has_bias else None
+    assert _is_in_shared_buffer(layer, as_stored, bias, stream) != has_page
+    # The bias may be in the buffer still.
+    is_shared = has_bias and not has_page
+    assert _is_in_shared_buffer(layer, as_stored.to(torch.bfloat16), bias, stream) == is_shared
+
+
 @torch.inference_mode()
 def test_what_was_streamed_is_freed_once_it_is_converted(host: Any) -> None:
     """Names the bug: the fp8 form of each weight lived as long as its copy, half as much again."""
