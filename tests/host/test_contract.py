@@ -206,9 +206,9 @@ def test_every_name_that_the_pack_touches_is_listed_and_no_other():
     names = touched_by_the_pack()
     last = {name.rpartition(".")[2] for name in listed}
     of_objects = {name.rpartition(".")[2] for name in listed - names.of_host}
-    assert not names.of_host - listed, "add to contract.json, under the oldest version"
-    assert not names.attributes - last, "add to contract.json, each under its class"
-    assert not of_objects - names.attributes, "nothing touches these names of contract.json"
+    assert names.of_host - listed == set(), "add to contract.json, under the oldest version"
+    assert names.attributes - last == set(), "add to contract.json, each under its class"
+    assert of_objects - names.attributes == set(), "nothing touches these names of contract.json"
 
 
 def test_a_name_that_is_not_there_is_missed(host):
