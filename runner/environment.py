@@ -23,8 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV, HOSTS_DIR = ROOT / ".venv", ROOT / ".host"
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
-# torch 2.14.1 fails tests of bits on a CPU: there (oneDNN 3.12, AMX) the last bit of a bfloat16
-# product depends on how many columns are computed together.
+# torch 2.14.1 fails 34 tests on a CPU: the last bit of a bfloat16 product (oneDNN 3.12, AMX)
+# depends on how many columns are computed together, one key head is fused, mxfp8 and nvfp4 do not
+# multiply.
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 SPACE_NEEDED_GB = 12
 STOP_S = 15  # what a child gets to end its server
