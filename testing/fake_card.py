@@ -11,6 +11,7 @@ import functools
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,9 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytest
+import torch
 
-MIB, GIB = 2**20, 2**30
-PAGE_BYTES = 32 * MIB  # of comfy-aimdo
+LIMIT_S = 120  # of a test
 _LIBRARY = "libcuda.so.1"
 _MODULES = ("model_vbar", "host_buffer", "vram_buffer", "model_mmap", "torch")
 
@@ -56,6 +57,8 @@ def on_fake_card(test: F) -> F:
 
 def _run(test: Callable[..., None], args: Any, kwargs: Any, writing: int) -> None:
     """Runs the test, writes its failure into the pipe, and ends the fork."""
+    signal.alarm(LIMIT_S)
+    torch.set_num_threads(1)  # the threads of the parent's pool are not in the fork
     try:
         test(*args, **kwargs)
     except BaseException:

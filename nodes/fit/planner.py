@@ -162,9 +162,10 @@ class Planner:
     def vae_choice(self, call: VaeCall, room_bytes: int | None) -> VaeChoice:
         """The fastest preference that fits for one decode or encode."""
         limit = self.budget_bytes(room_bytes)
+        weights = self.models.on_card_bytes(self.models.vae_weight_bytes)
         for prefer in PREFERENCES[PREFERENCES.index(self.prefer) :]:
             choice = VaeChoice(prefer, 0)
-            if limit is None or choice.need(call) + self.models.vae_weight_bytes <= limit:
+            if limit is None or choice.need(call) + weights <= limit:
                 return choice
         return VaeChoice(PREFERENCES[-1], 0)
 

@@ -127,6 +127,10 @@ class Models:
     def page_bytes(self) -> int:
         return PAGE_BYTES if self.is_dynamic else 1
 
+    def on_card_bytes(self, weight_bytes: int) -> int:
+        """What a model's weights take of the card."""
+        return _rounded_up(weight_bytes, self.page_bytes)
+
     def buffers_bytes(self, largest_bytes: int, count: int = 2) -> int:
         """The host's buffers for streamed weights, of which the largest has `largest_bytes`."""
         step = BUFFER_STEP_BYTES if self.is_dynamic else 1

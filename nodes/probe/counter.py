@@ -22,7 +22,8 @@ class Region(NamedTuple):
     key: tells one region from another.
     bytes: now.
     evictions: how often a reading found that part of the region was evicted since the one before.
-        While it is the same, the region only grew.
+        While it is the same, the region only grew. An eviction that a load between the same two
+        readings has undone may not be seen.
     """
 
     key: int
@@ -95,10 +96,16 @@ class PeakCounter:
         interval._note(count, Bounds(0, math.inf if count.beside else 0))
         return interval
 
-    def settle(self, *, reset: bool) -> Count:
-        """Reads the counter, gives every open interval its share, and returns what was read."""
+    def settle(self, *, reset: bool, is_blind: bool = False) -> Count:
+        """Reads the counter, gives every open interval its share, and returns what was read.
+
+        Args:
+            is_blind: regions may have come and gone since the reading before.
+        """
         count = self._read()
         bounds = bounds_between(self._last.beside if self._last else (), count.beside)
+        if is_blind:
+            bounds = Bounds(bounds.least, math.inf)
         self._last = count
         for interval in self._intervals:
             interval._note(count, bounds)
@@ -141,9 +148,9 @@ class Interval:
         self._stale = stale
         self._restart()
 
-    def take(self, *, reset: bool) -> High:
-        """Returns the highest since the last call, and begins again."""
-        self._counter.settle(reset=reset)
+    def take(self, *, reset: bool, is_blind: bool = False) -> High:
+        """Returns the highest since the last call, and begins again. Arguments as `settle`."""
+        self._counter.settle(reset=reset, is_blind=is_blind)
         high = High(self._high, self._high >= self._unseen, self._beside)
         self._restart()
         return high

@@ -43,6 +43,11 @@ def allocator_weights_bytes(device: torch.device) -> int:
     return weights_bytes(device) - sum(map(resident_page_bytes, models_on(device)))
 
 
+def may_stream(device: torch.device) -> bool:
+    """Whether weights of a model on the device may come through `copy_buffers`."""
+    return any(is_dynamic(p) and p.loaded_size() < p.model_size() for p in models_on(device))
+
+
 def copy_buffers(device: torch.device) -> list[Any]:
     """The buffers on a device through which dynamic VRAM streams weights without a page."""
     if not memory.aimdo_enabled:

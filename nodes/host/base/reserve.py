@@ -30,19 +30,11 @@ def make_room(used: Sequence[Any], bytes_for_it: int, budget_bytes: int | None) 
 
 
 @contextmanager
-def reserved(
-    patcher: Any, estimate_bytes: float, reserve_bytes: int, *, least_bytes: int = 0
-) -> Iterator[None]:
-    """While it is open, ComfyUI plans with `reserve_bytes` instead of its own estimate.
-
-    Args:
-        estimate_bytes: that estimate, which is never raised for `reserve_bytes`.
-        least_bytes: what ComfyUI must keep free of weights, whatever it estimates.
-    """
+def reserved(patcher: Any, estimate_bytes: float, reserve_bytes: int) -> Iterator[None]:
+    """While it is open, ComfyUI plans with `reserve_bytes` instead of its own estimate."""
     base = patcher.model
     factor = base.memory_usage_factor
-    wanted = max(min(estimate_bytes, reserve_bytes), least_bytes)
-    base.memory_usage_factor = factor * wanted / max(estimate_bytes, 1)
+    base.memory_usage_factor = factor * min(1.0, reserve_bytes / max(estimate_bytes, 1))
     try:
         yield
     finally:

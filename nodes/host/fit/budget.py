@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import comfy.model_management as management
@@ -46,20 +46,34 @@ def floor_bytes(patcher: Any) -> int:
     return max(0, int(management.minimum_inference_memory()) - margin_bytes())
 
 
-def bytes_beyond(patcher: Any, limit_bytes: int | None) -> int:
-    """Bytes to keep free of weights, so that a host that loads by estimate loads `limit_bytes`.
+@contextmanager
+def loading_within(patcher: Any, limit_bytes: int | None) -> Iterator[None]:
+    """While it is open, a host that loads by estimate loads at most `limit_bytes` of the weights.
 
-    Source: load_models_gpu in the host's comfy/model_management.py, which adds its margin.
+    A reserve would not do: it also sends other models away, and on cards other than NVIDIA's the
+    host loads a share of what is free whatever is reserved.
+
+    Source: load_models_gpu and ModelPatcher.partially_load in the host.
     """
-    device = patcher.load_device
-    if limit_bytes is None or not is_card(device) or is_dynamic(patcher):
-        return 0
-    free = int(management.get_free_memory(device)) + patcher.loaded_size()
-    return max(0, free - margin_bytes() - limit_bytes)
+    if limit_bytes is None or not is_card(patcher.load_device) or is_dynamic(patcher):
+        yield
+        return
+    load = patcher.partially_load
+
+    def up_to_limit(device_to: Any, extra_memory: float = 0, *args: Any, **kwargs: Any) -> Any:
+        extra_memory = min(extra_memory, limit_bytes - patcher.loaded_size())
+        return load(device_to, extra_memory, *args, **kwargs)
+
+    # On this object alone, which is the sampling's own clone.
+    patcher.partially_load = up_to_limit
+    try:
+        yield
+    finally:
+        del patcher.partially_load
 
 
 def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] | None:
-    """Limits how many bytes of a loaded model's weights are on the card.
+    """Limits how many bytes of a loaded model's weights are in pages of dynamic VRAM.
 
     Returns:
         A function that lifts the limit; None where there is nothing to lift.
@@ -67,12 +81,7 @@ def limit_weights(patcher: Any, limit_bytes: int | None) -> Callable[[], None] |
     Source: ModelVBAR in comfy_aimdo. No page from its watermark on is resident; its watermark
     *limit* is another thing, what others may not take. The host lifts the watermark at each load.
     """
-    if limit_bytes is None or not is_card(patcher.load_device):
-        return None
-    if not is_dynamic(patcher):
-        excess = patcher.loaded_size() - limit_bytes
-        if excess > 0:
-            patcher.partially_unload(patcher.offload_device, excess)
+    if limit_bytes is None or not is_card(patcher.load_device) or not is_dynamic(patcher):
         return None
     pages = patcher.model.dynamic_vbars.get(patcher.load_device)
     if not hasattr(pages, "set_watermark"):

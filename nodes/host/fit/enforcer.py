@@ -32,10 +32,12 @@ class Enforcer:
         self._planner, self._log = planner, log
         self._is_sampling, self._is_guided, self._is_asked = False, True, False
         self._decision: Decision | None = None
+        self._limit: int | None = None
         self._lift: Callable[[], None] | None = None
 
     def prepare(self, executor, model, noise_shape, conds, *args, **kwargs):
         """PREPARE_SAMPLING: plans the sampling, and lets the host load within the plan."""
+        is_inner = self._is_sampling and self._is_asked  # of a sampling inside of a sampling
         self._is_asked = True
         if kwargs.get("force_full_load") or kwargs.get("force_offload"):  # training
             return executor(model, noise_shape, conds, *args, **kwargs)
@@ -43,26 +45,30 @@ class Enforcer:
         is_guided = self._is_guided or options.get("disable_cfg1_optimization", False)
         each = [cond for prompts in conds.values() for cond in prompts or ()]
         together = _loaded_with(model, conds)
-        decision = self._decision = self._planner.decide(
+        decision = self._planner.decide(
             noise_shape,
             budget.room_bytes(model.load_device),
             prompts=_prompts(conds, is_guided=is_guided),
             text_tokens=_text_tokens(each),
             weight_bytes=budget.weight_bytes(model),
-            other_bytes=sum(other.model_size() for other in together),
+            other_bytes=sum(map(self._on_card_bytes, together)),
             is_plain=_is_plain(each, options.get("transformer_options", {})),
         )
+        if not is_inner:
+            self._decision, self._limit = decision, None
         self._say(decision.text, is_warning=decision.is_warning)
         # The lean blocks read the groups in the options of this sampling alone.
         asked = options.setdefault("transformer_options", {})
         asked[OPTIONS_KEY] = {**asked.get(OPTIONS_KEY, {}), FIT: decision.groups}
         make_room([model, *together], decision.peak_bytes, decision.budget_bytes)
         _, estimate = sampler_helpers.estimate_memory(model, noise_shape, conds)
-        # Where the host loads by estimate, it stops where this room begins.
-        least = budget.bytes_beyond(model, decision.limit_bytes)
-        with reserved(model, estimate, decision.need_bytes, least_bytes=least):
+        limit = self._limit = _least(self._limit, decision.limit_bytes)
+        with (
+            reserved(model, estimate, decision.need_bytes),
+            budget.loading_within(model, limit),
+        ):
             result = executor(model, noise_shape, conds, *args, **kwargs)
-        self._lift = budget.limit_weights(model, decision.limit_bytes)
+        self._lift = budget.limit_weights(model, limit)
         return result
 
     def outer_sample(self, executor, *args, **kwargs):
@@ -73,8 +79,8 @@ class Enforcer:
         device = guider.model_patcher.load_device
         sampler = args[2] if len(args) > 2 else kwargs.get("sampler")
         self._is_guided = _is_guided(guider, sampler)
-        self._is_sampling, self._is_asked, self._decision = True, False, None
         before = _readings(device)
+        self._is_sampling, self._is_asked, self._decision = True, False, None
         try:
             result = executor(*args, **kwargs)
         finally:
@@ -87,6 +93,9 @@ class Enforcer:
         elif self._decision is not None and before is not None:
             self._compare(self._decision, before, _readings(device))
         return result
+
+    def _on_card_bytes(self, patcher: Any) -> int:
+        return self._planner.models.on_card_bytes(patcher.model_size())
 
     def _compare(self, decision: Decision, before: Any, after: Any) -> None:
         # What was in the allocator before, other than weights, is not this sampling's.
@@ -113,6 +122,10 @@ def _readings(device: torch.device) -> tuple[int, int, int] | None:
     if not is_card(device):
         return None
     return (allocator_weights_bytes(device), *allocator_bytes(device))
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _is_guided(guider: Any, sampler: Any) -> bool:

@@ -167,7 +167,11 @@ def _aimdo_figures(device: torch.device) -> Iterator[Figure]:
         return
     import comfy_aimdo.control as aimdo  # hosts without dynamic VRAM have none
 
-    yield Figure("comfy-aimdo's count, all cards", aimdo.get_total_vram_usage())
+    name = "comfy-aimdo's count, all cards"
+    try:
+        yield Figure(name, aimdo.get_total_vram_usage())
+    except (AttributeError, RuntimeError) as error:
+        yield Figure(name, None, f"comfy-aimdo does not answer ({type(error).__name__})")
     yield Figure("copy buffers of dynamic VRAM", sum(one.size() for one in copy_buffers(device)))
 
 

@@ -19,7 +19,7 @@ from ...probe.counter import Interval, PeakCounter
 from ...probe.record import Figure, Record
 from ...probe.recorder import Recorder, parts_of
 from ...probe.report import completed, missed
-from ..base.device import allocator_weights_bytes
+from ..base.device import allocator_weights_bytes, may_stream
 from .device import describe, figures, gauge_of, versions
 from .events import Place
 from .settings import NODE_ID, ProbeSettings
@@ -68,7 +68,7 @@ class PromptProbes(ProgressHandler):
         self._mark()
 
     def finish_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-        self._mark()
+        self._mark(is_end=True)
         self._running = None
 
     def reset(self) -> None:
@@ -165,10 +165,14 @@ class PromptProbes(ProgressHandler):
         since = self._open[device] = _SinceProbe(whole, part, recorder, before, is_first)
         return since
 
-    def _mark(self) -> None:
-        """Notes the highest since the last event, and in which node it was."""
+    def _mark(self, *, is_end: bool = False) -> None:
+        """Notes the highest since the last event, and in which node it was.
+
+        Args:
+            is_end: a node has ended, and the host has given up its copy buffers.
+        """
         for device, since in self._open.items():
-            high = since.part.take(reset=False)
+            high = since.part.take(reset=False, is_blind=is_end and may_stream(device))
             weights = allocator_weights_bytes(device)
             # What was there before and is gone by now hides no activations.
             since.before = min(since.before, max(0, since.part.now.current - weights))

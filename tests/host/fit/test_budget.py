@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from pack.testing.fake_card import GIB, PAGE_BYTES, FakeCard, on_fake_card
+from pack.nodes.units import GIB, PAGE_BYTES
+from pack.testing.fake_card import FakeCard, on_fake_card
 
 pytestmark = [pytest.mark.usefixtures("host"), pytest.mark.once]
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pack.nodes.units import GIB, MIB, PAGE_BYTES
 from pack.testing import lean_models
-from pack.testing.fake_card import GIB, MIB, PAGE_BYTES, FakeCard, on_fake_card
+from pack.testing.fake_card import FakeCard, on_fake_card
 from pack.testing.lean_models import prepare, sample
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -161,46 +162,76 @@ def test_a_limit_that_is_refused_is_said_and_the_sampling_goes_on(
     assert pages.resident == [WEIGHTS * WEIGHT_BYTES]
 
 
-@pytest.fixture
-def by_estimate(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A model for a card of 4 GiB that the host loads by estimate.
+class Estimated:
+    """Models for a card of 4 GiB that the host loads by estimate; what it sends back is noted.
 
     Device "meta" stands for the card: weights move there and take no memory.
     """
+
+    def __init__(self) -> None:
+        self.patchers: list[Any] = []
+        self.unloaded: list[float] = []
+
+    def free_and_total(self, device: Any = None) -> tuple[int, int]:
+        return 4 * GIB - sum(p.loaded_size() for p in self.patchers), 4 * GIB
+
+    def added(self, patcher: Any) -> Any:
+        patcher.load_device = patcher.offload_device = torch.device("meta")
+        self.patchers.append(patcher)
+        unload = patcher.partially_unload
+
+        def noted(device: Any, memory_to_free: float = 0, *args: Any, **kwargs: Any) -> Any:
+            self.unloaded.append(memory_to_free)
+            return unload(device, memory_to_free, *args, **kwargs)
+
+        patcher.partially_unload = noted
+        return patcher
+
+
+@pytest.fixture
+def estimated(host: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estimated]:
     import comfy.model_management as management
     from pack.nodes.host.fit import budget
 
-    patcher = lean_models.built("ZImage", lean_models.Z_IMAGE)
-    patcher.load_device = torch.device("meta")
-
-    def free_and_total(device: Any = None) -> tuple[int, int]:
-        return 4 * GIB - patcher.loaded_size(), 4 * GIB
-
+    made = Estimated()
     none = {"active_bytes.all.current": 0, "reserved_bytes.all.current": 0}
-    monkeypatch.setattr(torch.cuda, "mem_get_info", free_and_total)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", made.free_and_total)
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device=None: none)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
-    monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
-    monkeypatch.setattr(management, "MIN_WEIGHT_MEMORY_RATIO", 0.0)  # as on NVIDIA
     monkeypatch.setattr(budget, "is_card", lambda device: device.type == "meta")
-    return patcher
+    yield made
+    management.current_loaded_models.clear()
 
 
-def test_a_host_that_loads_by_estimate_never_goes_beyond_the_limit(by_estimate: Any) -> None:
-    """Bug: it loaded all weights, of which those beyond the limit went back at each sampling."""
-    moved: list[float] = []
-    patched, limit = limited(by_estimate)
-    unload = by_estimate.partially_unload
+@pytest.mark.parametrize(
+    ("state", "ratio"),
+    [("NORMAL_VRAM", 0.0), ("NORMAL_VRAM", 0.4), ("HIGH_VRAM", 0.0)],
+    ids=["NVIDIA", "others", "--highvram"],
+)
+def test_a_host_that_loads_by_estimate_never_goes_beyond_the_limit(
+    estimated: Estimated, monkeypatch: pytest.MonkeyPatch, state: str, ratio: float
+) -> None:
+    """Bug: it loaded all weights, of which those beyond the limit went back at each sampling.
 
-    def noted(device: Any, memory_to_free: float = 0, *args: Any, **kwargs: Any) -> Any:
-        moved.append(memory_to_free)
-        return unload(device, memory_to_free, *args, **kwargs)
+    The other model stays where it is: there is room for it.
+    """
+    import comfy.model_management as management
+    from comfy.model_patcher import ModelPatcher
 
-    patched.partially_unload = noted
+    monkeypatch.setattr(management, "vram_state", management.VRAMState[state])
+    monkeypatch.setattr(management, "MIN_WEIGHT_MEMORY_RATIO", ratio)
+    meta = torch.device("meta")
+    other = estimated.added(ModelPatcher(torch.nn.Linear(2**10, 2**10), meta, meta))
+    management.load_models_gpu([other])
+    patched, limit = limited(estimated.added(lean_models.built("ZImage", lean_models.Z_IMAGE)))
+    estimated.added(patched)
+    del estimated.patchers[1]  # the same weights
     for _ in range(3):
         prepare(patched, torch.empty(1, 16, 48, 48, device="meta"))
         assert 0.7 * limit < patched.loaded_size() <= limit
-    assert moved == []
+        assert "partially_load" not in vars(patched)
+    assert estimated.unloaded == []
+    assert other.loaded_size() == other.model_size()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from pack.testing.fake_card import GIB, MIB, FakeCard, forward, on_fake_card
+from pack.nodes.units import GIB, MIB
+from pack.testing.fake_card import FakeCard, forward, on_fake_card
 
 pytestmark = [pytest.mark.usefixtures("host"), pytest.mark.once]
 DEVICE = torch.device("cuda", 0)
@@ -55,6 +56,16 @@ class Stage:
 
     def seen(self) -> tuple[float, bool]:
         high = self.probe.take(reset=True)
+        assert high.bytes <= self.true_peak, "never more than was there"
+        return high.bytes / GIB, high.is_exact
+
+    def finish_node(self) -> tuple[float, bool]:
+        """As at the end of a node, where the host gives up its copy buffers."""
+        import comfy.model_management as management
+        from pack.nodes.host.base.device import may_stream
+
+        getattr(management, "STREAM_AIMDO_CAST_BUFFERS", {}).clear()
+        high = self.probe.take(reset=True, is_blind=may_stream(DEVICE))
         assert high.bytes <= self.true_peak, "never more than was there"
         return high.bytes / GIB, high.is_exact
 
@@ -133,6 +144,80 @@ def test_pages_evicted_and_loaded_again_are_not_added_to_a_peak_between(host: An
     assert is_exact is False
 
 
+@pytest.fixture
+def has_buffers(host: Any) -> None:
+    if not hasattr(host.model_management, "STREAM_AIMDO_CAST_BUFFERS"):
+        pytest.skip("this ComfyUI has no copy buffers of dynamic VRAM")
+
+
+@pytest.mark.usefixtures("has_buffers")
+@on_fake_card
+def test_copy_buffers_that_came_and_went_may_have_been_there(host: Any) -> None:
+    """Bug: the buffer for the text encoder's embedding was gone at the end of its node."""
+    import comfy.model_management as management
+    from comfy_aimdo.vram_buffer import VRAMBuffer
+
+    stage = Stage(8 * GIB)
+    patcher = loaded(stage, 7.25)
+    stage.run(patcher, 0.5)
+    assert stage.finish_node() == (7.75, True), "nothing was streamed"
+    patcher.partially_unload(patcher.offload_device, GIB)
+    buffer = management.STREAM_AIMDO_CAST_BUFFERS[None] = VRAMBuffer(GIB, 0)
+    buffer.get(784 * MIB)
+    resident = patcher.loaded_size()
+    stage.probe.take(reset=True)
+    del buffer
+    stage.run(patcher, 0.5)
+    seen = stage.finish_node()
+    assert seen == ((resident + 784 * MIB) / GIB, False)
+
+
+@on_fake_card
+def test_a_model_that_is_new_and_evicted_at_its_first_reading_is_not_exact(host: Any) -> None:
+    """Bug: 1 GiB was called exact where 9 had been in use."""
+    stage = Stage(16 * GIB)
+    patcher = stage.model(8)
+    patcher.load(DEVICE)
+    stage.run(patcher, 1)
+    patcher.partially_unload(patcher.offload_device, 8 * GIB)
+    assert stage.seen() == (1.0, False)
+
+
+@on_fake_card
+def test_the_first_probe_of_a_prompt_does_not_know_what_was_before(host: Any) -> None:
+    """Bug: exact where the text encoder had left the card."""
+    stage = Stage(16 * GIB)
+    patcher = loaded(stage, 8)
+    stage.run(patcher, 1)
+    patcher.partially_unload(patcher.offload_device, 8 * GIB)
+    high = stage.counter.open_since_reset().take(reset=False)
+    assert (high.bytes, high.is_exact) == (GIB, False)
+
+
+@on_fake_card
+def test_pages_that_cannot_be_read_end_no_sampling(host: Any, caplog: Any) -> None:
+    stage = Stage(16 * GIB)
+    patcher = loaded(stage, 6)
+    from comfy_aimdo.model_vbar import ModelVBAR  # loaded again with the card
+
+    def refused(self: Any, *args: Any) -> None:
+        raise RuntimeError("Fault failed: 2")
+
+    ModelVBAR.fault, kept = refused, ModelVBAR.fault
+    for least in (6.0, 1.0):
+        with stage.card.activation(GIB):
+            pass
+        stage.true_peak = 7 * GIB
+        assert stage.seen() == (least, False)
+    assert caplog.text.count("cannot be read: Fault failed: 2") == 1
+    ModelVBAR.fault = kept
+    stage.run(patcher, 1)
+    stage.seen()
+    stage.run(patcher, 1)
+    assert stage.seen() == (7.0, True)
+
+
+@pytest.mark.usefixtures("has_buffers")
 @on_fake_card
 def test_copy_buffers_and_comfy_aimdos_own_count_are_in_the_figures(host: Any) -> None:
     import comfy.model_management as management
