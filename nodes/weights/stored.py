@@ -8,7 +8,6 @@ is the model plus one tensor. It is read, not mapped: ComfyUI's --disable-mmap a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from .blocks import extent
 from .component import Component
-from .header import TensorInfo, WeightsError, read_header
+from .header import WeightsError, read_header
 
 _TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
@@ -84,7 +83,8 @@ def state_dict(
 
     Raises:
         WeightsError: an element type that torch cannot load, joined tensors that leave a gap, or
-            a file that is another one than when the component was opened.
+            a file that is another one than when the component was opened; by the tensors, where
+            it has become too short since.
 
     Memory: no tensor data.
     Exact: bit-exact.
@@ -119,22 +119,26 @@ def _check_unchanged(component: Component) -> None:
     now = {path: read_header(path).tensors for path in component.files}
     for name, info in component.tensors.items():
         if now[component.file_of[name]].get(name) != info:
-            raise WeightsError(
-                f"{component.label} has changed on the disk: run the loader node again"
-            )
+            raise _changed(component)
 
 
-def _read(path: Path, info: TensorInfo) -> torch.Tensor:
+def _changed(component: Component) -> WeightsError:
+    return WeightsError(f"{component.label} has changed on the disk: run the loader node again")
+
+
+def _read(component: Component, name: str) -> torch.Tensor:
+    info = component.tensors[name]
     raw = torch.empty(info.nbytes, dtype=torch.uint8)
-    with path.open("rb") as file:
+    with component.file_of[name].open("rb") as file:
         file.seek(info.start)
-        file.readinto(raw.numpy().data)
+        if file.readinto(raw.numpy().data) != info.nbytes:
+            raise _changed(component)
     return raw.view(_TORCH_DTYPES[info.dtype]).view(info.shape)
 
 
 def _stored(component: Component, name: str) -> StoredTensor:
-    path, info = component.file_of[name], component.tensors[name]
-    return StoredTensor(info.shape, _dtype(component, name), lambda: _read(path, info))
+    dtype = _dtype(component, name)
+    return StoredTensor(component.tensors[name].shape, dtype, lambda: _read(component, name))
 
 
 def _joined(
@@ -163,7 +167,6 @@ def _joined(
     names = [name for _, _, name in members]
 
     def read() -> torch.Tensor:
-        tensors = component.tensors
-        return torch.cat([_read(component.file_of[n], tensors[n]) for n in names], dim=axis)
+        return torch.cat([_read(component, name) for name in names], dim=axis)
 
     return StoredTensor(shape, _dtype(component, names[0]), read)

@@ -226,6 +226,16 @@ def test_a_file_that_was_replaced_is_not_read_at_the_old_place(tmp_path):
     assert str(caught.value) == ("x.safetensors has changed on the disk: run the loader node again")
 
 
+def test_a_file_that_shrinks_while_it_is_loaded(tmp_path):
+    """Bug: what the file no longer held came as whatever lay in memory."""
+    path = tmp_path / "x.safetensors"
+    stored = stored_from(path, {"a": torch.ones(8)})["a"]
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(WeightsError) as caught:
+        stored.clone()
+    assert str(caught.value) == ("x.safetensors has changed on the disk: run the loader node again")
+
+
 class Small(torch.nn.Module):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
