@@ -81,7 +81,7 @@ def load_vae(host: Host) -> Any:
     is_written = (host.job.work / "models" / "whole").is_dir()
     found = host.models("whole" if is_written else "short")
     choice = found.diffusion_model if found.vae == SAME_FOLDER else found.vae
-    return loaders.load_vae(choices.open_part("vae", choice, choices.folders()).files)
+    return loaders.load_vae(choices.open_part("vae", choice, choices.folders()))
 
 
 def given_for(task: str, picture: Picture) -> torch.Tensor:

@@ -5,8 +5,7 @@ The host has no loader for shards; their tensors go to the functions behind the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.memory_management
@@ -39,7 +38,7 @@ def load_all(sources: Sources, weight_dtype: str) -> list[Any]:
     steps = (
         lambda: _load_model(sources, weight_dtype),
         lambda: _load_clip(sources),
-        lambda: load_vae(sources.vae.files),
+        lambda: load_vae(sources.vae),
     )
     bar, loaded = comfy.utils.ProgressBar(len(steps)), []
     for step in steps:
@@ -100,12 +99,13 @@ def _load_clip(sources: Sources) -> comfy.sd.CLIP:
     return clip
 
 
-def load_vae(files: Sequence[Path]) -> comfy.sd.VAE:
+def load_vae(component: Component) -> comfy.sd.VAE:
     """Loads a VAE, as the host's Load VAE node does."""
+    files = component.files
     if len(files) == 1:
         state_dict, metadata = comfy.utils.load_torch_file(str(files[0]), return_metadata=True)
     else:
-        state_dict, metadata = _loaded(files), None
+        state_dict, metadata = _loaded(component), None
     vae = comfy.sd.VAE(sd=state_dict, metadata=metadata)
     vae.throw_exception_if_invalid()
     reload = getattr(comfy.sd, "load_vae_patcher", None)  # missing in hosts before 0.24
@@ -133,14 +133,16 @@ def _state_dict(
     # those of a quantised layer it always keeps.
     is_streamed = comfy.memory_management.aimdo_enabled and not disable_dynamic
     if is_streamed or quantised.quantised_layers(component):
-        return _loaded(component.files)
+        return _loaded(component)
     return stored.state_dict(component, targets)
 
 
-def _loaded(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+def _loaded(component: Component) -> dict[str, torch.Tensor]:
     merged: dict[str, torch.Tensor] = {}
-    for file in files:
-        merged.update(comfy.utils.load_torch_file(str(file), safe_load=True))
+    for file in component.files:
+        found = comfy.utils.load_torch_file(str(file), safe_load=True)
+        # As the index says: a shard may hold a copy of another's tensor.
+        merged.update({n: t for n, t in found.items() if component.file_of.get(n) == file})
     return merged
 
 

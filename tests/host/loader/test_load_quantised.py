@@ -123,6 +123,22 @@ def test_a_transformer_folder(host, small_files, names, put, mark):
     assert_scaled(found, wanted, originals)
 
 
+def test_the_index_decides_which_copy_counts(host, small_files, names, put):
+    """Bug: of two shards that hold a tensor, the later one won."""
+    originals = load_file(small_files["transformer"])
+    stock, listed = quantised(originals, "comfy_quant")
+    path = put("diffusion_models", "stock.safetensors")
+    save(path, stock, listed)
+    folder = put("diffusers", "Quantised") / "transformer"
+    write_folder(folder, stock, listed)
+    first, last = sorted(folder.glob("*.safetensors"))
+    stale = {n: torch.zeros_like(t) for n, t in load_file(first).items() if is_matrix(n, t)}
+    save(last, load_file(last) | stale, {})
+    wanted = host.nodes.UNETLoader().load_unet(path.name, "default")[0]
+    found = load("Quantised/", names["text_encoder"], names["vae"]).model
+    assert_scaled(found, wanted, originals)
+
+
 def refusal(*choices: str) -> str:
     with pytest.raises(WeightsError) as caught:
         load(*choices)
