@@ -69,6 +69,7 @@ class ZImage:
     layers: main layers.
     text_width: width of the text encoder it reads, in channels.
     latent_channels: channels of the latent it denoises.
+    prefix: what the host takes away in front of the tensor names.
     is_diffusers: named as diffusers names the tensors.
     """
 
@@ -77,6 +78,7 @@ class ZImage:
     layers: int
     text_width: int
     latent_channels: int
+    prefix: str
     is_diffusers: bool
 
 
@@ -122,6 +124,8 @@ def z_image(component: Component, hint: str = "") -> ZImage:
     is_diffusers = f"{prefix}noise_refiner.0.attention.to_q.weight" in tensors
     embed = "all_x_embedder.2-1.weight" if is_diffusers else "x_embedder.weight"
 
+    # The host loses the scales of the layers that it renames or fuses, the attention's among them.
+    # Files in which only the others are quantised are not known, and are refused too.
     if quantised_layers(component, prefix) and is_diffusers:
         raise WeightsError(
             f"{component.label} holds quantised weights with diffusers' tensor names, for which "
@@ -144,6 +148,7 @@ def z_image(component: Component, hint: str = "") -> ZImage:
         layers=layers,
         text_width=size("cap_embedder.0.weight"),
         latent_channels=patch_width // 4,  # patches of 2 x 2
+        prefix=prefix,
         is_diffusers=is_diffusers,
     )
 

@@ -34,6 +34,7 @@ def test_z_image(prefix, diffusers):
         layers=5,
         text_width=4,
         latent_channels=16,
+        prefix=prefix,
         is_diffusers=diffusers,
     )
 

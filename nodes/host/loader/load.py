@@ -29,7 +29,8 @@ WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]
 def load_all(sources: Sources, weight_dtype: str) -> list[Any]:
     """Loads the MODEL, the CLIP and the VAE; ends between two of them when the user cancels.
 
-    Single files go through the host's own loaders.
+    Single files go through the host's own loaders, but for those of which one drops the scales or
+    does not know the names.
 
     Memory: of a folder, the model plus one tensor. With dynamic VRAM, and where layers are
         quantised, the host maps the shards, fuses q, k and v itself and keeps the mapping as the
@@ -50,7 +51,9 @@ def load_all(sources: Sources, weight_dtype: str) -> list[Any]:
 
 def _load_model(sources: Sources, weight_dtype: str) -> ModelPatcher:
     component, found = sources.transformer, sources.z_image
-    if component.is_file:
+    is_quantised = bool(quantised.quantised_layers(component, found.prefix))
+    # 0.16.3 converts old marks after it took the prefix away, and misses two; 0.30.0 also before.
+    if component.is_file and not (is_quantised and found.prefix):
         path = str(component.files[0])
         return comfy.sd.load_diffusion_model(path, model_options=_dtype_options(weight_dtype))
     targets: Mapping[str, Any] = {}
@@ -58,10 +61,11 @@ def _load_model(sources: Sources, weight_dtype: str) -> ModelPatcher:
         targets = comfy.utils.z_image_to_diffusers({"n_layers": found.layers, "dim": found.dim})
 
     def load(disable_dynamic: bool = False) -> ModelPatcher:
+        state_dict, metadata = _state_dict(component, targets, is_quantised, disable_dynamic)
         patcher = comfy.sd.load_diffusion_model_state_dict(
-            _state_dict(component, targets, disable_dynamic),
+            state_dict,
             model_options=_dtype_options(weight_dtype),
-            metadata=quantised.joined_metadata(component),
+            metadata=metadata,
             disable_dynamic=disable_dynamic,
         )
         if patcher is None:
@@ -80,11 +84,10 @@ def _load_clip(sources: Sources) -> comfy.sd.CLIP:
         path = str(component.files[0])
         return _checked(comfy.sd.load_clip(ckpt_paths=[path], **_clip_options(sources)))
 
+    is_quantised = bool(quantised.quantised_layers(component))
+
     def load(disable_dynamic: bool = False) -> comfy.sd.CLIP:
-        state_dict, _ = comfy.utils.convert_old_quants(  # as `load_clip` does with a file
-            _state_dict(component, {}, disable_dynamic),
-            metadata=quantised.joined_metadata(component),
-        )
+        state_dict, _ = _state_dict(component, {}, is_quantised, disable_dynamic)
         if prefix != "model.":
             state_dict = comfy.utils.state_dict_prefix_replace(state_dict, {prefix: "model."})
         return comfy.sd.load_text_encoder_state_dicts(
@@ -127,14 +130,18 @@ def with_shift(model: ModelPatcher, shift: float) -> ModelPatcher:
 
 
 def _state_dict(
-    component: Component, targets: Mapping[str, Any], disable_dynamic: bool
-) -> dict[str, torch.Tensor]:
+    component: Component, targets: Mapping[str, Any], is_quantised: bool, disable_dynamic: bool
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors, with the host's marks of today for old ones, and the metadata."""
     # With dynamic VRAM the host keeps these tensors as the weights and streams them from the files;
     # those of a quantised layer it always keeps.
     is_streamed = comfy.memory_management.aimdo_enabled and not disable_dynamic
-    if is_streamed or quantised.quantised_layers(component):
-        return _loaded(component)
-    return stored.state_dict(component, targets)
+    if is_streamed or is_quantised:
+        tensors = _loaded(component)
+    else:
+        tensors = stored.state_dict(component, targets)
+    metadata = quantised.joined_metadata(component)
+    return comfy.utils.convert_old_quants(tensors, metadata=metadata)
 
 
 def _loaded(component: Component) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 LIST = "_quantization_metadata"
 MARKS = ["scaled_fp8", LIST, "comfy_quant"]
+PREFIX = "model.diffusion_model."
 Tensors = dict[str, torch.Tensor]
 
 
@@ -64,7 +65,11 @@ def write_folder(folder: Path, tensors: Tensors, metadata: Mapping[str, str]) ->
     layers = json.loads(metadata[LIST])["layers"] if metadata else {}
     for number in range(2):
         shard = dict(list(tensors.items())[number::2])
-        own = {layer: conf for layer, conf in layers.items() if f"{layer}.weight" in shard}
+        own = {
+            layer: conf
+            for layer, conf in layers.items()
+            if any(name.endswith(f"{layer}.weight") for name in shard)  # the list may lack a prefix
+        }
         file = f"model-{number + 1:05d}-of-00002.safetensors"
         save_file(shard, folder / file, {LIST: json.dumps({"layers": own})} if layers else None)
         weight_map |= dict.fromkeys(shard, file)
@@ -110,16 +115,45 @@ def test_a_text_encoder(marked, names, put, layout):
     assert_scaled(found, wanted, originals)
 
 
+def by_the_host(host: Any, path: Path, tensors: Tensors, metadata: dict[str, str]) -> Any:
+    """The MODEL of a file that the host loads by itself."""
+    save(path, tensors, metadata)
+    return host.nodes.UNETLoader().load_unet(path.name, "default")[0]
+
+
 @pytest.mark.parametrize("mark", MARKS)
 def test_a_transformer_folder(host, small_files, names, put, mark):
     """Bug: a list in the metadata of the shards did not reach the host."""
     originals = load_file(small_files["transformer"])
     stock, listed = quantised(originals, mark)
-    path = put("diffusion_models", "stock.safetensors")
-    save(path, stock, listed)
+    wanted = by_the_host(host, put("diffusion_models", "stock.safetensors"), stock, listed)
     write_folder(put("diffusers", "Quantised") / "transformer", stock, listed)
-    wanted = host.nodes.UNETLoader().load_unet(path.name, "default")[0]
     found = load("Quantised/", names["text_encoder"], names["vae"]).model
+    assert_scaled(found, wanted, originals)
+
+
+@pytest.mark.parametrize(
+    ("mark", "on_mark"),
+    [(m, p) for m in MARKS for p in ("", PREFIX) if (m, p) != ("comfy_quant", "")],
+)
+@pytest.mark.parametrize("layout", ["file", "folder"])
+def test_a_transformer_with_a_prefix(host, small_files, names, put, layout, mark, on_mark):
+    """Bug: 0.16.3 dropped the scales of two of the marks; a folder was refused at the load."""
+    originals = load_file(small_files["transformer"])
+    stock, listed = quantised(originals, mark)
+    wanted = by_the_host(host, put("diffusion_models", "stock.safetensors"), stock, listed)
+
+    renamed = {(on_mark if n == mark else PREFIX) + n: t for n, t in stock.items()}
+    if listed:
+        layers = json.loads(listed[LIST])["layers"]
+        listed = {LIST: json.dumps({"layers": {on_mark + n: conf for n, conf in layers.items()}})}
+    if layout == "folder":
+        choice = "Quantised/"
+        write_folder(put("diffusers", "Quantised") / "transformer", renamed, listed)
+    else:
+        choice = "prefixed.safetensors"
+        save(put("diffusion_models", choice), renamed, listed)
+    found = load(choice, names["text_encoder"], names["vae"]).model
     assert_scaled(found, wanted, originals)
 
 
@@ -127,14 +161,12 @@ def test_the_index_decides_which_copy_counts(host, small_files, names, put):
     """Bug: of two shards that hold a tensor, the later one won."""
     originals = load_file(small_files["transformer"])
     stock, listed = quantised(originals, "comfy_quant")
-    path = put("diffusion_models", "stock.safetensors")
-    save(path, stock, listed)
+    wanted = by_the_host(host, put("diffusion_models", "stock.safetensors"), stock, listed)
     folder = put("diffusers", "Quantised") / "transformer"
     write_folder(folder, stock, listed)
     first, last = sorted(folder.glob("*.safetensors"))
     stale = {n: torch.zeros_like(t) for n, t in load_file(first).items() if is_matrix(n, t)}
     save(last, load_file(last) | stale, {})
-    wanted = host.nodes.UNETLoader().load_unet(path.name, "default")[0]
     found = load("Quantised/", names["text_encoder"], names["vae"]).model
     assert_scaled(found, wanted, originals)
 
