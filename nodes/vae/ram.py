@@ -95,7 +95,7 @@ class RamStrip:
         is_pinned = self._piece is not None
         for start, stop in runs:
             rows = self._rows[:, :, start:stop]
-            # Always a copy: a pinned place gets another strip.
+            # On the CPU, `to` alone would give a view of a place that gets another strip.
             given = [rows.to(self._device, non_blocking=is_pinned, copy=True)]
             if drain and stop == self.height and self._piece is not None:
                 self._ram.free(self._piece)

@@ -116,7 +116,10 @@ def test_a_part_recomputes_the_other_rows(stored_rows: int, limit: int) -> None:
 
 
 def test_pinned_room_is_taken_in_a_ring() -> None:
-    """A strip of 6, 6 and 4 in 14: what waits is never overwritten, and freed room is used."""
+    """A strip of 6, 6 and 4 in 14: what waits is never overwritten, and freed room is used.
+
+    Room is free behind the last run of a strip; what was read before stays as it was.
+    """
     ram = Ram(torch.zeros(14))
     kept: list[RamStrip] = []
 
@@ -130,13 +133,17 @@ def test_pinned_room_is_taken_in_a_ring() -> None:
         return torch.cat(made, 2).flatten().tolist()
 
     assert [keep(count) for count in (6, 6, 4)] == [True, True, False]
-    assert drained(0) == [0] * 6
+    reader = kept[0].read([(0, 1), (1, 6)], drain=True)
+    runs = [next(reader)]
+    assert not keep(4)  # five rows of the first are still to be read
+    runs += reader
     assert [keep(count) for count in (4, 2, 1)] == [True, True, False]  # before the second
-    assert drained(3) == [3] * 4  # out of turn: its room waits for the second's
+    assert torch.cat(runs, 2).flatten().tolist() == [0] * 6
+    assert drained(4) == [4] * 4  # out of turn: its room waits for the second's
     assert not keep(1)
     assert drained(1) == [1] * 6
     assert [keep(count) for count in (8, 4, 1)] == [True, True, False]
-    assert [drained(number) for number in (2, 4, 7, 8)] == [[2] * 4, [4] * 2, [7] * 8, [8] * 4]
+    assert [drained(number) for number in (2, 5, 8, 9)] == [[2] * 4, [5] * 2, [8] * 8, [9] * 4]
 
 
 class _Unwaited(TorchDispatchMode):
