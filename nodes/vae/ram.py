@@ -11,7 +11,7 @@ import torch
 
 @dataclass
 class _Piece:
-    """Elements start to stop of the pinned memory."""
+    """Bytes start to stop of the pinned memory."""
 
     start: int
     stop: int
@@ -28,14 +28,14 @@ class Ram:
     what follows the newest, and the oldest is free first.
 
     Args:
-        pinned: [n], in the dtype of the maps, used on one stream; None where none can be had. It
-            stays pinned until the device has finished all copies.
+        pinned: bytes [n], uint8, used on one stream; None where none can be had. They stay pinned
+            until the device has finished all copies.
 
     Memory: `lean_vae_ram_bytes` of it are enough.
     """
 
     def __init__(self, pinned: torch.Tensor | None = None) -> None:
-        self._pinned = pinned
+        self._pinned = torch.empty(0, dtype=torch.uint8) if pinned is None else pinned
         self._pieces: deque[_Piece] = deque()
 
     def keep(self, rows: torch.Tensor) -> RamStrip:
@@ -46,13 +46,14 @@ class Ram:
         # In this format some of the rows of a strip are contiguous too. Torch copies contiguous
         # bytes on the stream. Others it gathers on the CPU first, at once: before they have come.
         rows = rows.contiguous(memory_format=torch.channels_last)
-        piece = self._taken(rows.numel()) if self._fits(rows) else None
-        if self._pinned is None or piece is None:
+        piece = self._taken(rows.nbytes)
+        if piece is None:
             held = torch.empty_like(rows, device="cpu").copy_(rows)
             return RamStrip(self, held, rows.device, None)
         _, channels, count, width = rows.shape
-        held = self._pinned[piece.start : piece.stop].view(1, count, width, channels)
-        held = held.permute(0, 3, 1, 2).copy_(rows, non_blocking=True)
+        held = self._pinned[piece.start : piece.stop].view(rows.dtype)
+        held = held.view(1, count, width, channels).permute(0, 3, 1, 2)
+        held.copy_(rows, non_blocking=True)
         return RamStrip(self, held, rows.device, piece)
 
     def free(self, piece: _Piece) -> None:
@@ -61,11 +62,7 @@ class Ram:
         while self._pieces and self._pieces[0].is_free:
             self._pieces.popleft()
 
-    def _fits(self, rows: torch.Tensor) -> bool:
-        return self._pinned is not None and self._pinned.dtype == rows.dtype
-
     def _taken(self, count: int) -> _Piece | None:
-        assert self._pinned is not None
         room = len(self._pinned)
         oldest = self._pieces[0].start if self._pieces else 0
         newest = self._pieces[-1].stop if self._pieces else 0

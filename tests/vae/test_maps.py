@@ -53,13 +53,8 @@ def test_queries_come_in_parts_that_fill_a_card(tokens: int, rows: int) -> None:
 
 @pytest.mark.parametrize(
     "make_ram",
-    [
-        lambda: None,
-        Ram,
-        lambda: Ram(torch.empty(30)),
-        lambda: Ram(torch.empty(54, dtype=torch.half)),
-    ],
-    ids=["on the device", "not pinned", "half of it pinned", "pinned for another dtype"],
+    [lambda: None, Ram, lambda: Ram(torch.empty(120, dtype=torch.uint8))],
+    ids=["on the device", "not pinned", "half of it pinned"],
 )
 @pytest.mark.parametrize("cuts", [[9], [1] * 9, [3, 4, 2], [7, 1, 1]])
 def test_reading_gives_what_was_stored(cuts: list[int], make_ram: Callable[[], Ram | None]) -> None:
@@ -120,14 +115,14 @@ def test_pinned_room_is_taken_in_a_ring() -> None:
 
     Room is free behind the last run of a strip; what was read before stays as it was.
     """
-    ram = Ram(torch.zeros(14))
+    ram = Ram(torch.zeros(14, dtype=torch.uint8))
     kept: list[RamStrip] = []
 
     def keep(count: int) -> bool:
-        kept.append(ram.keep(torch.full((1, 1, count, 1), float(len(kept)))))
+        kept.append(ram.keep(torch.full((1, 1, count, 1), len(kept), dtype=torch.uint8)))
         return kept[-1]._piece is not None
 
-    def drained(number: int) -> list[float]:
+    def drained(number: int) -> list[int]:
         strip = kept[number]
         made = list(strip.read([(0, 1), (1, strip.height)], drain=True))
         return torch.cat(made, 2).flatten().tolist()
@@ -197,7 +192,8 @@ def test_the_cpu_reads_no_strip_before_it_has_come(
     """Rows of a contiguous strip were gathered on the CPU while the card still copied the strip."""
     with FakeTensorMode():
         rows = torch.ones(1, 2, 9, 3, device="cuda").contiguous(memory_format=memory_format)
-        stored = Stored(18, 9, ram=Ram(torch.empty(108) if is_pinned else None))
+        memory = torch.empty(432, dtype=torch.uint8) if is_pinned else None
+        stored = Stored(18, 9, ram=Ram(memory))
         with _Unwaited() as copies:
             for _ in range(2):
                 stored.append(rows)

@@ -116,7 +116,7 @@ class LeanForward:
         for attempt in itertools.count(1):
             assert plan is not None  # the first attempt has one, and only such are tried again
             following = choice.plan(call, attempt)
-            ram = Ram(pinned(lean_vae_ram_bytes(call, plan), sample.dtype))
+            ram = Ram(pinned(lean_vae_ram_bytes(call, plan)))
             try:
                 run(sample, layers, plan, write=write, tick=_Progress(steps), ram=ram)
                 return

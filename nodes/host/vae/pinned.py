@@ -12,8 +12,8 @@ from comfy.cli_args import args
 from ...units import MIB
 from ..base.server import NodeLog
 
-# Bytes and dtype to flat pinned memory of at least so many bytes; None where none can be had.
-Pinned = Callable[[int, torch.dtype], "torch.Tensor | None"]
+# A number of bytes to pinned memory of at least so many, uint8; None where none can be had.
+Pinned = Callable[[int], "torch.Tensor | None"]
 # What stays free beside it; the host leaves as much (ensure_pin_budget).
 _SPARE_BYTES = 2048 * MIB
 
@@ -37,10 +37,10 @@ class PinnedRam:
         """Lends pinned memory to a call on the device: each time the same, until more is wanted."""
         lent: list[torch.Tensor] = []
 
-        def pinned(count: int, dtype: torch.dtype) -> torch.Tensor | None:
-            if not lent or lent[0].nbytes < count or lent[0].dtype != dtype:
+        def pinned(count: int) -> torch.Tensor | None:
+            if not lent or lent[0].nbytes < count:
                 _give_back(lent, device)
-                lent.extend(self._new(count, dtype))
+                lent.extend(self._new(count))
             return lent[0] if lent else None
 
         try:
@@ -51,7 +51,7 @@ class PinnedRam:
             raise
         _give_back(lent, device)
 
-    def _new(self, count: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    def _new(self, count: int) -> list[torch.Tensor]:
         is_known_to_fail = self._too_many is not None and count >= self._too_many
         if not count or args.disable_pinned_memory or is_known_to_fail:
             return []
@@ -59,7 +59,7 @@ class PinnedRam:
         if count + _SPARE_BYTES > free:
             self._say(f"of {free // MIB} MiB of free RAM, {count // MIB} are wanted")
             return []
-        memory = torch.empty(-(-count // dtype.itemsize), dtype=dtype)
+        memory = torch.empty(count, dtype=torch.uint8)
         if management.pin_memory(memory):
             return [memory]
         self._too_many = count

@@ -72,6 +72,13 @@ def _lean(vae: Any, prefer: Prefer = "smallest", strip_rows: int = 8) -> Any:
     return changed.first_stage_model
 
 
+def _pinned_ram() -> Any:
+    from pack.nodes.host.base.server import NodeLog
+    from pack.nodes.host.vae.pinned import PinnedRam
+
+    return PinnedRam(NodeLog("Lean VAE", None))
+
+
 def _fail() -> None:
     raise ValueError("injected")
 
@@ -176,18 +183,23 @@ def test_every_strip_fits_the_pinned_ram(
     assert all(kept)
 
 
+def test_the_same_memory_is_lent_until_more_is_wanted(driver: _Driver) -> None:
+    with _pinned_ram().of_call(torch.device("cuda")) as pinned:
+        given = [pinned(count) for count in (2**12, 2**11, 2**12, 2**13)]
+    assert [memory.nbytes for memory in given] == [2**12] * 3 + [2**13]
+    assert driver.sizes == [2**12, 2**13]
+    assert driver.calls == ["register", "wait", "unregister"] * 2
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_nothing_stays_pinned(host: Any) -> None:
-    from pack.nodes.host.base.server import NodeLog
-    from pack.nodes.host.vae.pinned import PinnedRam
-
     def held() -> int:
         return host.model_management.TOTAL_PINNED_MEMORY
 
     card, before = torch.device("cuda", torch.cuda.current_device()), held()
-    with PinnedRam(NodeLog("Lean VAE", None)).of_call(card) as pinned:
-        memory = pinned(2**26, torch.uint8)
+    with _pinned_ram().of_call(card) as pinned:
+        memory = pinned(2**26)
         assert memory is not None
         assert memory.is_pinned()
         copied = memory.to(card, non_blocking=True)
