@@ -74,5 +74,8 @@ class PinnedRam:
 def _give_back(lent: list[torch.Tensor], device: torch.device) -> None:
     """Unpins the memory, once the device has finished the copies from and to it."""
     if lent:
-        torch.cuda.current_stream(device).synchronize()
-        management.unpin_memory(lent.pop())
+        memory = lent.pop()
+        try:
+            torch.cuda.current_stream(device).synchronize()
+        finally:
+            management.unpin_memory(memory)

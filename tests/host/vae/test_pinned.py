@@ -31,7 +31,7 @@ class _Driver:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.sizes: list[int] = []
-        self.fails = False
+        self.fails = self.is_lost = False
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
         self.calls.append("register")
@@ -44,6 +44,8 @@ class _Driver:
 
     def synchronize(self) -> None:
         self.calls.append("wait")
+        if self.is_lost:
+            raise RuntimeError("the card is lost")
 
 
 @pytest.fixture
@@ -189,6 +191,27 @@ def test_the_same_memory_is_lent_until_more_is_wanted(driver: _Driver) -> None:
     assert [memory.nbytes for memory in given] == [2**12] * 3 + [2**13]
     assert driver.sizes == [2**12, 2**13]
     assert driver.calls == ["register", "wait", "unregister"] * 2
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("the card is lost"), ValueError("injected")], ids=repr
+)
+def test_a_lost_card_leaves_nothing_pinned_and_hides_no_error(
+    host: Any, driver: _Driver, error: Exception
+) -> None:
+    """The memory was freed while the driver and the host still counted it as pinned."""
+    driver.is_lost = True
+
+    def call() -> None:
+        with _pinned_ram().of_call(torch.device("cuda")) as pinned:
+            pinned(2**12)
+            if isinstance(error, ValueError):
+                raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        call()
+    assert driver.calls == ["register", "wait", "unregister"]
+    assert host.model_management.TOTAL_PINNED_MEMORY == 0
 
 
 @pytest.mark.gpu
