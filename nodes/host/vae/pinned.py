@@ -14,7 +14,7 @@ from ..base.server import NodeLog
 
 # A number of bytes to pinned memory of at least so many, uint8; None where none can be had.
 Pinned = Callable[[int], "torch.Tensor | None"]
-# What stays free beside it; the host leaves as much (ensure_pin_budget).
+# What stays free beside it; hosts with `ensure_pin_budget` leave as much or more.
 _SPARE_BYTES = 2048 * MIB
 
 
@@ -22,7 +22,8 @@ class PinnedRam:
     """Pins RAM once a call, and no more of it than the maps need; unpins it when the call ends.
 
     Torch would pin each strip, round it up to a power of two, and keep it until the process ends.
-    The host counts what it pins, and makes room for it among the weights that it has pinned.
+    The host counts this RAM with what it pins itself. With dynamic VRAM it pins weights until
+    about 2 GiB are left, so it is asked to unpin some first.
 
     What could not be pinned once is not asked for again. Then the maps wait in RAM that is not
     pinned, which is slower.
@@ -55,6 +56,9 @@ class PinnedRam:
         is_known_to_fail = self._too_many is not None and count >= self._too_many
         if not count or args.disable_pinned_memory or is_known_to_fail:
             return []
+        make_room = getattr(management, "ensure_pin_budget", None)  # not in 0.20.1
+        if make_room is not None:
+            make_room(count)
         free = management.get_free_memory(torch.device("cpu"))
         if count + _SPARE_BYTES > free:
             self._say(f"of {free // MIB} MiB of free RAM, {count // MIB} are wanted")

@@ -10,6 +10,7 @@ from pack.nodes.probe.tracker import PeakTracker
 from pack.nodes.vae.choice import VaeChoice
 from pack.nodes.vae.plan import Prefer
 from pack.nodes.vae.ram import Ram, RamStrip
+from pack.testing.fake_card import GIB, FakeCard, on_fake_card
 from pack.testing.vae_models import At, kl_vae, last_conv, raise_oom
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -161,6 +162,41 @@ def test_maps_wait_in_ram_that_is_not_pinned_where_none_can_be_had(
         assert (made - wanted).norm() < 1e-5 * wanted.norm()
     assert driver.calls == (["register"] if reason == "driver" else [])
     assert caplog.text.count("not pinned, which is slower") == (reason != "option")
+
+
+@pytest.mark.once
+@on_fake_card
+def test_the_host_makes_room_among_pinned_weights(
+    host: Any, driver: _Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts with dynamic VRAM pin weights until 2 GiB of RAM are left; none was had beside them."""
+    import comfy.ops
+    from comfy import memory_management, pinned_memory
+    from comfy.model_patcher import ModelPatcherDynamic
+
+    FakeCard(GIB)
+    monkeypatch.setattr(memory_management, "aimdo_enabled", True)
+    management, card = host.model_management, torch.device("cuda", 0)
+    layers = [comfy.ops.disable_weight_init.Linear(512, 2048, bias=False) for _ in range(4)]
+    for layer in layers:
+        layer.weight = torch.nn.Parameter(torch.zeros(2048, 512), requires_grad=False)
+    patcher = ModelPatcherDynamic(torch.nn.Sequential(*layers), card, torch.device("cpu"))
+    management.current_loaded_models.insert(0, management.LoadedModel(patcher))
+    patcher.load(card)
+    for layer in layers:
+        pinned_memory.pin_memory(layer)
+    of_weights = management.TOTAL_PINNED_MEMORY
+    assert of_weights >= 2**24
+    ram = management.psutil.virtual_memory()
+
+    def memory_left() -> Any:
+        return ram._replace(available=2**31 + of_weights - management.TOTAL_PINNED_MEMORY)
+
+    monkeypatch.setattr(management.psutil, "virtual_memory", memory_left)
+    with _pinned_ram().of_call(card) as pinned:
+        memory = pinned(2**23)
+        assert memory is not None
+        assert management.TOTAL_PINNED_MEMORY == 2**23
 
 
 @pytest.mark.parametrize("strip_rows", [0, 3, 8, 40])
