@@ -69,10 +69,10 @@ def planner_for(
         is_dynamic=is_dynamic(model),
     )
     decoder = None if vae is None else decoder_sizes(vae)  # None: the VAE cannot be lean
-    if vae is not None and decoder is not None:
+    if vae is not None:
         models = replace(
             models,
-            decoder=decoder,
+            decoder=decoder or models.decoder,
             vae_dtype_bytes=vae.vae_dtype.itemsize,
             vae_weight_bytes=vae.patcher.model_size(),
         )

@@ -265,6 +265,26 @@ def test_a_video_vae_stays_stock(loaded):
     assert vae is other
 
 
+def test_a_stock_vae_is_planned_with_its_own_dtype_and_weights(loaded):
+    """In float32 on Intel it was planned with half the bytes, and with the published weights."""
+    from pack.nodes.denoiser.sizes import Request
+    from pack.nodes.host.fit.inputs import planner_for
+
+    def decode(vae: Any) -> Any:
+        planner = planner_for(
+            loaded.model, Request(384, 384), named_bytes=0, prefer="speed", vae=vae, latent=None,
+            conditioning=prompt(),
+        )  # fmt: skip
+        return planner.plan(planner.request, None).stage("VAE decode")
+
+    stock = kl_vae()
+    stock.device = torch.device("xpu")  # no more than a name: nothing runs
+    stage = decode(stock)
+    assert stage.setting == "ComfyUI's own"
+    assert stage.activation_bytes == 2 * decode(None).activation_bytes
+    assert stage.weight_bytes == stock.patcher.model_size()
+
+
 def test_the_vae_takes_what_fits(loaded):
     """At 2048x2048, speed needs more than 3 GiB and smallest less: chosen at the call."""
     from pack.nodes.denoiser.sizes import Request
