@@ -117,7 +117,7 @@ def notes(patcher: Any) -> list[str]:
     elif is_dynamic(patcher):
         how = "a named budget is kept by a limit on the model's pages (dynamic VRAM)"
     else:
-        how = "a named budget is kept by sending weights beyond it to RAM (loading by estimate)"
+        how = "a named budget is kept by loading no more than it allows (loading by estimate)"
     scores = (
         "This host's attention keeps scores, which are not in the figures: add Attention Slice."
     )
