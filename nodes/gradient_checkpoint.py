@@ -96,8 +96,8 @@ class ApplyGradientCheckpoint(io.ComfyNode):
         prepare = reserve_need(request, settings)
         patched = with_lean_blocks(model, settings, blocks=blocks, prepare=prepare, node_id=node_id)
         if has_lean_forward(model, blocks):
-            is_exact = not mixes_rows_of_calls(model)
-            text = predicted_savings(request, settings.groups, chunk_tokens, is_exact=is_exact)
+            mixes_rows = mixes_rows_of_calls(model)
+            text = predicted_savings(request, settings.groups, chunk_tokens, mixes_rows=mixes_rows)
         else:
             text = f"{blocks}: computed in pieces under the host's own forward"
         NodeLog("Apply Gradient Checkpoint", node_id).say(text)

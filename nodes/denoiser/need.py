@@ -50,12 +50,12 @@ def of_latent(request: Request, latent_shape: Sequence[int]) -> Request:
 
 
 def predicted_savings(
-    request: Request, groups: int, chunk_tokens: int, *, is_exact: bool = True
+    request: Request, groups: int, chunk_tokens: int, *, mixes_rows: bool = False
 ) -> str:
     """The predicted peaks before and after at two picture sizes, in one line.
 
     Args:
-        is_exact: False where chunks change the rounding of quantised layers.
+        mixes_rows: chunks change the rounding of quantised layers.
     """
     parts = []
     for side in (1024, 2048):
@@ -63,4 +63,4 @@ def predicted_savings(
         lean = denoiser_live_bytes(square, groups, chunk_tokens, is_plain=True)
         before, after = (round(count / MIB) for count in (stock_peak_bytes(square), lean))
         parts.append(f"{before} -> {after} MiB predicted at {side}x{side}")
-    return f"activations {' · '.join(parts)}, {'exact' if is_exact else 'rounded by chunk'}"
+    return f"activations {' · '.join(parts)}{', rounded by chunk' if mixes_rows else ''}"

@@ -34,7 +34,7 @@ class VaeChoice(NamedTuple):
                 f"{stock / MIB:.0f} -> {self._peak_bytes(here) / MIB:.0f} MiB predicted at "
                 f"{here.width}x{here.height}"
             )
-        return f"decode {' · '.join(parts)}, exact"
+        return f"decode {' · '.join(parts)}"
 
     def _peak_bytes(self, call: VaeCall) -> int:
         plan = self.plan(call)

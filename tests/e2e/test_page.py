@@ -102,7 +102,7 @@ def test_example_runs_to_a_picture(open_page, server, artifacts, name, nodes_2):
     if name == LARGE:
         reports[LEAN_VAE] = ("predicted at 2048x2048", "decode")
     if name in (LOW_VRAM, LARGE):
-        reports |= {CHECKPOINT: ("predicted at 2048x2048", "exact"), SLICE: ("heads",)}
+        reports |= {CHECKPOINT: ("predicted at 2048x2048", "activations"), SLICE: ("heads",)}
     if name == EIGHT_GIB:
         reports[FIT] = (
             "budget 8.00 GiB: fits",
@@ -112,6 +112,7 @@ def test_example_runs_to_a_picture(open_page, server, artifacts, name, nodes_2):
     for node_id, words in reports.items():
         report = page.node(node_id)["texts"][-1]
         assert [word for word in words if word not in report] == []
+        assert "exact" not in report, "on a card it is up to rounding"
         assert page.page.get_by_text(words[0]).locator("visible=true").count() > 0
     assert page.page.locator(".p-dialog:visible").count() == 0
     assert page.page.get_by_test_id("error-overlay").count() == 0

@@ -238,6 +238,7 @@ def test_the_text_tells_what_is_predicted(
     _patched(denoiser)
     said = re.findall(r"(\d+) -> (\d+) MiB predicted at (\d+)x\d+", caplog.text)
     assert [side for *_, side in said] == ["1024", "2048"]
+    assert "exact" not in caplog.text, "up to rounding, on cards"
     for stock, lean, side in said:
         request = Request(int(side), int(side), text_tokens=512)
         assert int(stock) == round(stock_peak_bytes(request) / MIB)
