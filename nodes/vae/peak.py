@@ -119,6 +119,7 @@ def _encoder_level_elements(call: VaeCall, plan: VaePlan, level: int) -> int:
 
 
 def _middle_elements(call: VaeCall) -> int:
+    """Elements of the attention; where it is not fused, scores take the room of some queries."""
     channels = call.sizes.widths[0 if call.sizes.is_decoder else -1]
     tokens = call.height * call.width // call.sizes.factor**2
     return channels * (4 * tokens + 3 * query_rows(tokens)) + 4 * channels**2

@@ -24,7 +24,8 @@ from ..base.fetch import fetch_weights, is_plain
 from ..base.sdpa import sdpa_choice
 
 _PLAIN = comfy.ops.disable_weight_init
-# Scores of one part of the queries where attention is not fused, in bytes.
+# Scores of one part of the queries where attention is not fused, in bytes: as many as the keys
+# have, so that a large map's keys and values are not read too often, and at least these.
 _SCORE_BYTES = 2**24
 
 
@@ -166,5 +167,5 @@ def _most_queries(keys: torch.Tensor) -> int:
 
 
 def _most_by_scores(keys: torch.Tensor) -> int:
-    """As many queries as `_SCORE_BYTES` of scores allow, held about twice in float32."""
-    return max(1, _SCORE_BYTES // (8 * keys.shape[2]))
+    """As many queries as the bytes for scores allow, which are held about twice in float32."""
+    return max(1, max(_SCORE_BYTES, keys.nbytes) // (8 * keys.shape[2]))

@@ -282,6 +282,7 @@ def test_the_bar_counts_the_maps_that_are_read(vae: Any, prefer: Prefer, has_ram
 def test_attention_that_is_not_fused_takes_few_queries(
     vae: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Few, but not 8 at a time at 4096x4096: each part reads all keys and values."""
     import comfy.ops
     from pack.nodes.host.vae import layers as vae_layers
 
@@ -291,19 +292,21 @@ def test_attention_that_is_not_fused_takes_few_queries(
         seen.append(query.shape[2])
         return attend(query, *args)
 
-    wanted = vae.decode(LATENT)
+    latent = torch.randn(1, 4, 24, 8, generator=torch.Generator().manual_seed(0))
+    wanted = vae.decode(latent)
     monkeypatch.setattr(comfy.ops, "scaled_dot_product_attention", watched)
-    monkeypatch.setattr(vae_layers, "_SCORE_BYTES", 8 * 64 * 24)
-    assert (lean(vae).decode(LATENT) - wanted).norm() < 1e-5 * wanted.norm()
-    fused, seen[:] = list(seen), []
-    monkeypatch.setattr(vae_layers, "sdpa_choice", lambda *args: "math")
-    assert (lean(vae).decode(LATENT) - wanted).norm() < 1e-5 * wanted.norm()
-    assert fused == [64]
-    assert seen == [24, 24, 16]
-    seen.clear()
-    monkeypatch.setattr(vae_layers, "_has_sdpa", lambda device: False)
-    assert (lean(vae).decode(LATENT) - wanted).norm() < 1e-5 * wanted.norm()
-    assert not seen
+
+    def parts(**patches: Any) -> list[int]:
+        seen.clear()
+        for name, value in patches.items():
+            monkeypatch.setattr(vae_layers, name, value)
+        assert (lean(vae).decode(latent) - wanted).norm() < 1e-5 * wanted.norm()
+        return list(seen)
+
+    assert parts(_SCORE_BYTES=8 * 192 * 80) == [192]
+    assert parts(sdpa_choice=lambda *args: "math") == [80, 80, 32]
+    assert parts(_SCORE_BYTES=1) == [64, 64, 64], "scores of as many bytes as the keys"
+    assert parts(_has_sdpa=lambda device: False) == []
 
 
 def test_a_card_attends_as_the_host_has_it_attend(

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from pack.nodes.vae.peak import lean_vae_peak_bytes, stock_vae_peak_bytes
-from pack.nodes.vae.plan import PREFERENCES, Prefer, VaePlan, vae_plan
-from pack.testing.vae_models import FakeVae
+from pack.nodes.vae.maps import Stored
+from pack.nodes.vae.peak import _middle_elements, lean_vae_peak_bytes, stock_vae_peak_bytes
+from pack.nodes.vae.plan import PREFERENCES, LevelPlan, Prefer, VaePlan, vae_plan
+from pack.nodes.vae.steps import Steps
+from pack.testing.vae_models import CardTracker, FakeVae
 
 MIB = 2**20
 # Peaks to stay below, in MiB; stock decodes with 1296 at 1024x1024 and 324 at 512x512.
@@ -87,6 +89,31 @@ def test_the_peak_of_a_large_picture_is_predicted(decoder: FakeVae) -> None:
     measured = decoder.measure(2048, 1536, "smallest", strip_rows=64)
     assert measured[0].peak_bytes / MIB <= BOUNDS[2048, "smallest"]
     _assert_predicted(decoder, 2048, 1536, measured)
+
+
+@pytest.mark.once
+@pytest.mark.slow
+def test_attention_by_scores_is_predicted(decoder: FakeVae) -> None:
+    """As on AMD cards: in a large map, the scores have as many bytes as half the keys."""
+    from pack.nodes.host.vae import layers as vae_layers
+
+    call = decoder.call(1536, 1536)
+    with torch.inference_mode(), decoder.mode:
+        x = torch.empty(1, 512, 192, 192, dtype=decoder.dtype, device="cuda")
+        attention = replace(
+            vae_layers.read(decoder.model, x).middle[1],
+            attend=vae_layers._attend_by_scores,
+            most_queries=vae_layers._most_by_scores,
+        )
+        source = Stored(192, 192)
+        source.append(x.contiguous(memory_format=torch.channels_last))
+        del x
+        steps = Steps(LevelPlan(True, True, True, 192), lambda share: None)
+        with CardTracker() as tracker:
+            tracker.watch(source._strips[0])
+            steps.attended(source, steps.pool(source, attention.norm), attention)
+    predicted = call.dtype_bytes * _middle_elements(call)
+    assert 0.97 < predicted / tracker.peak_bytes < OFF
 
 
 def test_stock_peaks(decoder: FakeVae, encoder: FakeVae) -> None:
