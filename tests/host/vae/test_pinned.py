@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.probe.tracker import PeakTracker
+from pack.nodes.units import GIB
 from pack.nodes.vae.choice import VaeChoice
 from pack.nodes.vae.plan import Prefer
 from pack.nodes.vae.ram import Ram, RamStrip
-from pack.testing.fake_card import GIB, FakeCard, on_fake_card
+from pack.testing.fake_card import FakeCard, on_fake_card
 from pack.testing.vae_models import At, kl_vae, last_conv, raise_oom
 
 pytestmark = pytest.mark.usefixtures("host")
