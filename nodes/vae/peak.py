@@ -7,8 +7,9 @@ from .plan import VaeCall, VaePlan, VaeSizes
 
 TAPS = 9
 FUSED_TAPS = 16  # sums of taps: four for each of the four pixels that one becomes
-# Strips that a map in RAM takes beside itself: one half read, one that comes, and the ring's end.
-RAM_STRIPS = 4
+# Strips that a map in RAM takes beside itself: one is read in runs and kept until the last, and
+# one does not fit the ring's end. A strip that comes is no longer than what was read for it.
+RAM_STRIPS = 2
 
 
 def lean_vae_peak_bytes(call: VaeCall, plan: VaePlan) -> int:
@@ -32,7 +33,7 @@ def lean_vae_ram_bytes(call: VaeCall, plan: VaePlan) -> int:
         if how.in_ram:
             scale = call.sizes.scale(level)
             rows, columns = -(-call.height // scale), -(-call.width // scale)
-            # A map takes the room of the one it is made of, a few strips behind.
+            # A map takes the room of the one it is made of, behind what was read.
             held = rows + RAM_STRIPS * longest_strip(rows, how.limit)
             peak = max(peak, held * columns * call.sizes.widths[level])
     return call.dtype_bytes * peak

@@ -200,12 +200,28 @@ def test_the_host_makes_room_among_pinned_weights(
         assert management.TOTAL_PINNED_MEMORY == 2**23
 
 
-@pytest.mark.parametrize("strip_rows", [0, 3, 8, 40])
+@pytest.mark.parametrize(
+    ("strip_rows", "shapes", "least"),
+    [
+        (0, [(8, 8), (13, 6), (24, 10)], 0),
+        (3, [(8, 8), (13, 6), (24, 10)], 1),
+        (40, [(8, 8), (13, 6), (24, 10)], 1),
+        (0, [(16, 49)], 2),
+        (16, [(67, 1), (128, 1)], 1),  # the strips of 1024x1024
+        pytest.param(8, [(256, 1)], 1, marks=pytest.mark.once),  # of 2048x2048
+    ],
+)
 @torch.inference_mode()
 def test_every_strip_fits_the_pinned_ram(
-    vae: Any, driver: _Driver, monkeypatch: pytest.MonkeyPatch, strip_rows: int
-) -> None:
-    """One that does not is copied through RAM that is not pinned."""
+    vae: Any, driver: _Driver, monkeypatch: pytest.MonkeyPatch, strip_rows: int, shapes: Any,
+    least: int,
+) -> None:  # fmt: skip
+    """One that does not is copied through RAM that is not pinned.
+
+    `least` strips beside the map are what these shapes need: with one less, not all strips fit.
+    """
+    from pack.nodes.vae import peak
+
     kept: list[bool] = []
     keep = Ram.keep
 
@@ -216,10 +232,13 @@ def test_every_strip_fits_the_pinned_ram(
 
     monkeypatch.setattr(Ram, "keep", watched)
     changed = _lean(vae, strip_rows=strip_rows)
-    for height, width in ((8, 8), (13, 6), (24, 10)):
-        changed.decode(torch.zeros(1, 4, height, width))
-    assert len(kept) > 12
-    assert all(kept)
+    for strips in (peak.RAM_STRIPS, least - 1):
+        monkeypatch.setattr(peak, "RAM_STRIPS", strips)
+        kept.clear()
+        for height, width in shapes:
+            changed.decode(torch.zeros(1, 4, height, width))
+        assert len(kept) > 12
+        assert all(kept) == (strips >= least)
 
 
 def test_the_same_memory_is_lent_until_more_is_wanted(driver: _Driver) -> None:
