@@ -43,6 +43,8 @@ OTHERS: tuple[Any, ...] = (
     *(psutil.virtual_memory(), psutil.Process().memory_info(), contextlib.ExitStack),
     *(torch.cuda, torch.accelerator, web.Request, web.RouteTableDef),
 )
+# Scopes of which a name is neither a module's nor a class's.
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)
 ELSEWHERE = {"peak_wset", "empty_host_cache"}  # psutil on Windows, newer torch
 
 
@@ -126,7 +128,7 @@ def touched(source: str) -> Touched:
             found.of_host.add(".".join([imports[chain[0]], *chain[1:dunder]]))
     # `instance` is the one server; what it has is said of its class.
     of_host = {name.replace("PromptServer.instance.", "PromptServer.") for name in found.of_host}
-    return Touched(of_host, found.attributes)
+    return found._replace(of_host=of_host)
 
 
 def _of_the_pack(tree: ast.AST) -> Iterator[str]:
@@ -155,24 +157,51 @@ def touched_by_the_pack() -> Touched:
         for every, of_file in zip(found, touched(path.read_text("utf-8")), strict=True):
             every |= of_file
     is_new = (name for name in found.attributes - known if not name.startswith("__"))
-    return Touched(found.of_host, set(is_new))
+    return found._replace(attributes=set(is_new))
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    """What a module or a class assigns to outside its functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            yield child.id
+        if not isinstance(child, SCOPES):
+            yield from _names(child)
+
+
+def _chains(tree: ast.AST) -> Iterator[list[str]]:
+    """The names of each `a.b.c` that is assigned to; buffers are of `self`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield _chain(node)
+        elif isinstance(node, ast.Call) and _chain(node.func) == ["self", "register_buffer"]:
+            named = (a.value for a in node.args[:1] if isinstance(a, ast.Constant))
+            yield from (["self", str(name)] for name in named)
 
 
 @functools.cache
 def _assigned(owner: Any) -> frozenset[str]:
-    """What a module has on some machines, or a class and its parents give their objects."""
+    """What a module has on some machines, or a class and its parents give their objects.
+
+    `part.name` stands for what these give `part`: an attribute or a variable of theirs.
+    """
     found: set[str] = set()
     for part in [owner] if inspect.ismodule(owner) else inspect.getmro(owner):
         if not _is_hosts(part.__name__ if inspect.ismodule(part) else part.__module__):
             continue
-        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(part)))):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                found.add(node.attr)
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                found.add(node.id)
-            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "register_buffer":
-                found.update(str(a.value) for a in node.args[:1] if isinstance(a, ast.Constant))
+        tree: ast.AST = ast.parse(textwrap.dedent(inspect.getsource(part)))
+        own: set[str] = set()
+        if isinstance(part, type):
+            tree, own = next(ast.iter_child_nodes(tree)), {"self", part.__name__}
+        found.update(_names(tree))
+        found.update(".".join(c[1:] if c[0] in own else c) for c in _chains(tree) if c)
     return frozenset(found)
+
+
+def _has(owner: Any, name: str) -> bool:
+    if inspect.isclass(owner) or getattr(owner, "__file__", None):
+        return name in _assigned(owner)
+    return False
 
 
 def exists(name: str) -> bool:
@@ -183,12 +212,11 @@ def exists(name: str) -> bool:
             found: Any = importlib.import_module(".".join(parts[:count]))
         except ModuleNotFoundError:
             continue
-        for part in parts[count:]:
+        for at, part in enumerate(parts[count:], count):
             if hasattr(found, part):
                 found = getattr(found, part)
             else:
-                has_source = inspect.isclass(found) or getattr(found, "__file__", None)
-                return part == parts[-1] and has_source and part in _assigned(found)
+                return _has(found, ".".join(parts[at:]))
         return True
     return False
 
@@ -217,6 +245,9 @@ def test_a_name_that_is_not_there_is_missed(host):
         "comfy.no_module",
         "comfy.ops.no_name",
         "comfy.model_patcher.ModelPatcher.nothing",
+        "comfy.model_patcher.ModelPatcher.k",  # variables of functions
+        "comfy.sd.p",
+        "comfy.model_patcher.ModelPatcherDynamic._v",  # of another object
     ):
         assert not exists(name)
 
