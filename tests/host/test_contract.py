@@ -16,7 +16,7 @@ import logging
 import re
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,15 @@ OTHERS: tuple[Any, ...] = (
 # Scopes of which a name is neither a module's nor a class's.
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)
 ELSEWHERE = {"peak_wset", "empty_host_cache"}  # psutil on Windows, newer torch
+# What the pack asks for by a string, other than in `getattr` and `hasattr`.
+IN_STRINGS = {
+    *("ON_CLONE", "ON_DEEPCLONE_MULTIGPU", "__ming_image__", "optimized_attention", "output"),
+    *("input_scale", "pre_quant_scale", "quantize_input", "rms_rope", "dim", "head_dim"),
+    *("layer_id", "layers", "decoder", "encoder", "memory_used_decode", "memory_used_encode"),
+    *("attention_basic", "attention_comfy_kitchen_int8", "attention_flash", "attention_pytorch"),
+    *("attention_sage", "attention3_sage", "attention_split", "attention_sub_quad"),
+    "attention_xformers",
+}
 
 
 class Touched(NamedTuple):
@@ -53,10 +62,12 @@ class Touched(NamedTuple):
 
     of_host: dotted names of the host's modules and what is in them.
     attributes: names of attributes of other objects.
+    strings: whatever stands in one.
     """
 
     of_host: set[str]
     attributes: set[str]
+    strings: set[str]
 
 
 def versions() -> list[str]:
@@ -105,11 +116,13 @@ def touched(source: str) -> Touched:
     """What a source touches, `getattr` and `hasattr` of a constant name included."""
     tree = ast.parse(source)
     imports = dict(_imports(tree))
-    found = Touched({name for name in imports.values() if _is_hosts(name)}, set())
+    found = Touched({name for name in imports.values() if _is_hosts(name)}, set(), set())
     inner: set[ast.AST] = set()
     for node in ast.walk(tree):
         chain: list[str] = []
-        if isinstance(node, ast.Attribute) and node not in inner:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.strings.add(node.value)
+        elif isinstance(node, ast.Attribute) and node not in inner:
             chain = _chain(node)
             if not chain or chain[0] not in imports:
                 found.attributes.add(node.attr)
@@ -152,7 +165,7 @@ def touched_by_the_pack() -> Touched:
     trees = [ast.parse(path.read_text("utf-8")) for path in NODES.rglob("*.py")]
     known = {name for tree in trees for name in _of_the_pack(tree)}
     known |= ELSEWHERE.union(*(dir(other) for other in OTHERS))
-    found = Touched(set(), set())
+    found = Touched(set(), set(), set())
     for path in (*NODES.glob("*.py"), *(NODES / "host").rglob("*.py")):
         for every, of_file in zip(found, touched(path.read_text("utf-8")), strict=True):
             every |= of_file
@@ -199,13 +212,19 @@ def _assigned(owner: Any) -> frozenset[str]:
 
 
 def _has(owner: Any, name: str) -> bool:
+    if inspect.isfunction(owner):
+        code = owner.__code__
+        return name in {*code.co_names, *code.co_varnames, *code.co_cellvars}
     if inspect.isclass(owner) or getattr(owner, "__file__", None):
         return name in _assigned(owner)
     return False
 
 
 def exists(name: str) -> bool:
-    """Whether the host has a name: of a module, of a class, or of the objects of a class."""
+    """Whether the host has a name.
+
+    Of a module, of a class or the objects of a class, of a mapping's keys, or in a function's code.
+    """
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         try:
@@ -213,7 +232,11 @@ def exists(name: str) -> bool:
         except ModuleNotFoundError:
             continue
         for at, part in enumerate(parts[count:], count):
-            if hasattr(found, part):
+            if isinstance(found, Mapping | Set):
+                if part not in found:
+                    return False
+                found = found[part] if isinstance(found, Mapping) else None
+            elif hasattr(found, part):
                 found = getattr(found, part)
             else:
                 return _has(found, ".".join(parts[at:]))
@@ -233,10 +256,12 @@ def test_every_name_that_the_pack_touches_is_listed_and_no_other():
     listed = {name for version in CONTRACT for name in names_since(version)}
     names = touched_by_the_pack()
     last = {name.rpartition(".")[2] for name in listed}
-    of_objects = {name.rpartition(".")[2] for name in listed - names.of_host}
+    of_objects = {name.rpartition(".")[2] for name in listed - names.of_host} - IN_STRINGS
     assert names.of_host - listed == set(), "add to contract.json, under the oldest version"
     assert names.attributes - last == set(), "add to contract.json, each under its class"
     assert of_objects - names.attributes == set(), "nothing touches these names of contract.json"
+    assert IN_STRINGS - last == set(), "add to contract.json, each under its owner"
+    assert IN_STRINGS - names.strings == set(), "no such string: take it out of contract.json too"
 
 
 def test_a_name_that_is_not_there_is_missed(host):
@@ -248,6 +273,9 @@ def test_a_name_that_is_not_there_is_missed(host):
         "comfy.model_patcher.ModelPatcher.k",  # variables of functions
         "comfy.sd.p",
         "comfy.model_patcher.ModelPatcherDynamic._v",  # of another object
+        "comfy.model_patcher.ModelPatcher.clone.nothing",
+        "comfy.quant_ops.QUANT_ALGOS.nvfp4.nothing",
+        "comfy.quant_ops.QUANT_ALGOS.nvfp4.parameters.nothing",
     ):
         assert not exists(name)
 
