@@ -102,8 +102,6 @@ def _sage3(call: AttentionCall) -> Backend:
 
 def _int8(call: AttentionCall) -> Backend:
     """comfy_kitchen's own, as its sage_attention.py allocates; cards alone have it."""
-    if call.options.get("low_precision_attention", True) is False:
-        return _pytorch(call)
     item, channels = call.q.element_size(), call.channels
     width = next((wide for wide in _INT8_CHANNELS if wide >= channels), channels)
     copy = width * item if width > channels else 0
