@@ -94,9 +94,7 @@ def fetch_weights(
     if not (layer.comfy_cast_weights or has_functions or is_mixed(layer)):
         return layer.weight, layer.bias
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-    if isinstance(weight, QuantizedTensor):
-        weight = weight.dequantize()
-    return _held(layer, weight, bias, stream, until)
+    return _held(layer, weight, bias, stream, until, is_dequantised=True)
 
 
 def fetch_quantised(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
@@ -172,15 +170,18 @@ def _held(
     bias: torch.Tensor | None,
     stream: Any,
     until: ExitStack,
+    *,
+    is_dequantised: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What `cast_bias_weight` gave, so that it stays what it is until the stack closes."""
-    if _is_in_shared_buffer(layer, weight, bias, stream):
-        weight, bias = weight.clone(), None if bias is None else bias.clone()
-        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
-    elif _is_converted(weight, bias, stream):
-        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
-    else:
-        until.callback(comfy.ops.uncast_bias_weight, layer, weight, bias, stream)
+    with ExitStack() as now:  # also where memory for a copy is missing
+        now.callback(lambda: comfy.ops.uncast_bias_weight(layer, weight, bias, stream))
+        if is_dequantised and isinstance(weight, QuantizedTensor):
+            weight = weight.dequantize()
+        if _is_in_shared_buffer(layer, weight, bias, stream):
+            weight, bias = weight.clone(), None if bias is None else bias.clone()
+        elif not _is_converted(weight, bias, stream):
+            until.push(now.pop_all())
     return weight, bias
 
 
@@ -197,7 +198,7 @@ def _is_converted(weight: torch.Tensor, bias: torch.Tensor | None, stream: Any) 
 def _is_in_shared_buffer(
     layer: Any, weight: torch.Tensor, bias: torch.Tensor | None, stream: Any
 ) -> bool:
-    """True where the second fetch from now would write over the weight.
+    """True where the second fetch from now would write over the weight or the bias.
 
     The host has two copy streams with one buffer each: enough for a layer that is done before the
     second layer after it is fetched. We hold several. A weight is elsewhere if it has a page of its
@@ -211,4 +212,5 @@ def _is_in_shared_buffer(
         has_scales = [isinstance(w, QuantizedTensor) for w in (weight, layer.weight)]
         is_converted = has_scales[0] != has_scales[1] or weight.dtype != layer.weight.dtype
         return stream[1] is None and not (is_converted and bias is None)
-    return weight is stream[1] and not args.cuda_malloc
+    is_streamed = weight is stream[1] or (bias is not None and bias is stream[2])
+    return is_streamed and not args.cuda_malloc

@@ -57,12 +57,12 @@ def streams(host: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     management.stream_counters.pop(device, None)
 
 
-def linear(value: float, *, bias: float | None = None) -> Any:
+def linear(value: float, *, bias: float | None = None, dtype: torch.dtype = torch.float32) -> Any:
     import comfy.ops
 
     layer = comfy.ops.disable_weight_init.Linear(64, 64, bias=bias is not None)
     del layer._parameters["weight"]
-    layer.weight = torch.full((64, 64), value).as_subclass(Elsewhere)
+    layer.weight = torch.full((64, 64), value, dtype=dtype).as_subclass(Elsewhere)
     if bias is not None:
         del layer._parameters["bias"]
         layer.bias = torch.full((64,), bias).as_subclass(Elsewhere)
@@ -97,11 +97,12 @@ def test_three_streamed_weights_are_held_at_once(streams):
 
 
 @torch.inference_mode()
-def test_three_streamed_biases_are_held_at_once(streams):
-    """The bias lies in the same buffer as the weight."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_three_streamed_biases_are_held_at_once(streams, dtype):
+    """The bias lies in the same buffer as the weight, also where the weight alone is cast."""
     from pack.nodes.host.base import fetch
 
-    layers = [linear(float(n), bias=10.0 * n) for n in (1, 2, 3)]
+    layers = [linear(float(n), bias=10.0 * n, dtype=dtype) for n in (1, 2, 3)]
     with ExitStack() as until:
         held = [fetch.fetch_weights(layer, torch.zeros(1, 64), until) for layer in layers]
         assert [float(bias[0]) for _, bias in held] == [10.0, 20.0, 30.0]
@@ -158,6 +159,33 @@ def test_what_was_streamed_is_freed_once_it_is_converted(host: Any) -> None:
             weight, bias = fetch_weights(layer, like, until)
             assert bias is not None and (weight.dtype, bias.dtype) == (like.dtype, like.dtype)
             assert tracker.current_bytes == weight.nbytes + bias.nbytes
+
+
+@torch.inference_mode()
+def test_a_weight_is_returned_where_it_cannot_be_dequantised(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names the bug: out of memory there, a page of dynamic VRAM stayed pinned."""
+    import comfy.ops
+    from comfy.quant_ops import QuantizedTensor
+    from pack.nodes.host.base.fetch import fetch_weights
+
+    def fail(weight: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    layer = comfy.ops.mixed_precision_ops().Linear(64, 64, bias=False)
+    values, layout = torch.randn(64, 64), "TensorCoreFP8Layout"
+    quantised = QuantizedTensor.from_float(values, layout, scale="recalculate")
+    layer.weight = torch.nn.Parameter(quantised, requires_grad=False)
+    returned: list[Any] = []
+    monkeypatch.setattr(comfy.ops, "uncast_bias_weight", lambda layer, *_: returned.append(layer))
+    monkeypatch.setattr(QuantizedTensor, "dequantize", fail)
+    # As from dynamic VRAM's page, which comes as it is stored.
+    cast = (layer.weight, None, (None, torch.device("cuda"), None))
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", lambda *_, **__: cast)
+    with ExitStack() as until, pytest.raises(torch.OutOfMemoryError):
+        fetch_weights(layer, torch.empty(1, 64), until)
+    assert returned == [layer]
 
 
 @torch.inference_mode()
