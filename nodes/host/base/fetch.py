@@ -40,6 +40,7 @@ def has_forward_of(layer: Any, kind: type) -> bool:
     return (
         _function(layer.forward) is kind.forward
         and _function(layer.forward_comfy_cast_weights) is kind.forward_comfy_cast_weights
+        and "_forward" not in vars(layer)  # what quantised layers multiply with
         and not layer._forward_hooks
         and not layer._forward_pre_hooks
     )
@@ -124,8 +125,14 @@ def fetch_quantised(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
 
 
 def is_mixed(layer: Any) -> bool:
-    """True for the linear layers of checkpoints with quantised ones, plain ones among them."""
-    return hasattr(layer, "_full_precision_mm") and type(layer).forward.__module__ == "comfy.ops"
+    """True for the linear layers of checkpoints with quantised ones, plain ones among them.
+
+    False for subclasses of other packs that multiply in their own way.
+    """
+    parts = ("forward", "forward_comfy_cast_weights", "_forward")
+    return hasattr(layer, "_full_precision_mm") and all(
+        getattr(type(layer), part).__module__ == "comfy.ops" for part in parts
+    )
 
 
 def multiplies_quantised(layer: Any) -> bool:

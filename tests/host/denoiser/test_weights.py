@@ -145,6 +145,28 @@ def multiplying(host: Any, weights: dict[str, torch.Tensor], algorithm: str) -> 
     return model
 
 
+def louder_than(function: Any) -> Any:
+    return lambda *args, **kwargs: 1.1 * function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("method", ["forward_comfy_cast_weights", "_forward"])
+@pytest.mark.parametrize("is_on_layer", [False, True])
+@pytest.mark.parametrize("is_emulated", [False, True])
+def test_quantised_layers_of_another_pack(host, weights, method, is_on_layer, is_emulated):
+    """Names the bug: a subclass that multiplies in its own way was fetched as the host's."""
+    model = multiplying(host, weights, "float8_e4m3fn")
+    plain = sample(model).latent
+    for block in model.model.diffusion_model.layers:
+        layer = block.attention.qkv
+        layer._full_precision_mm = is_emulated
+        louder = louder_than(getattr(type(layer), method))
+        if is_on_layer:
+            setattr(layer, method, louder.__get__(layer))
+        else:
+            layer.__class__ = type("Louder", (type(layer),), {method: louder})
+    assert not torch.equal(assert_same(model, lean(model)).latent, plain)
+
+
 def test_quantised_layers_with_lora(host, weights):
     """The host dequantises a weight that a function changes; the plan cannot know it before."""
     model = multiplying(host, weights, "float8_e4m3fn")
