@@ -148,7 +148,7 @@ def _attention_half(
                 qkv=qkv,
                 rotate_query=rotate_query,
                 rotate_key=rotate_key,
-                attend=attend_of(attention, transformer_options),
+                attend=attend_of(attention, transformer_options, is_grouped=not qkv.is_whole),
                 out=out,
                 norm_out=norm_out,
                 gate=gate[sample],

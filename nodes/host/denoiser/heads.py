@@ -58,9 +58,13 @@ def _preference(attention: Any) -> dict[str, Any]:
     return {} if chosen is None else {"preferred_attention": chosen}
 
 
-def attend_of(attention: Any, transformer_options: dict[str, Any]) -> AttendFn:
-    """The attention of one layer, which the request's override may replace."""
-    options = within_groups(transformer_options)
+def attend_of(attention: Any, transformer_options: dict[str, Any], *, is_grouped: bool) -> AttendFn:
+    """The attention of one layer, which the request's override may replace.
+
+    Args:
+        is_grouped: it is called for each of the groups that were asked for.
+    """
+    options = within_groups(transformer_options) if is_grouped else transformer_options
     return functools.partial(_attend, _preference(attention), options)
 
 

@@ -145,6 +145,11 @@ def multiplying(host: Any, weights: dict[str, torch.Tensor], algorithm: str) -> 
     return model
 
 
+@pytest.fixture
+def fp8(host: Any, weights: dict[str, torch.Tensor]) -> Any:
+    return multiplying(host, weights, "float8_e4m3fn")
+
+
 def louder_than(function: Any) -> Any:
     return lambda *args, **kwargs: 1.1 * function(*args, **kwargs)
 
@@ -165,6 +170,15 @@ def test_quantised_layers_of_another_pack(host, weights, method, is_on_layer, is
         else:
             layer.__class__ = type("Louder", (type(layer),), {method: louder})
     assert not torch.equal(assert_same(model, lean(model)).latent, plain)
+
+
+def test_quantised_heads_are_halved_by_attention_slice(host, fp8, caplog):
+    """Names the bug: lean blocks said that they had cut them, which they cannot."""
+    caplog.set_level(logging.INFO)
+    model = lean_models.sliced(lean(fp8), "heads")
+    assert torch.equal(sample(model).latent, sample(fp8).latent)
+    assert "each with its own q, k and v" not in caplog.text
+    assert "of 3 heads at a time" in caplog.text
 
 
 def test_quantised_layers_with_lora(host, weights):
