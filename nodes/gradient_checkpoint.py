@@ -94,9 +94,11 @@ class ApplyGradientCheckpoint(io.ComfyNode):
         request = Request(1024, 1024, 1, TEXT_TOKENS, activation_bytes(model), sizes)
         node_id = cls.hidden.unique_id if cls.hidden else None
         prepare = reserve_need(request, settings)
-        patched = with_lean_blocks(model, settings, blocks=blocks, prepare=prepare, node_id=node_id)
+        mixes_rows = mixes_rows_of_calls(model)
+        patched = with_lean_blocks(
+            model, settings, blocks=blocks, prepare=prepare, node_id=node_id, mixes_rows=mixes_rows
+        )
         if has_lean_forward(model, blocks):
-            mixes_rows = mixes_rows_of_calls(model)
             text = predicted_savings(request, settings.groups, chunk_tokens, mixes_rows=mixes_rows)
         else:
             text = f"{blocks}: computed in pieces under the host's own forward"

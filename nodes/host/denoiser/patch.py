@@ -23,8 +23,8 @@ from .projections import is_whole
 
 BLOCKS = ["all", "main layers", "every second", "refiners only"]
 MIXED_ROWS = (
-    "nvfp4 without input scales: each chunk is rounded by a scale of its own, so pictures differ "
-    "from ComfyUI's by rounding"
+    "nvfp4 without input scales: each chunk is rounded by a scale of its own, so pictures may "
+    "differ from ComfyUI's by rounding"
 )
 _KEY = f"{OPTIONS_KEY}.gradient_checkpoint"
 
@@ -102,6 +102,7 @@ def with_lean_blocks(
     blocks: str,
     prepare: Callable[..., Any],
     node_id: str | None,
+    mixes_rows: bool,
 ) -> ModelPatcher:
     """Returns a clone whose chosen blocks are lean; with "all" also the forward around them.
 
@@ -111,13 +112,14 @@ def with_lean_blocks(
         blocks: one of `BLOCKS`.
         prepare: a PREPARE_SAMPLING wrapper that reserves the memory; used with "all" only.
         node_id: the node that shows why a request went to the host's own forward.
+        mixes_rows: chunks change the rounding, see `mixes_rows_of_calls`.
     """
     log = NodeLog("Apply Gradient Checkpoint", node_id)
 
     def on_handover(reason: str) -> None:
         log.say_once(reason, f"{reason}: only the blocks are lean, not the forward around them")
 
-    if mixes_rows_of_calls(model):
+    if mixes_rows:
         log.say_once("nvfp4", MIXED_ROWS)
 
     clone = model.clone()

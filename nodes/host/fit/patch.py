@@ -12,7 +12,7 @@ from ...fit.planner import Planner
 from ..base.options import OPTIONS_KEY
 from ..base.server import NodeLog
 from ..denoiser.block import BlockSettings
-from ..denoiser.patch import with_lean_blocks
+from ..denoiser.patch import mixes_rows_of_calls, with_lean_blocks
 from ..vae.forward import VaeSettings
 from ..vae.patch import with_lean_vae
 from . import budget
@@ -27,7 +27,12 @@ def with_plan(model: ModelPatcher, planner: Planner, node_id: str | None) -> Mod
     enforcer = Enforcer(planner, NodeLog(NAME, node_id))
     settings = BlockSettings(planner.request.sizes)
     patched = with_lean_blocks(
-        model, settings, blocks="all", prepare=enforcer.prepare, node_id=node_id
+        model,
+        settings,
+        blocks="all",
+        prepare=enforcer.prepare,
+        node_id=node_id,
+        mixes_rows=mixes_rows_of_calls(model),
     )
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, _KEY)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, enforcer.outer_sample)
