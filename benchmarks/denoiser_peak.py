@@ -190,8 +190,7 @@ def told_table(rows: Sequence[dict[str, Any]], requests: Sequence[Request]) -> s
     ]
     for request in requests:
         asked = dataclasses.replace(request, text_tokens=need.TEXT_TOKENS)
-        live = need.denoiser_live_bytes(asked, DEFAULT_GROUPS, is_plain=False)
-        told = need.denoiser_need_bytes(live)
+        told = need.denoiser_reserve_bytes(asked, DEFAULT_GROUPS)
         area = request.batch * request.width_px * request.height_px // PIXELS_PER_LATENT**2
         # memory_required in the host's comfy/model_base.py, with attention that holds no scores.
         own = area * request.dtype_bytes * 0.01 * ZImage.memory_usage_factor * MIB

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .denoiser.need import TEXT_TOKENS, predicted_savings
+from .denoiser.need import TEXT_TOKENS, casts_weights, predicted_savings
 from .denoiser.plan import DEFAULT_GROUPS
 from .denoiser.sizes import Request
 from .host.base.server import NodeLog
@@ -99,7 +99,10 @@ class ApplyGradientCheckpoint(io.ComfyNode):
             model, settings, blocks=blocks, prepare=prepare, node_id=node_id, mixes_rows=mixes_rows
         )
         if has_lean_forward(model, blocks):
-            text = predicted_savings(request, settings.groups, chunk_tokens, mixes_rows=mixes_rows)
+            is_cast = casts_weights(request, model.model_size())
+            text = predicted_savings(
+                request, settings.groups, chunk_tokens, mixes_rows=mixes_rows, is_cast=is_cast
+            )
         else:
             text = f"{blocks}: computed in pieces under the host's own forward"
         NodeLog("Apply Gradient Checkpoint", node_id).say(text)

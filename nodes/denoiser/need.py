@@ -43,6 +43,24 @@ def denoiser_live_bytes(
     return lean_peak_bytes(request, plan, has_copies=has_copies) + around
 
 
+def denoiser_reserve_bytes(request: Request, groups: int, chunk_tokens: int = 0) -> int:
+    """Bytes to reserve for a call whose weights may be copied, under the host's own forward."""
+    live, copied = (
+        denoiser_live_bytes(request, groups, chunk_tokens, is_plain=False, has_copies=has_copies)
+        for has_copies in (False, True)
+    )
+    return denoiser_need_bytes(live) + copied - live
+
+
+def casts_weights(request: Request, weight_bytes: int) -> bool:
+    """True where each use of a weight makes a copy in the dtype of the activations.
+
+    So it is with weights of another type, but not those that multiply as they are.
+    """
+    sizes = request.sizes
+    return weight_bytes < sizes.parameters * request.dtype_bytes and not sizes.is_whole
+
+
 def of_latent(request: Request, latent_shape: Sequence[int]) -> Request:
     """The request for a latent [B, C, H, W]."""
     height, width = (side * PIXELS_PER_LATENT for side in latent_shape[-2:])
@@ -50,17 +68,24 @@ def of_latent(request: Request, latent_shape: Sequence[int]) -> Request:
 
 
 def predicted_savings(
-    request: Request, groups: int, chunk_tokens: int, *, mixes_rows: bool = False
+    request: Request,
+    groups: int,
+    chunk_tokens: int,
+    *,
+    mixes_rows: bool = False,
+    is_cast: bool = False,
 ) -> str:
     """The predicted peaks before and after at two picture sizes, in one line.
 
     Args:
         mixes_rows: chunks change the rounding of quantised layers.
+        is_cast: see `casts_weights`.
     """
     parts = []
     for side in (1024, 2048):
         square = replace(request, width_px=side, height_px=side)
-        lean = denoiser_live_bytes(square, groups, chunk_tokens, is_plain=True)
-        before, after = (round(count / MIB) for count in (stock_peak_bytes(square), lean))
+        stock = stock_peak_bytes(square, has_copies=is_cast)
+        lean = denoiser_live_bytes(square, groups, chunk_tokens, is_plain=True, has_copies=is_cast)
+        before, after = round(stock / MIB), round(lean / MIB)
         parts.append(f"{before} -> {after} MiB predicted at {side}x{side}")
     return f"activations {' · '.join(parts)}{', rounded by chunk' if mixes_rows else ''}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..attention.budget import AUTO_HEADS
-from ..denoiser.need import denoiser_live_bytes, denoiser_need_bytes
+from ..denoiser.need import casts_weights, denoiser_live_bytes, denoiser_need_bytes
 from ..denoiser.peak import stock_peak_bytes
 from ..denoiser.plan import DEFAULT_GROUPS
 from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
@@ -172,10 +172,7 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
     sizes = models.denoiser
     largest = sizes.dim * max(sizes.qkv_dim, sizes.ffn_dim)
     buffers = models.buffers_bytes(models.denoiser_weight_bytes * largest // sizes.parameters)
-    # Weights of another type are copied into that of the arithmetic at each use, on the card too;
-    # not those that multiply as they are.
-    is_small = models.denoiser_weight_bytes < sizes.parameters * request.dtype_bytes
-    is_cast = is_small and not sizes.is_whole
+    is_cast = casts_weights(request, models.denoiser_weight_bytes)
 
     def stage(groups: int) -> Stage:
         name = f"{groups} head groups" if groups < sizes.kv_heads else "one head at a time"

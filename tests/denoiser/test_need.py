@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from pack.nodes.denoiser.need import denoiser_live_bytes, denoiser_need_bytes, of_latent
+from dataclasses import replace
+
+from pack.nodes.denoiser.need import (
+    casts_weights,
+    denoiser_live_bytes,
+    denoiser_need_bytes,
+    denoiser_reserve_bytes,
+    of_latent,
+)
 from pack.nodes.denoiser.peak import lean_peak_bytes
 from pack.nodes.denoiser.plan import denoiser_plan
-from pack.nodes.denoiser.sizes import Request
+from pack.nodes.denoiser.sizes import Z_IMAGE, Request, TransformerSizes
 
 MIB = 2**20
 PICTURE = Request(1024, 1024, text_tokens=256)
@@ -24,6 +32,25 @@ def test_other_requests_hold_three_streams_and_two_rope_tables_more() -> None:
 def test_seven_tenths_are_reserved_on_top() -> None:
     """The factor is the highest that was simulated; a card's measurement would replace it."""
     assert denoiser_need_bytes(1000 * MIB) == 1700 * MIB
+
+
+def test_copies_of_weights_are_reserved_as_they_are() -> None:
+    """Names the bug: they were left out, 128 MiB where 256 were held."""
+    small = Request(512, 512, text_tokens=512)
+    live, copied = (
+        denoiser_live_bytes(small, 2, is_plain=False, has_copies=has_copies)
+        for has_copies in (False, True)
+    )
+    reserve = denoiser_reserve_bytes(small, 2)
+    assert reserve == int(1.7 * live) + copied - live
+    assert lean_peak_bytes(small, denoiser_plan(small, groups=2), has_copies=True) < reserve
+
+
+def test_which_weights_are_cast() -> None:
+    stored = Z_IMAGE.parameters
+    assert casts_weights(PICTURE, stored) and not casts_weights(PICTURE, 2 * stored)
+    whole = replace(PICTURE, sizes=TransformerSizes(is_whole=True))
+    assert not casts_weights(whole, stored)  # they multiply as they are
 
 
 def test_the_request_of_a_latent() -> None:

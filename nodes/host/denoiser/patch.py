@@ -11,7 +11,7 @@ import comfy.supported_models
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ...denoiser.need import denoiser_live_bytes, denoiser_need_bytes, of_latent
+from ...denoiser.need import denoiser_reserve_bytes, of_latent
 from ...denoiser.sizes import Request, TransformerSizes
 from ..base.fetch import mixes_rows
 from ..base.options import OPTIONS_KEY
@@ -176,8 +176,8 @@ def reserve_need(request: Request, settings: BlockSettings) -> Callable[..., Any
             return executor(model, noise_shape, *args, **kwargs)
         estimate = model.model.memory_required(list(noise_shape))
         latent = of_latent(request, noise_shape)
-        live = denoiser_live_bytes(latent, settings.groups, settings.chunk_tokens, is_plain=False)
-        with reserved(model, estimate, denoiser_need_bytes(live)):
+        need = denoiser_reserve_bytes(latent, settings.groups, settings.chunk_tokens)
+        with reserved(model, estimate, need):
             return executor(model, noise_shape, *args, **kwargs)
 
     return prepare

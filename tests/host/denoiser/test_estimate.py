@@ -140,13 +140,13 @@ def flash_like(function: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any)
 )
 def test_between_the_peak_and_the_hosts_figure_at_full_size(width, height, batch, groups):
     """Formulas; that the peak's formula is the measured one is tested with the plan."""
-    from pack.nodes.denoiser.need import denoiser_live_bytes, denoiser_need_bytes
+    from pack.nodes.denoiser.need import denoiser_reserve_bytes
     from pack.nodes.denoiser.peak import lean_peak_bytes
     from pack.nodes.denoiser.plan import denoiser_plan
 
     request = Request(width, height, batch, 512, 2, Z_IMAGE)
-    need = denoiser_need_bytes(denoiser_live_bytes(request, groups, is_plain=False))
-    peak = lean_peak_bytes(request, denoiser_plan(request, groups=groups))
+    need = denoiser_reserve_bytes(request, groups)
+    peak = lean_peak_bytes(request, denoiser_plan(request, groups=groups), has_copies=True)
     # Source: memory_required in the host's comfy/model_base.py, factor 2.8.
     hosts = width * height // 64 * batch * 2 * 0.01 * 2.8 * 2**20
     assert peak < need < hosts

@@ -107,7 +107,7 @@ COPIED = [
         ("cast", Request(1024, 1024), ()),
         ("streamed", Request(512, 512, 4), ()),
         ("streamed", Request(1024, 1024), SAMPLED),
-        ("streamed", Request(512, 512), SAMPLED),
+        ("streamed", Request(512, 512), pytest.mark.once),
         ("streamed", Request(2048, 2048), SAMPLED),
         ("cast", Request(512, 512, 4), SAMPLED),
         ("cast", Request(2048, 2048), SAMPLED),
@@ -121,13 +121,32 @@ COPIED = [
 def test_peak_with_copies_of_weights_is_as_predicted(
     host: Any, weights: Any, request_: Request
 ) -> None:
-    """Names the bug: qkv's and out's copies lived on through the feed-forward, 112 MiB."""
+    """Names the bugs: qkv's and out's copies lived on through the feed-forward, 112 MiB.
+
+    And the reserve left copies out: at 512x512 128 MiB, where 255 were held.
+    """
     denoiser = FakeDenoiser(dataclasses.replace(Z_IMAGE, layers=2), weights=weights)
     stock = denoiser.measure(request_)
     assert stock_peak_bytes(request_, has_copies=True) == pytest.approx(stock.peak_bytes, rel=0.03)
-    lean = denoiser.measure(request_, patcher=_patched(denoiser))
+    patcher = _patched(denoiser)
+    lean = denoiser.measure(request_, patcher=patcher)
     plan = denoiser_plan(request_, groups=GROUPS[ALONE])
     _assert_near(request_, lean.peak_bytes, plan, has_copies=True)
+    hosts = patcher.model.memory_required(list(request_.latent_shape))
+    assert _reserved_bytes(patcher, request_) >= min(hosts, lean.peak_bytes)
+
+
+def _reserved_bytes(patcher: Any, request: Request) -> float:
+    """What the host plans with for the call, behind our wrapper."""
+    from comfy.patcher_extension import WrappersMP
+
+    (key,) = patcher.wrappers[WrappersMP.PREPARE_SAMPLING]
+    (prepare,) = patcher.get_wrappers(WrappersMP.PREPARE_SAMPLING, key)
+
+    def planned(patcher: Any, shape: tuple[int, ...]) -> float:
+        return patcher.model.memory_required(list(shape))
+
+    return prepare(planned, patcher, request.latent_shape)
 
 
 @pytest.fixture(scope="module")
@@ -231,19 +250,23 @@ def test_more_blocks_peak_alike(
     assert len(peaks) == 1
 
 
+@pytest.mark.parametrize("weights", ["plain", "cast"])
 def test_the_text_tells_what_is_predicted(
-    denoiser: FakeDenoiser, caplog: pytest.LogCaptureFixture
+    host: Any, weights: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Names the bug: the copies of cast weights were left out."""
     caplog.set_level("INFO")
-    _patched(denoiser)
+    sizes = dataclasses.replace(Z_IMAGE, layers=1, refiner_layers=1)
+    _patched(FakeDenoiser(sizes, weights=weights))
+    is_cast = weights == "cast"
     said = re.findall(r"(\d+) -> (\d+) MiB predicted at (\d+)x\d+", caplog.text)
     assert [side for *_, side in said] == ["1024", "2048"]
     assert "exact" not in caplog.text, "up to rounding, on cards"
     for stock, lean, side in said:
         request = Request(int(side), int(side), text_tokens=512)
-        assert int(stock) == round(stock_peak_bytes(request) / MIB)
+        assert int(stock) == round(stock_peak_bytes(request, has_copies=is_cast) / MIB)
         plan = denoiser_plan(request, groups=2)
-        assert int(lean) == round(lean_peak_bytes(request, plan) / MIB)
+        assert int(lean) == round(lean_peak_bytes(request, plan, has_copies=is_cast) / MIB)
 
 
 SETTINGS = [
