@@ -23,7 +23,8 @@ class Copies(NamedTuple):
     def of(cls, request: Request) -> Copies:
         """Copies in the dtype of the activations; quantised weights stay as stored, in a byte."""
         sizes = request.sizes
-        row = sizes.dim // (request.dtype_bytes if sizes.is_whole else 1)
+        is_stored = sizes.is_whole and not sizes.is_dequantised
+        row = sizes.dim // (request.dtype_bytes if is_stored else 1)
         is_batch = request.batch > 1
         return cls(sizes.qkv_dim * row, sizes.dim * row, sizes.ffn_dim * row, is_batch)
 

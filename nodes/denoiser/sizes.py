@@ -19,8 +19,9 @@ class TransformerSizes:
     cap_dim: width of the text encoder's hidden states, in elements.
     patch: latent rows and columns per image token.
     pad_multiple: image and text tokens are each padded to a multiple of this.
-    is_whole: each call of a linear layer computes all output features (quantised layers), so q, k
-        and v of all heads live at a time.
+    is_whole: each call of a linear layer of some block computes all output features (quantised
+        layers), so q, k and v of all heads live at a time.
+    is_dequantised: copies of weights of some block are in the dtype of the activations.
     """
 
     dim: int = 3840
@@ -35,6 +36,7 @@ class TransformerSizes:
     channels: int = 16
     pad_multiple: int = 32
     is_whole: bool = False
+    is_dequantised: bool = False
 
     def __post_init__(self) -> None:
         if self.heads * self.head_dim != self.dim:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 from pack.nodes.denoiser.cuts import DenoiserPlan
-from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
+from pack.nodes.denoiser.peak import Copies, lean_peak_bytes, stock_peak_bytes
 from pack.nodes.denoiser.plan import denoiser_plan
 from pack.nodes.denoiser.sizes import Request, TransformerSizes
 
@@ -57,8 +57,12 @@ def test_quantised_layers_hold_q_k_and_v_of_all_heads() -> None:
     assert peak / MIB == pytest.approx(31.875 * 4 + 4 * 3.75 + 0.5 + 1.25 + 24 * 4352 / MIB)
     more = lean_peak_bytes(request, DenoiserPlan(30, 512), has_copies=True) - peak
     assert more / MIB == (84.375 + 28.125) / 2 - 2 * 3.75
+    # A LoRA on weights in RAM: their copies are in bfloat16.
+    changed = TransformerSizes(is_whole=True, is_dequantised=True)
+    assert Copies.of(dataclasses.replace(request, sizes=changed)).qkv == 3840 * 11520
+    assert Copies.of(request).qkv == 3840 * 11520 // 2
     # The feed-forward holds the whole second factor, and three copies from the second chunk on.
-    small = Request(512, 512, sizes=request.sizes)
+    small = Request(512, 512, sizes=TransformerSizes(is_whole=True))
     peak = lean_peak_bytes(small, DenoiserPlan(2, 640), has_copies=True)
     held = 1280 * 3840 * 2 + 640 * (3840 + 2 * 10240) * 2 + 3 * 3840 * 10240
     assert peak == held + (16 * 64 * 64 + 256 * 2560) * 2 + 24 * 1280

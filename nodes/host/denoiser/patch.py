@@ -13,6 +13,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...denoiser.need import denoiser_reserve_bytes, of_latent
 from ...denoiser.sizes import Request, TransformerSizes
+from ..base.device import is_dynamic
 from ..base.fetch import mixes_rows
 from ..base.options import OPTIONS_KEY
 from ..base.reserve import reserved
@@ -42,11 +43,16 @@ def transformer_sizes(model: ModelPatcher) -> TransformerSizes:
             f"{type(model.model).__name__}: use Attention Slice, which works on every model"
         )
     # Ignore replaced blocks when reading sizes.
-    names = (f"diffusion_model.layers.{index}" for index in range(len(denoiser.layers)))
-    blocks = map(model.get_model_object, names)
-    block: Any = next((b for b in blocks if type(b) is LeanBlock or is_known_block(b)), None)
+    found = ((name, model.get_model_object(name)) for name in _block_names(denoiser))
+    known: dict[str, Any] = {
+        name: b for name, b in found if type(b) is LeanBlock or is_known_block(b)
+    }
+    block = next((b for name, b in known.items() if ".layers." in name), None)
     if block is None:
         raise ValueError("another node replaced every block: place this node before that one")
+    are_whole = [is_whole(b.attention.qkv) for b in known.values()]
+    # By estimate the host dequantises a weight in RAM at each use, if LoRA changes it.
+    has_lora = not is_dynamic(model) and any(key.startswith(tuple(known)) for key in model.patches)
     return TransformerSizes(
         dim=denoiser.dim,
         heads=denoiser.n_heads,
@@ -59,7 +65,8 @@ def transformer_sizes(model: ModelPatcher) -> TransformerSizes:
         patch=denoiser.patch_size,
         channels=denoiser.in_channels,
         pad_multiple=denoiser.pad_tokens_multiple or 1,
-        is_whole=is_whole(block.attention.qkv),
+        is_whole=any(are_whole),
+        is_dequantised=has_lora or not all(are_whole),
     )
 
 
@@ -144,25 +151,29 @@ def with_lean_blocks(
 
 
 def _put_blocks(patcher: ModelPatcher, settings: BlockSettings, blocks: str) -> None:
-    denoiser = patcher.model.diffusion_model
-    for stack in ("context_refiner", "noise_refiner", "layers"):
-        for index in range(len(getattr(denoiser, stack))):
-            name = f"diffusion_model.{stack}.{index}"
-            put = patcher.object_patches.get(name)
-            if isinstance(put, LeanBlock):  # of this node before, or of the model that was copied
-                del patcher.object_patches[name]
-            # Not the model's own attribute: another clone in use may have patched it.
-            block = patcher.get_model_object(name)
-            if _is_chosen(stack, index, blocks) and name not in patcher.object_patches:
-                if not is_known_block(block):
-                    raise ValueError(
-                        f"{name} must be the host's own block, got {type(block).__name__}: place "
-                        "this node before the one that replaces it"
-                    )
-                patcher.add_object_patch(name, LeanBlock(block, settings))
+    for name in _block_names(patcher.model.diffusion_model):
+        put = patcher.object_patches.get(name)
+        if isinstance(put, LeanBlock):  # of this node before, or of the model that was copied
+            del patcher.object_patches[name]
+        # Not the model's own attribute: another clone in use may have patched it.
+        block = patcher.get_model_object(name)
+        if _is_chosen(name, blocks) and name not in patcher.object_patches:
+            if not is_known_block(block):
+                raise ValueError(
+                    f"{name} must be the host's own block, got {type(block).__name__}: place "
+                    "this node before the one that replaces it"
+                )
+            patcher.add_object_patch(name, LeanBlock(block, settings))
 
 
-def _is_chosen(stack: str, index: int, blocks: str) -> bool:
+def _block_names(denoiser: Any) -> list[str]:
+    stacks = ("context_refiner", "noise_refiner", "layers")
+    return [f"diffusion_model.{s}.{i}" for s in stacks for i in range(len(getattr(denoiser, s)))]
+
+
+def _is_chosen(name: str, blocks: str) -> bool:
+    _, stack, number = name.split(".")
+    index = int(number)
     if stack == "layers":
         return blocks in ("all", "main layers") or (blocks == "every second" and index % 2 == 0)
     return blocks in ("all", "refiners only")

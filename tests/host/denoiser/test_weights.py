@@ -122,14 +122,19 @@ def test_quantised_products(host, weights, algorithm, is_offloaded, caplog):
     if algorithm == "nvfp4":
         assert not torch.equal(sample(model).latent, sample(lean(model)).latent)
         assert "nvfp4 without input scales" in caplog.text
-        for layer in model.model.diffusion_model.modules():
-            if hasattr(layer, "quant_format"):
-                layer.input_scale = torch.nn.Parameter(torch.tensor(0.01), requires_grad=False)
+        scale_rows(model, 0.01)
         caplog.clear()
     ours = lean(model)
     assert "input scales" not in caplog.text
     assert ours.object_patches["diffusion_model.layers.0"].settings.sizes.is_whole
     assert_same(place(model), place(ours))
+
+
+def scale_rows(model: Any, scale: float) -> None:
+    """Gives the quantised layers a scale of the rows, as from the file."""
+    for layer in model.model.diffusion_model.modules():
+        if hasattr(layer, "quant_format"):
+            layer.input_scale = torch.nn.Parameter(torch.tensor(scale), requires_grad=False)
 
 
 def multiplying(host: Any, weights: dict[str, torch.Tensor], algorithm: str) -> Any:
@@ -148,6 +153,51 @@ def multiplying(host: Any, weights: dict[str, torch.Tensor], algorithm: str) -> 
 @pytest.fixture
 def fp8(host: Any, weights: dict[str, torch.Tensor]) -> Any:
     return multiplying(host, weights, "float8_e4m3fn")
+
+
+def settings_of(model: Any) -> Any:
+    return model.object_patches["diffusion_model.layers.0"].settings
+
+
+def test_fp8_rows_with_a_scale_of_the_file(host, weights):
+    model = multiplying(host, weights, "float8_e4m3fn")
+    without = sample(model).latent
+    scale_rows(model, 0.02)
+    assert not torch.equal(assert_same(model, lean(model)).latent, without)
+
+
+@pytest.mark.parametrize("plain", ["layers.0.", "noise_refiner"])
+@pytest.mark.parametrize("is_offloaded", [False, True])
+def test_a_file_with_some_blocks_plain(host, weights, plain, is_offloaded):
+    """Names the bug: the first main block spoke for all, so the plan held two parts of three."""
+    mixed = {
+        name: tensor
+        for name, tensor in lean_models.quantised(weights, "float8_e4m3fn").items()
+        if not name.startswith(plain)
+    }
+    mixed |= {name: tensor for name, tensor in weights.items() if name.startswith(plain)}
+    model = loaded(host, mixed)
+    for layer in model.model.diffusion_model.modules():
+        if hasattr(layer, "_full_precision_mm"):
+            layer._full_precision_mm = False
+    place = offloaded if is_offloaded else lambda model: model
+    ours = lean(model)
+    assert settings_of(ours).sizes.is_whole and settings_of(ours).sizes.is_dequantised
+    assert_same(place(model), place(ours))
+
+
+@pytest.mark.parametrize("loader", ["load_lora_for_models", "load_bypass_lora_for_models"])
+@pytest.mark.parametrize("is_offloaded", [False, True])
+def test_quantised_layers_with_a_lora_of_the_host(host, fp8, loader, is_offloaded):
+    """By estimate, weights in RAM are dequantised for it; on the card they stay as stored."""
+    if not hasattr(host.sd, loader):
+        pytest.skip(f"this host has no {loader}")
+    place = offloaded if is_offloaded else lambda model: model
+    stock = place(with_lora(host, fp8, loader))
+    ours = lean(with_lora(host, fp8, loader))
+    assert settings_of(ours).sizes.is_dequantised == (loader == "load_lora_for_models")
+    assert not settings_of(lean(fp8)).sizes.is_dequantised
+    assert_same(stock, place(ours))
 
 
 def louder_than(function: Any) -> Any:
