@@ -205,7 +205,7 @@ def test_absent_files_are_listed_with_their_folders(open_page, workflow, artifac
     for model, name in zip(loader["properties"]["models"], names, strict=True):
         model["name"] = name
     page = open_page(nodes_2=False, fresh=True)
-    page.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    page.load(workflow)
     # Newer hosts: a message whose button opens a panel; older ones: a dialog.
     listing = page.page.locator(".p-dialog, [data-testid='properties-panel']")
     listing = listing.filter(has_text=names[0]).locator("visible=true")
