@@ -27,6 +27,7 @@ PARTS = ("weights", "activations", "other")
 EVENT = "z_image_low_vram.probe"
 ROUTE = "/z_image_low_vram/probes/"
 MiB, GiB = 2**20, 2**30
+COPY_TIMEOUT_MS = 20_000
 
 
 def _node(workflow: dict[str, Any], node_id: int) -> dict[str, Any]:
@@ -117,8 +118,19 @@ class Probe:
         """What is in the clipboard after the click."""
         self.page.evaluate("navigator.clipboard.writeText('')")
         click()
-        full = "async () => (await navigator.clipboard.readText()) || null"
-        return self.page.wait_for_function(full).json_value()
+        # Not wait_for_function: to it a promise is an answer, so it reads once.
+        return self.page.evaluate(
+            """async limitMs => {
+                const end = performance.now() + limitMs;
+                let text = "";
+                while (!text && performance.now() < end) {
+                    text = await navigator.clipboard.readText();
+                    await new Promise(done => setTimeout(done, 20));
+                }
+                return text;
+            }""",
+            COPY_TIMEOUT_MS,
+        )
 
 
 def _shown(count: int) -> str:
