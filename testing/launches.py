@@ -116,7 +116,7 @@ class Launches(TorchDispatchMode):
                 with self:
                     return func._op_dk(key, *args, **kwargs)
         out = func(*args, **kwargs)
-        if not _is_free(func):
+        if not is_free(func):
             self._count(func, args, kwargs, out)
         return out
 
@@ -148,7 +148,8 @@ class Launches(TorchDispatchMode):
 
 
 @cache
-def _is_free(func: Any) -> bool:
+def is_free(func: Any) -> bool:
+    """Whether an operation starts nothing on the card."""
     name = func.overloadpacket.__name__
     is_bare = name.startswith(_EMPTY) or name in _NO_LAUNCH
     return func.namespace == "prim" or is_bare or (func.is_view and func.namespace == "aten")

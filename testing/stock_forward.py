@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -92,7 +92,8 @@ class FakeDenoiser:
         sizes: the transformer's sizes; fewer `layers` (2 are enough) give the same peak sooner.
         dtype: of weights and activations.
         device: "cuda" measures what a card holds, "cpu" also the CPU's float32 copies; a torch
-            without CUDA has the latter alone.
+            without CUDA has the latter alone. "meta" makes real meta tensors instead of fake ones,
+            see issue_time.
         weights: "cast" stores them in fp8, so that each use makes a copy in `dtype`; "streamed"
             keeps them in RAM, in `dtype`, as for a model that does not fit; "patched" is
             "streamed" with a function per weight, as of a LoRA, that works in place; "scaled" and
@@ -119,7 +120,7 @@ class FakeDenoiser:
         if weights in QUANTISED:
             config.custom_operations = comfy.ops.mixed_precision_ops({}, dtype)
         self.sizes, self.dtype, self.device = sizes, dtype, torch.device(device)
-        self.mode = FakeTensorMode()
+        self.mode = nullcontext() if device == "meta" else FakeTensorMode()
         is_in_ram = weights in ("streamed", "patched", "int8")
         with self.mode:
             self.model = config.get_model({}, device="cpu" if is_in_ram else self.device)
