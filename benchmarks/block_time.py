@@ -1,6 +1,6 @@
 """Paired time of one full-width Z-Image block on the CPU: the host's own and ours, in turn.
 
-    python run.py bench block_time [--pairs N] [--tokens N ...] [--groups N ...]
+    python run.py bench block_time [--pairs N] [--tokens N ...] [--variant NAME ...]
 
 Random bfloat16 weights, SDPA attention, one thread. Each pair runs the host's block and ours one
 after the other; the ratio of each pair is taken, then the median, since the machine's speed drifts.
@@ -25,12 +25,12 @@ import torch
 from .rows import RESULTS_DIR, merged, write
 
 RESULTS = RESULTS_DIR / "block_time.jsonl"
-# Column: groups of heads.
-VARIANTS = {
-    "1 group": 1,
-    "2 groups (default)": 2,
-    "3 groups (Slice auto)": 3,
-    "30 groups (max)": 30,
+# Columns: what is set on Apply Gradient Checkpoint.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "speed": {"prefer": "speed"},
+    "balance (default)": {},
+    "3 groups (Slice auto)": {"groups": 3},
+    "smallest": {"prefer": "smallest"},
 }
 
 
@@ -51,22 +51,23 @@ def make_block(dtype: torch.dtype) -> Any:
     return block.requires_grad_(False)
 
 
-def lean(block: Any, groups: int) -> Any:
-    """The block as Apply Gradient Checkpoint puts it into a model, with that many groups."""
+def lean(block: Any, name: str) -> Any:
+    """The block as Apply Gradient Checkpoint puts it into a model, with that variant's choice."""
+    from pack.nodes.denoiser.plan import DenoiserChoice
     from pack.nodes.denoiser.sizes import Z_IMAGE
     from pack.nodes.host.denoiser.block import BlockSettings, LeanBlock
 
-    return LeanBlock(block, BlockSettings(Z_IMAGE, groups))
+    return LeanBlock(block, BlockSettings(Z_IMAGE, DenoiserChoice(**VARIANTS[name])))
 
 
 def measure(
-    tokens: int, pairs: int, dtype: torch.dtype, groups: Sequence[int]
+    tokens: int, pairs: int, dtype: torch.dtype, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Rows of median ratio and seconds, one per variant."""
     from comfy.ldm.flux.layers import EmbedND
 
     block = make_block(dtype)
-    variants = {name: lean(block, count) for name, count in VARIANTS.items() if count in groups}
+    variants = {name: lean(block, name) for name in names}
     x = torch.randn(1, tokens, 3840, dtype=dtype)
     embedder = EmbedND(dim=128, theta=256.0, axes_dim=[32, 48, 48])
     rope = embedder(torch.arange(tokens).float()[None, :, None].expand(1, tokens, 3)).movedim(1, 2)
@@ -98,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096])
-    parser.add_argument("--groups", type=int, nargs="+", default=list(VARIANTS.values()))
+    parser.add_argument("--variant", choices=VARIANTS, nargs="+", default=list(VARIANTS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     host_dir = os.environ["ZIMAGE_HOST_DIR"]
@@ -110,7 +111,7 @@ def main() -> None:
         rows = [
             row
             for tokens in options.tokens
-            for row in measure(tokens, options.pairs, torch.bfloat16, options.groups)
+            for row in measure(tokens, options.pairs, torch.bfloat16, options.variant)
         ]
     version = Path(host_dir, "comfyui_version.py").read_text().split('"')[1]
     known = {

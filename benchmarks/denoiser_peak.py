@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pack.nodes.denoiser import need
-from pack.nodes.denoiser.plan import DEFAULT_GROUPS
+from pack.nodes.denoiser.plan import denoiser_plan
 from pack.nodes.denoiser.sizes import PIXELS_PER_LATENT, Z_IMAGE, Request
+from pack.nodes.prefer import Prefer
 from pack.nodes.units import MIB
 from pack.testing.stock_forward import FakeDenoiser, settle_host
 from pack.testing.tracker import Tracker
@@ -42,7 +43,7 @@ ROUTES = {
     "model": "The transformer, called as by the host's apply_model",
     "apply": "Through the host's apply_model",
 }
-BLOCK_LEVEL = "Apply Gradient Checkpoint, block level"
+DEFAULT, BLOCK_LEVEL = "balance (default)", "balance, block level"
 
 
 class Case(NamedTuple):
@@ -69,20 +70,17 @@ def training_checkpoint(denoiser: FakeDenoiser, case: Case) -> Tracker:
 
 
 def lean(
-    denoiser: FakeDenoiser, case: Case, *, slice_mode: str | None = None, is_whole: bool = True
+    denoiser: FakeDenoiser, case: Case, *, prefer: Prefer = "balance", is_whole: bool = True
 ) -> Tracker:
-    """Apply Gradient Checkpoint as it comes, with Attention Slice behind it if a mode is given.
+    """Apply Gradient Checkpoint with that preference.
 
     Without `is_whole` only the lean blocks stand, under the host's own forward: what a request
     gets that the lean forward does not take.
     """
     from comfy.patcher_extension import WrappersMP
-    from pack.nodes.attention_slice import AttentionSlice
     from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
 
-    patcher = ApplyGradientCheckpoint.execute(denoiser.patcher()).args[0]
-    if slice_mode is not None:
-        patcher = AttentionSlice.execute(patcher, slice_mode).args[0]
+    patcher = ApplyGradientCheckpoint.execute(denoiser.patcher(), prefer=prefer).args[0]
     if not is_whole:
         options = patcher.model_options["transformer_options"]
         keys = [patcher.wrappers, options.get("wrappers", {})]
@@ -96,10 +94,10 @@ def lean(
 VARIANTS: dict[str, Callable[[FakeDenoiser, Case], Tracker]] = {
     "stock": stock,
     "torch.utils.checkpoint around it": training_checkpoint,
-    "Apply Gradient Checkpoint": lean,
+    "speed": functools.partial(lean, prefer="speed"),
+    DEFAULT: lean,
+    "smallest": functools.partial(lean, prefer="smallest"),
     BLOCK_LEVEL: functools.partial(lean, is_whole=False),
-    "+ Attention Slice auto": functools.partial(lean, slice_mode="auto"),
-    "+ Attention Slice max": functools.partial(lean, slice_mode="max"),
 }
 # Variants of many small operations, slow on fake tensors: measured with fewer main layers.
 FEW_LAYERS = 2
@@ -190,13 +188,13 @@ def told_table(rows: Sequence[dict[str, Any]], requests: Sequence[Request]) -> s
     ]
     for request in requests:
         asked = dataclasses.replace(request, text_tokens=need.TEXT_TOKENS)
-        told = need.denoiser_reserve_bytes(asked, DEFAULT_GROUPS)
+        told = need.denoiser_reserve_bytes(asked, denoiser_plan(asked))
         area = request.batch * request.width_px * request.height_px // PIXELS_PER_LATENT**2
         # memory_required in the host's comfy/model_base.py, with attention that holds no scores.
         own = area * request.dtype_bytes * 0.01 * ZImage.memory_usage_factor * MIB
         sizes = [
             row["peak_bytes"]
-            for name in ("Apply Gradient Checkpoint", BLOCK_LEVEL)
+            for name in (DEFAULT, BLOCK_LEVEL)
             for row in rows
             if (row["variant"], row["width_px"], row["batch"])
             == (name, request.width_px, request.batch)
@@ -252,7 +250,7 @@ def main() -> None:
     )
     for route, title in ROUTES.items():
         print(f"\n{title}:\n\n{table(rows, route)}")
-    if {"Apply Gradient Checkpoint", BLOCK_LEVEL} <= {row["variant"] for row in rows}:
+    if {DEFAULT, BLOCK_LEVEL} <= {row["variant"] for row in rows}:
         print(f"\nWhat the host keeps free for the call:\n\n{told_table(rows, requests)}")
 
 

@@ -31,7 +31,8 @@ from .rows import RESULTS_DIR, cell_of, merged, versions, write
 RESULTS = RESULTS_DIR / "plan_accuracy.jsonl"
 # Cases by stage: more than 300 in all.
 CASES = {"text encode": 60, "denoise": 81, "denoise, stock": 60, "VAE": 40, "VAE, stock": 60}
-GROUPS, CHUNKS = (1, 2, 3, 5, 6, 10, 15, 30), (0, 0, 256, 512, 1024, 2048)
+GROUPS, CHUNKS = (0, 0, 0, 1, 2, 3, 6, 30), (0, 0, 0, 256, 512, 1024, 2048)
+PREFERENCES = ("speed", "balance", "smallest")
 BATCHES = (1, 1, 1, 1, 2, 3, 4, 8)
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Requests in more parts take minutes on fake tensors: another is drawn.
@@ -49,9 +50,11 @@ def drawn(stage: str, seed: int, number: int) -> dict[str, Any]:
 
 def pieces(case: dict[str, Any]) -> int:
     """Into how many parts our nodes cut the work, about."""
-    rows = case.get("chunk_tokens") or 512
-    chunks = -(-case.get("width_px", 1) * case.get("height_px", 1) // 256 // rows)
-    return case.get("batch", 1) * case.get("groups", 1) * chunks if "groups" in case else 0
+    if "groups" not in case:
+        return 0
+    rows, groups = (320, 15) if case["prefer"] == "smallest" else (1024, 1)
+    rows, groups = case["chunk_tokens"] or rows, case["groups"] or groups
+    return case["batch"] * groups * -(-case["width_px"] * case["height_px"] // 256 // rows)
 
 
 def _drawn(chance: random.Random, stage: str, number: int) -> dict[str, Any]:
@@ -68,12 +71,13 @@ def _drawn(chance: random.Random, stage: str, number: int) -> dict[str, Any]:
         return {"text_tokens": number * 1024 // (CASES[stage] - 1) or 1, "dtype": "float32"}
     if stage == "denoise":
         case |= {"groups": chance.choice(GROUPS), "chunk_tokens": chance.choice(CHUNKS)}
+        case["prefer"] = chance.choice(PREFERENCES)
     if stage.startswith("VAE"):
         del case["text_tokens"]
         case["is_decode"] = chance.random() < 0.6
     if stage == "VAE":
         case["dtype"] = "bfloat16"
-        case["prefer"] = chance.choice(("speed", "balance", "smallest"))
+        case["prefer"] = chance.choice(PREFERENCES)
         case["batch"] = chance.choice((1, 1, 2))
     return case
 
@@ -104,7 +108,7 @@ class Measures:
 
     def _denoise(self, case: dict[str, Any]) -> tuple[int, int]:
         from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
-        from pack.nodes.denoiser.plan import denoiser_plan
+        from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
         from pack.nodes.denoiser.sizes import Z_IMAGE, Request
         from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
         from pack.testing.stock_forward import FakeDenoiser
@@ -122,8 +126,9 @@ class Measures:
         if "groups" not in case:
             return stock_peak_bytes(request), denoiser.measure(request).peak_bytes
         groups, chunk = case["groups"], case["chunk_tokens"]
-        patched = ApplyGradientCheckpoint.execute(denoiser.patcher(), "all", chunk, groups)
-        plan = denoiser_plan(request, groups=groups, chunk_tokens=chunk)
+        prefer = case["prefer"]
+        patched = ApplyGradientCheckpoint.execute(denoiser.patcher(), "all", chunk, groups, prefer)
+        plan = denoiser_plan(request, DenoiserChoice(prefer, groups, chunk))
         measured = denoiser.measure(request, patcher=patched.args[0])
         return lean_peak_bytes(request, plan), measured.peak_bytes
 

@@ -13,8 +13,8 @@ from .host.fit import budget
 from .host.fit.inputs import planner_for
 from .host.fit.patch import NAME, with_plan, with_planned_vae
 from .host.fit.route import UI_KEY
+from .prefer import PREFERENCES, Prefer
 from .units import GIB
-from .vae.plan import PREFERENCES, Prefer
 
 
 class FitToVRAM(io.ComfyNode):
@@ -54,8 +54,9 @@ class FitToVRAM(io.ComfyNode):
                     options=list(PREFERENCES),
                     default="balance",
                     tooltip=(
-                        "speed: the fastest settings that fit. balance: starts at three head "
-                        "groups and Lean VAE balance. smallest: the least memory, the slowest."
+                        "Which settings may be taken; of those that fit, the fastest are. speed: "
+                        "all. balance: those of Apply Gradient Checkpoint and Lean VAE with "
+                        "balance, and smaller ones. smallest: the least memory, the slowest."
                     ),
                 ),
                 *(

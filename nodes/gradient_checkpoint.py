@@ -7,10 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from .denoiser.need import TEXT_TOKENS, casts_weights, predicted_savings
-from .denoiser.plan import DEFAULT_GROUPS
+from .denoiser.plan import DenoiserChoice
 from .denoiser.sizes import Request
 from .host.base.server import NodeLog
-from .host.denoiser.block import BlockSettings
+from .host.denoiser.block import BlockSettings, fill_on
 from .host.denoiser.patch import (
     BLOCKS,
     activation_bytes,
@@ -20,6 +20,7 @@ from .host.denoiser.patch import (
     transformer_sizes,
     with_lean_blocks,
 )
+from .prefer import PREFERENCES, Prefer
 
 
 class ApplyGradientCheckpoint(io.ComfyNode):
@@ -63,7 +64,7 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                     step=64,
                     tooltip=(
                         "Tokens at a time; a token is 16 x 16 pixels. Fewer save memory and cost "
-                        "time below 512. 0 = automatic, from the picture's size."
+                        "time below 1024. 0 = automatic, by prefer and the picture's size."
                     ),
                 ),
                 io.Int.Input(
@@ -73,10 +74,21 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                     max=128,
                     tooltip=(
                         "Into how many groups the attention heads are cut; k and v of one group "
-                        "exist at a time. More save memory and cost time. 0 = automatic (2); "
-                        "Attention Slice may ask for more."
+                        "exist at a time. More save memory and cost time. 0 = automatic, by "
+                        "prefer; Attention Slice may ask for more."
                     ),
                     advanced=True,
+                ),
+                io.Combo.Input(
+                    "prefer",
+                    options=list(PREFERENCES),
+                    default="balance",
+                    tooltip=(
+                        "speed: half of ComfyUI's peak, with no more kernel launches. balance: a "
+                        "quarter of the peak for about three times the launches, which hide behind "
+                        "the arithmetic from 1024x1024 on. smallest: about a seventh, one or a few "
+                        "heads at a time; slow."
+                    ),
                 ),
             ],
             outputs=[
@@ -87,10 +99,15 @@ class ApplyGradientCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, blocks: str = "all", chunk_tokens: int = 0, head_groups: int = 0
+        cls,
+        model: Any,
+        blocks: str = "all",
+        chunk_tokens: int = 0,
+        head_groups: int = 0,
+        prefer: Prefer = "balance",
     ) -> io.NodeOutput:
         sizes = transformer_sizes(model)
-        settings = BlockSettings(sizes, head_groups or DEFAULT_GROUPS, chunk_tokens)
+        settings = BlockSettings(sizes, DenoiserChoice(prefer, head_groups, chunk_tokens))
         request = Request(1024, 1024, 1, TEXT_TOKENS, activation_bytes(model), sizes)
         node_id = cls.hidden.unique_id if cls.hidden else None
         prepare = reserve_need(request, settings)
@@ -101,7 +118,11 @@ class ApplyGradientCheckpoint(io.ComfyNode):
         if has_lean_forward(model, blocks):
             is_cast = casts_weights(request, model.model_size())
             text = predicted_savings(
-                request, settings.groups, chunk_tokens, mixes_rows=mixes_rows, is_cast=is_cast
+                request,
+                settings.choice,
+                fill=fill_on(model.load_device, sizes),
+                mixes_rows=mixes_rows,
+                is_cast=is_cast,
             )
         else:
             text = f"{blocks}: computed in pieces under the host's own forward"

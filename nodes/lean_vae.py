@@ -7,8 +7,8 @@ from comfy_api.latest import io
 from .host.base.server import NodeLog
 from .host.vae.forward import VaeSettings
 from .host.vae.patch import example_call, with_lean_vae
+from .prefer import PREFERENCES, Prefer
 from .vae.choice import VaeChoice
-from .vae.plan import PREFERENCES, Prefer
 
 
 class LeanVAE(io.ComfyNode):

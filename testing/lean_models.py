@@ -13,6 +13,7 @@ from . import attention_models
 from .loading import FOLDER, SAME, load, write_tiny_vae
 
 CHUNK = 256
+PIECES = {"chunk_tokens": CHUNK, "head_groups": 2}
 TEXT_WIDTH = 64
 OVERRIDE = "optimized_attention_override"
 # What the host's detection says of Z-Image, narrowed.
@@ -81,10 +82,10 @@ def built(family: str, config: dict[str, Any], *, seed: int = 0) -> Any:
 
 
 def lean(model: Any, **options: Any) -> Any:
-    """The model behind our node, in chunks so small that the test's pictures have several."""
+    """The model behind our node, in pieces so small that the test's pictures have several."""
     from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
 
-    return ApplyGradientCheckpoint.execute(model, **{"chunk_tokens": CHUNK, **options}).args[0]
+    return ApplyGradientCheckpoint.execute(model, **{**PIECES, **options}).args[0]
 
 
 def sliced(model: Any, mode: str = "max") -> Any:

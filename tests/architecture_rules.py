@@ -30,9 +30,9 @@ TWINS: dict[str, set[str]] = {
     "loader": {"weights"},
 }
 # Files of nodes/ itself that every subject may import.
-SHARED = {"units", "cuts"}
+SHARED = {"units", "cuts", "prefer"}
 # `python run.py plan` runs on the standard library alone, so these have no torch.
-TORCH_FREE = {"sizes", "cuts", "plan", "peak", "need", "choice", "budget"}
+TORCH_FREE = {"sizes", "cuts", "plan", "peak", "need", "cost", "choice", "budget"}
 PROBE_WITH_TORCH = {"operations", "tracker"}
 NETWORK_AND_PROCESSES = {
     "aiohttp", "asyncore", "ftplib", "http", "httpx", "huggingface_hub", "imaplib", "poplib",

@@ -12,8 +12,9 @@ LAUNCHES, NARROW = " launches", " narrow model"
 MEANINGS = {
     "DENOISER_RESERVED": "allocator and workspaces over predicted activations, denoiser",
     "VAE_RESERVED": "allocator and workspaces, less a fixed spare, over predicted activations, VAE",
-    "seconds per launch": "seconds to issue one kernel, by the steps of a narrow model",
-    "copy bytes per second": "speed of copies from RAM to the card",
+    "REACHED": "share of the card's data sheet that ComfyUI's steps reach",
+    "LAUNCH_S": "seconds to issue one kernel, by the steps of a narrow model",
+    "copy_bytes_per_s": "speed of copies from RAM to the card, of the card that Fit assumes",
 }
 
 

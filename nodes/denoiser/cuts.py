@@ -10,11 +10,8 @@ from ..cuts import pieces
 # changes last bits. So a shorter rest joins the last chunk, unless the chunks are small anyway.
 SHORTEST_REST = 192
 LONG_CHUNK = 256
-# From this many groups on, q of a group is held whole beside its k and v. The source is then normed
-# once per group instead of twice, and q takes no more than a sixteenth of the source.
-QUERY_GROUPS = 16
-# The feed-forward computes its second factor in this many column blocks, so that one and a quarter
-# hidden tensors live at once instead of two.
+# Short of memory, the feed-forward computes its second factor in this many column blocks, so that
+# one and a quarter hidden tensors live at once instead of two.
 HIDDEN_BLOCKS = 4
 
 
@@ -23,11 +20,24 @@ class DenoiserPlan:
     """How the denoiser is cut.
 
     groups: into how many groups the heads are cut; k and v of one group live at a time.
-    chunk_tokens: rows at a time.
+    chunk_tokens: rows at a time in the attention half; twice as many where q, k and v are made.
+    feed_tokens: rows at a time in the feed-forward half.
+    holds_query: q of a group is held whole beside its k and v, so that the source is normed once
+        per group instead of twice.
+    hidden_blocks: the feed-forward's second factor is computed in so many column blocks.
+    holds_rope: the rope table is held whole, so that it is gathered once per forward.
     """
+
+    def rope_tokens(self, dim: int, head_dim: int) -> int:
+        """Rows whose rope table, 8 bytes a channel of a head, is no larger than a chunk's."""
+        return max(1, self.chunk_tokens * dim // (4 * head_dim))
 
     groups: int
     chunk_tokens: int
+    feed_tokens: int
+    holds_query: bool = False
+    hidden_blocks: int = 1
+    holds_rope: bool = True
 
 
 def chunks(tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:
@@ -60,3 +70,14 @@ def head_groups(kv_heads: int, groups: int) -> list[tuple[int, int]]:
     if groups < 1:
         raise ValueError(f"groups must be >= 1, got {groups}")
     return pieces(kv_heads, -(-kv_heads // groups))
+
+
+def joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same columns in fewer spans (first, last): each that begins where one ends is added."""
+    runs = spans[:1]
+    for first, last in spans[1:]:
+        if runs[-1][1] == first:
+            runs[-1] = (runs[-1][0], last)
+        else:
+            runs.append((first, last))
+    return runs

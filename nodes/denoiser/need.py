@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ..units import MIB
+from .cuts import DenoiserPlan
 from .peak import lean_peak_bytes, stock_peak_bytes
-from .plan import denoiser_plan
+from .plan import FILL_TOKENS, DenoiserChoice, denoiser_plan
 from .sizes import PIXELS_PER_LATENT, Request
 
 # Text length to assume where the prompt is not known.
@@ -21,35 +23,41 @@ def denoiser_need_bytes(live_bytes: int) -> int:
     return int(DENOISER_RESERVED * live_bytes)
 
 
-def denoiser_live_bytes(
-    request: Request,
-    groups: int,
-    chunk_tokens: int = 0,
-    *,
-    is_plain: bool,
-    has_copies: bool = False,
-) -> int:
+class LiveBytes(NamedTuple):
     """The live bytes at the peak of one call, weights excluded.
 
+    plain: with weights that multiply as they are stored on the card.
+    copied: where the blocks hold copies of their weights, see `lean_peak_bytes`.
+    """
+
+    plain: int
+    copied: int
+
+    def peak(self, *, has_copies: bool) -> int:
+        """The one that holds."""
+        return self.copied if has_copies else self.plain
+
+
+def denoiser_live_bytes(request: Request, plan: DenoiserPlan, *, is_plain: bool) -> LiveBytes:
+    """The live bytes at the peak of one call.
+
     Args:
-        groups: into how many groups the heads are cut.
-        chunk_tokens: rows at a time; 0 chooses.
         is_plain: the lean forward runs. Otherwise lean blocks may run under the host's own forward,
             which holds at most three streams and two rope tables more.
-        has_copies: the blocks hold copies of their weights, see `lean_peak_bytes`.
     """
-    plan = denoiser_plan(request, groups=groups, chunk_tokens=chunk_tokens)
     around = 0 if is_plain else 3 * request.stream_bytes + 2 * request.rope_bytes
-    return lean_peak_bytes(request, plan, has_copies=has_copies) + around
-
-
-def denoiser_reserve_bytes(request: Request, groups: int, chunk_tokens: int = 0) -> int:
-    """Bytes to reserve for a call whose weights may be copied, under the host's own forward."""
-    live, copied = (
-        denoiser_live_bytes(request, groups, chunk_tokens, is_plain=False, has_copies=has_copies)
-        for has_copies in (False, True)
+    return LiveBytes(
+        *(
+            lean_peak_bytes(request, plan, has_copies=has_copies) + around
+            for has_copies in (False, True)
+        )
     )
-    return denoiser_need_bytes(live) + copied - live
+
+
+def denoiser_reserve_bytes(request: Request, plan: DenoiserPlan) -> int:
+    """Bytes to reserve for a call whose weights may be copied, under the host's own forward."""
+    live = denoiser_live_bytes(request, plan, is_plain=False)
+    return denoiser_need_bytes(live.plain) + live.copied - live.plain
 
 
 def casts_weights(request: Request, weight_bytes: int) -> bool:
@@ -69,15 +77,16 @@ def of_latent(request: Request, latent_shape: Sequence[int]) -> Request:
 
 def predicted_savings(
     request: Request,
-    groups: int,
-    chunk_tokens: int,
+    choice: DenoiserChoice,
     *,
+    fill: int = FILL_TOKENS,
     mixes_rows: bool = False,
     is_cast: bool = False,
 ) -> str:
     """The predicted peaks before and after at two picture sizes, in one line.
 
     Args:
+        fill: see `plan_for`.
         mixes_rows: chunks change the rounding of quantised layers.
         is_cast: see `casts_weights`.
     """
@@ -85,7 +94,8 @@ def predicted_savings(
     for side in (1024, 2048):
         square = replace(request, width_px=side, height_px=side)
         stock = stock_peak_bytes(square, has_copies=is_cast)
-        lean = denoiser_live_bytes(square, groups, chunk_tokens, is_plain=True, has_copies=is_cast)
+        plan = denoiser_plan(square, choice, fill=fill)
+        lean = denoiser_live_bytes(square, plan, is_plain=True).peak(has_copies=is_cast)
         before, after = round(stock / MIB), round(lean / MIB)
         parts.append(f"{before} -> {after} MiB predicted at {side}x{side}")
     return f"activations {' · '.join(parts)}{', rounded by chunk' if mixes_rows else ''}"

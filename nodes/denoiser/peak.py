@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .cuts import HIDDEN_BLOCKS, QUERY_GROUPS, DenoiserPlan, head_groups, longest_chunk
+from .cuts import DenoiserPlan, head_groups, longest_chunk
 from .sizes import Request, TransformerSizes
+
+# Of one token in the rope tables of the axes: eight indices of 4 bytes.
+ROPE_INDEX_BYTES = 32
 
 
 class Copies(NamedTuple):
@@ -35,10 +38,8 @@ NO_COPIES = Copies()
 def lean_peak_bytes(request: Request, plan: DenoiserPlan, *, has_copies: bool = False) -> int:
     """The peak of the lean whole forward, in bytes; weights and kernel workspaces excluded.
 
-    One stream of the whole batch, and for one sample the larger of its attention (what earlier
-    groups attended to, k and v of one group, 2 or 3 chunks of the stream) and its feed-forward (a
-    chunk of 1 + 1 / HIDDEN_BLOCKS hidden widths and of the stream). The refiners see part of the
-    stream, which may have a longer chunk.
+    One stream of the whole batch, and for one sample the larger of its attention and its
+    feed-forward. The refiners see part of the stream, which may have a longer chunk.
 
     Args:
         has_copies: the weights are cast, streamed or patched, so that each half of a block holds
@@ -46,46 +47,67 @@ def lean_peak_bytes(request: Request, plan: DenoiserPlan, *, has_copies: bool = 
             stored form of a weight that is both streamed and cast, the products of a LoRA.
     """
     tokens = request.tokens
-    lengths = (tokens, request.padded_image_tokens, request.padded_text_tokens)
     copies = Copies.of(request) if has_copies else NO_COPIES
-    block = max(block_elements(request.sizes, length, plan, copies) for length in lengths)
+    block = max(block_elements(request.sizes, length, plan, copies) for length in request.lengths)
     elements = request.batch * tokens * request.sizes.dim + block
-    # The index of each token in the rope tables: three axes, 8 bytes.
-    return elements * request.dtype_bytes + _latent_and_text_bytes(request) + 24 * tokens
+    rope = request.rope_bytes if plan.holds_rope else ROPE_INDEX_BYTES * tokens
+    return elements * request.dtype_bytes + _latent_and_text_bytes(request) + rope
 
 
 def block_elements(
     sizes: TransformerSizes, tokens: int, plan: DenoiserPlan, copies: Copies = NO_COPIES
 ) -> int:
     """Elements that a block holds beside the stream, for a sample of that many tokens."""
+    attention = attention_elements(sizes, tokens, plan, copies)
+    return max(attention, feed_forward_elements(sizes, tokens, plan, copies))
+
+
+def attention_elements(
+    sizes: TransformerSizes, tokens: int, plan: DenoiserPlan, copies: Copies = NO_COPIES
+) -> int:
+    """As `block_elements`, of the attention half.
+
+    What earlier groups attended to, k and v of one group, q too if it is held, and one or two
+    chunks of the stream.
+    """
     chunk = longest_chunk(tokens, plan.chunk_tokens)
     runs = head_groups(sizes.kv_heads, 1 if sizes.is_whole else plan.groups)
     repeats = sizes.heads // sizes.kv_heads
     held = runs[-1][0] * repeats * sizes.head_dim
     group, last = ((stop - start) * sizes.head_dim for start, stop in (runs[0], runs[-1]))
-    held_parts = 3 if sizes.is_whole or len(runs) >= QUERY_GROUPS else 2
+    queries = repeats if sizes.is_whole or plan.holds_query else 0
     # The first sample fetches out in its last group.
     before_out = copies.qkv + (copies.out if copies.is_batch else 0)
-    # A chunk normed beside k projected and rotated, or q, k and v projected beside one rotated; in
-    # the last group also before and after the last norm.
-    projected = sizes.qkv_dim + sizes.dim if sizes.is_whole else sizes.dim + 2 * group
+    # Two chunks normed; where all features are computed at a time, one and its product.
+    made = longest_chunk(tokens, 2 * plan.chunk_tokens) * sizes.dim
+    if sizes.is_whole:
+        made = chunk * (sizes.dim + (sizes.qkv_dim if chunk < tokens else 0))
+    # q of a chunk beside what it attended to; or that joined; or that beside its projection.
+    ends = 2 * sizes.dim
+    shared = 2 if repeats == 1 else 2 * repeats + (2 if queries else 0)
     attention = max(
-        tokens * (held + held_parts * group * repeats) + chunk * projected + before_out,
-        tokens * (held + held_parts * last * repeats)
-        + chunk * 2 * sizes.dim
-        + copies.qkv
-        + copies.out,
+        tokens * (held + (queries + 2) * group) + made + before_out,
+        tokens * (held + (queries + shared) * last) + chunk * ends + copies.qkv + copies.out,
     )
-    if repeats > 1:  # k and v as they are shared, and the copies for attention one after the other
-        copied = (1 + held_parts * repeats) * group
+    if repeats > 1:  # k and v as they are shared, and their copies for attention
+        copied = (queries + 2 + 2 * repeats) * group
         attention = max(attention, tokens * (held + copied) + before_out)
-    feed_forward = chunk * (sizes.dim + sizes.ffn_dim) + 3 * copies.feed_forward
-    # A column block of w3's. The first chunk has not fetched w2 there.
-    block = chunk * -(-sizes.ffn_dim // (1 if sizes.is_whole else HIDDEN_BLOCKS))
+    return attention
+
+
+def feed_forward_elements(
+    sizes: TransformerSizes, tokens: int, plan: DenoiserPlan, copies: Copies = NO_COPIES
+) -> int:
+    """As `block_elements`, of the feed-forward half.
+
+    A chunk of the stream, of one hidden tensor, and of a column block of the other.
+    """
+    chunk = longest_chunk(tokens, plan.feed_tokens)
+    held = chunk * (sizes.dim + sizes.ffn_dim) + 3 * copies.feed_forward
+    block = chunk * -(-sizes.ffn_dim // (1 if sizes.is_whole else plan.hidden_blocks))
+    # The first chunk has not fetched w2 where it holds that block.
     is_first = chunk == tokens and not copies.is_batch
-    return max(
-        attention, feed_forward, feed_forward + block - (copies.feed_forward if is_first else 0)
-    )
+    return max(held, held + block - (copies.feed_forward if is_first else 0))
 
 
 def stock_peak_bytes(request: Request, *, has_copies: bool = False) -> int:

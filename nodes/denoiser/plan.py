@@ -2,49 +2,167 @@
 
 from __future__ import annotations
 
-from .cuts import DenoiserPlan
-from .peak import block_elements
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ..prefer import PREFERENCES, Prefer, check_prefer
+from .cost import attention_launches, feed_forward_launches
+from .cuts import HIDDEN_BLOCKS, DenoiserPlan
+from .peak import attention_elements, feed_forward_elements
 from .sizes import Request, TransformerSizes
 
-# Chunks that keep a card's matrix units full: from 512 rows on, common cards read the weights again
-# for each chunk while they compute.
-CHUNK_TOKENS = (512, 1024, 2048, 4096)
-# One head at a time asks for the least memory, and its products are narrow with any chunk.
-LEAST_CHUNK_TOKENS = (256, 512)
-# Two groups cost one more norm of the stream per block and save half a stream.
-DEFAULT_GROUPS = 2
-# A larger chunk is taken where it raises the peak by no more than this factor.
-SLACK, LEAST_SLACK = 1.03, 1.01
+# Rows that a product needs to fill a large card: see `fill_tokens`.
+FILL_TOKENS = 1024
+# Rows of a product's tile in cuBLAS, and its columns.
+TILE_ROWS, TILE_COLUMNS = 128, 256
+# "smallest" goes below, where narrow products with few rows are the price.
+LEAST_TOKENS = 256
+# Starts of chunks are multiples of this, which keeps the CPU's attention bit-exact.
+CHUNK_MULTIPLE = 64
+# The peak of a block that "balance" allows, as a share of the host's.
+BALANCE_SHARE = 0.26
+# Where less memory is all that counts, fewer launches are taken for this factor of it.
+SLACK = 1.025
 
 
-def denoiser_plan(request: Request, *, groups: int, chunk_tokens: int = 0) -> DenoiserPlan:
-    """The plan of the whole forward; arguments and errors as `plan_for`."""
-    return plan_for(request.sizes, request.batch, request.tokens, groups, chunk_tokens)
+@dataclass(frozen=True)
+class DenoiserChoice:
+    """What the user chose.
+
+    prefer: speed: the fewest launches. balance: the fewest whose peak is about a quarter of the
+        host's. smallest: the least memory.
+    groups: into how many groups the heads are cut; 0 chooses.
+    chunk_tokens: rows at a time; 0 chooses.
+    """
+
+    prefer: Prefer = "balance"
+    groups: int = 0
+    chunk_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        check_prefer(self.prefer)
+        for name in ("groups", "chunk_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+
+    def __str__(self) -> str:
+        parts = [self.prefer]
+        if self.groups:
+            parts.append(f"head_groups {self.groups}")
+        if self.chunk_tokens:
+            parts.append(f"chunk_tokens {self.chunk_tokens}")
+        return ", ".join(parts)
+
+    def at_least(self, groups: int) -> DenoiserChoice:
+        """The choice with at least that many groups."""
+        return replace(self, groups=max(self.groups, groups if groups > 1 else 0))
+
+    def and_also(self, other: DenoiserChoice) -> DenoiserChoice:
+        """The choice that saves as much memory as each of two does."""
+        prefer = PREFERENCES[max(map(PREFERENCES.index, (self.prefer, other.prefer)))]
+        chunk = min(filter(None, (self.chunk_tokens, other.chunk_tokens)), default=0)
+        return DenoiserChoice(prefer, max(self.groups, other.groups), chunk)
 
 
-def plan_for(
-    sizes: TransformerSizes, batch: int, tokens: int, groups: int, chunk_tokens: int = 0
+DEFAULT = DenoiserChoice()
+
+
+def fill_tokens(multiprocessors: int, dim: int) -> int:
+    """Rows with which a product to `dim` columns has a tile for each multiprocessor of a card."""
+    return TILE_ROWS * -(-multiprocessors // -(-dim // TILE_COLUMNS))
+
+
+def denoiser_plan(
+    request: Request, choice: DenoiserChoice = DEFAULT, *, fill: int = FILL_TOKENS
 ) -> DenoiserPlan:
-    """The plan for blocks of that many samples and tokens.
+    """The plan of the whole forward; arguments as `plan_for`."""
+    return plan_for(request.sizes, request.batch, request.lengths, choice, fill=fill)
+
+
+@functools.lru_cache(maxsize=256)
+def plan_for(
+    sizes: TransformerSizes,
+    batch: int,
+    lengths: tuple[int, ...],
+    choice: DenoiserChoice,
+    *,
+    fill: int = FILL_TOKENS,
+) -> DenoiserPlan:
+    """The plan with the fewest launches whose peak the choice allows.
+
+    It depends on the shape, the choice and the kind of card alone, not on what is free: the same
+    request gives the same picture each time.
 
     Args:
         batch: samples in the stream; a block takes them one by one.
-        tokens: of a sample.
-        groups: into how many groups the heads are cut, >= 1.
-        chunk_tokens: rows at a time; 0 takes the largest chunk that hardly raises the peak.
-
-    Raises:
-        ValueError: groups < 1 or chunk_tokens < 0.
+        lengths: tokens of a sample in the main blocks; then in the refiners, which have the same
+            plan, and whose last chunk may be longer.
+        fill: rows of a chunk, at least; see `fill_tokens`.
     """
-    if groups < 1:
-        raise ValueError(f"groups must be >= 1, got {groups}")
-    if chunk_tokens < 0:
-        raise ValueError(f"chunk_tokens must be >= 0, got {chunk_tokens}")
-    if chunk_tokens:
-        return DenoiserPlan(groups, chunk_tokens)
-    is_least = groups >= sizes.kv_heads
-    choices, slack = (LEAST_CHUNK_TOKENS, LEAST_SLACK) if is_least else (CHUNK_TOKENS, SLACK)
-    plans = [DenoiserPlan(groups, chunk) for chunk in choices]
+    tokens = lengths[0]
+    prefer: Prefer = "smallest" if choice.groups >= sizes.kv_heads else choice.prefer
+    is_least = prefer == "smallest"
+    base = DenoiserPlan(choice.groups or 1, tokens, tokens, holds_rope=not is_least)
+    chunks = [choice.chunk_tokens]
+    if not choice.chunk_tokens:
+        chunks = list(_chunks(tokens, LEAST_TOKENS if is_least else fill))
+    groups = [choice.groups]
+    if not choice.groups:
+        groups = _divisors(sizes.kv_heads) if is_least else [1]
+    attention = [
+        replace(base, groups=count, chunk_tokens=chunk, holds_query=holds)
+        for count in groups
+        for chunk in chunks
+        for holds in (True, False)
+    ]
+    feed = [
+        replace(base, feed_tokens=chunk, hidden_blocks=blocks)
+        for chunk in chunks
+        for blocks in (1, HIDDEN_BLOCKS)
+    ]
     stream = batch * tokens * sizes.dim
-    peaks = [stream + block_elements(sizes, tokens, plan) for plan in plans]
-    return [p for p, peak in zip(plans, peaks, strict=True) if peak <= slack * peaks[0]][-1]
+
+    def weighed(plans, elements, launches) -> list[tuple[int, int, DenoiserPlan]]:
+        return [
+            (stream + max(elements(sizes, n, p) for n in lengths), launches(sizes, tokens, p), p)
+            for p in plans
+        ]
+
+    halves = (
+        weighed(attention, attention_elements, attention_launches),
+        weighed(feed, feed_forward_elements, feed_forward_launches),
+    )
+    least = SLACK * max(min(peak for peak, _, _ in half) for half in halves)
+    limit = max(least, _limit(sizes, batch, tokens, choice, prefer))
+    of_attention, of_feed = (
+        min((w for w in half if w[0] <= limit), key=lambda w: (w[1], w[0]))[2] for half in halves
+    )
+    return replace(
+        of_attention, feed_tokens=of_feed.feed_tokens, hidden_blocks=of_feed.hidden_blocks
+    )
+
+
+def _limit(
+    sizes: TransformerSizes, batch: int, tokens: int, choice: DenoiserChoice, prefer: Prefer
+) -> float:
+    """Elements of stream and block that a choice allows; 0 for as few as possible."""
+    if prefer == "speed":
+        return float("inf")
+    if prefer == "smallest" or choice.groups or choice.chunk_tokens:
+        return 0
+    # Of the host's block: four hidden tensors and four streams.
+    return BALANCE_SHARE * batch * tokens * 4 * (sizes.ffn_dim + sizes.dim)
+
+
+def _chunks(tokens: int, least: int) -> Iterator[int]:
+    """Lengths of chunks of equal length, from the whole to `least`, of many chunks a sample."""
+    count = 1
+    while count == 1 or tokens // count >= least:
+        length = -(-tokens // count)
+        yield min(tokens, -(-length // CHUNK_MULTIPLE) * CHUNK_MULTIPLE)
+        count += max(1, count // 8)
+
+
+def _divisors(count: int) -> list[int]:
+    return [n for n in range(1, count + 1) if count % n == 0]

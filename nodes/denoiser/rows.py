@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional
 
 # Maps rows [T, C_in] to new rows [T, C_out].
 RowsFn = Callable[[torch.Tensor], torch.Tensor]
-# Maps rows [T, C_in] to the output features first:last of a linear layer.
-ColumnsFn = Callable[[torch.Tensor, int, int | None], torch.Tensor]
+# Maps rows [T, C_in] to the output features first:last of a linear layer, in a new tensor or in the
+# one that is given.
+ColumnsFn = Callable[[torch.Tensor, int, int | None, torch.Tensor | None], torch.Tensor]
 
 
 class Projection:
@@ -35,24 +35,42 @@ class Projection:
         Memory: T * (last - first) elements; T * C_out where `is_whole`.
         Exact: bit-exact on CPU: an output feature does not depend on the others.
         """
-        return self._fetch()(rows, first, last)
+        return self._fetch()(rows, first, last, None)
 
-    def columns(self, rows: torch.Tensor) -> Callable[[int, int], torch.Tensor]:
-        """The product of the rows with any output features first:last, in one call if `is_whole`.
+    def write(
+        self, rows: torch.Tensor, spans: Sequence[tuple[int, int]], into: torch.Tensor
+    ) -> None:
+        """Writes rows [T, C_in] times the output features of each span side by side into a tensor.
 
-        Memory: nothing, T * C_out elements where `is_whole`; then the results are views of them.
+        Args:
+            into: [T, sum of the spans], with any stride between its rows.
+
+        Memory: nothing; T * C_out elements where `is_whole`.
+        Exact: as a call.
         """
-        if not self.is_whole:
-            return functools.partial(self, rows)
-        product = self(rows)
-        return lambda first, last: product[:, first:last]
+        multiply, begin = self._fetch(), 0
+        product = multiply(rows, 0, None, None) if self.is_whole else None
+        for first, last in spans:
+            part, begin = into[:, begin : begin + last - first], begin + last - first
+            if product is None:
+                multiply(rows, first, last, part)
+            else:
+                part.copy_(product[:, first:last])
 
 
 def columns_of(weight: torch.Tensor, bias: torch.Tensor | None) -> ColumnsFn:
     """Multiplies rows by some rows of weight [C_out, C_in] and of bias [C_out]."""
-    return lambda rows, first, last: functional.linear(
-        rows, weight[first:last], None if bias is None else bias[first:last]
-    )
+
+    def multiply(
+        rows: torch.Tensor, first: int, last: int | None, into: torch.Tensor | None
+    ) -> torch.Tensor:
+        # The two products of torch's linear for rows in two axes, which alone can write into views.
+        columns = weight[first:last].t()
+        if bias is None:
+            return torch.mm(rows, columns, out=into)
+        return torch.addmm(bias[first:last], rows, columns, out=into)
+
+    return multiply
 
 
 class Modulation(NamedTuple):

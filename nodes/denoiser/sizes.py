@@ -123,6 +123,11 @@ class Request:
         return self.padded_text_tokens + self.padded_image_tokens
 
     @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Tokens per sample in the main blocks, the image refiner and the text refiner."""
+        return self.tokens, self.padded_image_tokens, self.padded_text_tokens
+
+    @property
     def stream_bytes(self) -> int:
         """U: bytes of one residual stream of the whole batch."""
         return self.batch * self.tokens * self.sizes.dim * self.dtype_bytes

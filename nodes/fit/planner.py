@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..denoiser.need import TEXT_TOKENS, denoiser_live_bytes, of_latent
+from ..denoiser.plan import DenoiserChoice, denoiser_plan
 from ..denoiser.sizes import Request
+from ..prefer import PREFERENCES, Prefer
 from ..units import GIB
 from ..vae.choice import VaeChoice
-from ..vae.plan import PREFERENCES, Prefer, VaeCall
+from ..vae.plan import VaeCall
 from . import report
 from .stages import Models
 from .what_fits import WHOLE_RUN, Alternative, Fit, Run, alternatives, fit
@@ -23,7 +25,7 @@ from .what_fits import WHOLE_RUN, Alternative, Fit, Run, alternatives, fit
 class Decision:
     """The plan of one sampling, as it is enforced.
 
-    groups: the least number of head groups in the lean blocks.
+    choice: of the lean blocks.
     live_bytes: least and most predicted bytes of live tensors at the peak, weights excluded. They
         differ because the host may compute prompts one by one, and holds a block's weights where it
         casts or streams them.
@@ -36,7 +38,7 @@ class Decision:
     is_warning: the sampling may run out of memory.
     """
 
-    groups: int
+    choice: DenoiserChoice
     live_bytes: tuple[int, int]
     need_bytes: int
     peak_bytes: int
@@ -145,12 +147,14 @@ class Planner:
         if others:
             text += f" · what would fit: {report.either(others)}"
         resident = stage.resident_bytes(limit)
-        one = denoiser_live_bytes(
-            plan.request, plan.groups, is_plain=is_plain, has_copies=stage.is_cast
-        )
+        how = denoiser_plan(plan.request, plan.choice, fill=self.models.fill_tokens)
+        one = denoiser_live_bytes(plan.request, how, is_plain=is_plain)
         return Decision(
-            plan.groups,
-            (one, stage.activation_bytes + stage.held_bytes(limit)),
+            plan.choice,
+            (
+                one.peak(has_copies=stage.is_cast),
+                stage.activation_bytes + stage.held_bytes(limit),
+            ),
             stage.need_bytes,
             stage.peak_bytes(limit),
             None if not self.named_bytes or resident == stage.weight_bytes else resident,

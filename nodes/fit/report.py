@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..units import size
-from .stages import Stage
+from .stages import ASSUMED_CARD, Stage
 from .what_fits import Alternative, Fit
-
-# Copy bandwidth to assume where none was measured: about PCIe 4.0 x16.
-NOMINAL_COPY_BYTES_PER_S = 25 * 10**9
 
 
 def table(plan: Fit) -> str:
@@ -57,7 +54,7 @@ def text(
     """
     lines = [headline(plan), "", table(plan), ""]
     if streamed := plan.stage("denoise").streamed_bytes(plan.budget_bytes):
-        speed = copy_bytes_per_s or NOMINAL_COPY_BYTES_PER_S
+        speed = copy_bytes_per_s or ASSUMED_CARD.copy_bytes_per_s
         how = "measured" if copy_bytes_per_s else "assumed, not measured"
         lines.append(
             f"Each step streams {size(streamed)} of weights from RAM: {streamed / speed:.2f} s at "

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..attention.budget import AUTO_HEADS
+from ..denoiser.cost import NO_WORK, RTX_3060, Work, seconds, step_work
 from ..denoiser.need import casts_weights, denoiser_live_bytes, denoiser_need_bytes
 from ..denoiser.peak import stock_peak_bytes
-from ..denoiser.plan import DEFAULT_GROUPS
+from ..denoiser.plan import FILL_TOKENS, DenoiserChoice, denoiser_plan
 from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
+from ..prefer import PREFERENCES, Prefer
 from ..units import MIB, PAGE_BYTES
 from ..vae.choice import VaeChoice
 from ..vae.need import VAE_RESERVED, vae_need_bytes
 from ..vae.peak import lean_vae_ram_bytes, vae_parameters, vae_peak_bytes
-from ..vae.plan import PREFERENCES, Prefer, VaeCall, VaeSizes
+from ..vae.plan import VaeCall, VaeSizes
 from .text_encoder import QWEN3_4B, text_encoder_peak_bytes
 
+# What Fit to VRAM chooses from: each can be set on Apply Gradient Checkpoint.
+DENOISER_CHOICES = (
+    DenoiserChoice("speed"),
+    *(DenoiserChoice("balance", groups) for groups in (0, 2, 3, 5)),
+    DenoiserChoice("smallest"),
+)
+# The card whose modelled time decides. Always this one, whatever a card measures, so that the same
+# request and budget get the same plan each time.
+ASSUMED_CARD = RTX_3060
 BUFFER_STEP_BYTES = 16 * MIB  # by which comfy_aimdo's buffers for streamed weights grow
 
 FLUX_DECODER = VaeSizes()
@@ -43,6 +53,7 @@ class Stage:
     is_judged: it counts for what fits. The host's own decode does not: it tiles when it must.
     copy_bytes: of the buffers, what torch's allocator holds.
     is_cast: resident weights are copied at each use too, which is part of the activations.
+    work: of one step, where that decides between settings.
     """
 
     name: str
@@ -58,6 +69,7 @@ class Stage:
     is_judged: bool = True
     copy_bytes: int = 0
     is_cast: bool = False
+    work: Work = NO_WORK
 
     @property
     def need_bytes(self) -> int:
@@ -86,6 +98,10 @@ class Stage:
         """Of the model's weights, those that come from RAM each time."""
         return self.weight_bytes - self.resident_bytes(budget_bytes)
 
+    def step_seconds(self, budget_bytes: int | None) -> float:
+        """Modelled time of a step on `ASSUMED_CARD`, with the weights that are streamed for it."""
+        return seconds(self.work, ASSUMED_CARD, streamed_bytes=self.streamed_bytes(budget_bytes))
+
     def held_bytes(self, budget_bytes: int | None) -> int:
         """The most that torch's allocator holds of a block's weights besides the activations."""
         return self.copy_bytes if self.streamed_bytes(budget_bytes) else 0
@@ -110,6 +126,7 @@ class Models:
     text_adds_in_place: see `text_encoder_peak_bytes`.
     has_ram, is_unrolled: of the card, see `VaeCall`.
     is_dynamic: the host keeps weights in pages (dynamic VRAM).
+    fill_tokens: rows with which a product fills the card, see `plan_for`.
     """
 
     denoiser_weight_bytes: int
@@ -122,6 +139,7 @@ class Models:
     text_adds_in_place: bool = False
     is_unrolled: bool = False
     is_dynamic: bool = True
+    fill_tokens: int = FILL_TOKENS
 
     @property
     def page_bytes(self) -> int:
@@ -164,8 +182,10 @@ def text_stage(models: Models, tokens: int) -> Stage:
     )
 
 
-def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -> tuple[Stage, ...]:
-    """One stage for each of `head_groups`, the fastest first.
+def denoise_stages(
+    models: Models, request: Request, *, prefer: Prefer = "speed", is_plain: bool = True
+) -> dict[DenoiserChoice, Stage]:
+    """One stage for each of `DENOISER_CHOICES` that a preference allows, the fastest first.
 
     A request that is not plain gets lean blocks under the host's own forward.
     """
@@ -174,34 +194,27 @@ def denoise_stages(models: Models, request: Request, *, is_plain: bool = True) -
     buffers = models.buffers_bytes(models.denoiser_weight_bytes * largest // sizes.parameters)
     is_cast = casts_weights(request, models.denoiser_weight_bytes)
 
-    def stage(groups: int) -> Stage:
-        name = f"{groups} head groups" if groups < sizes.kv_heads else "one head at a time"
-        live, copied = (
-            denoiser_live_bytes(request, groups, is_plain=is_plain, has_copies=has_copies)
-            for has_copies in (False, True)
-        )
-        copies = copied - live
+    def stage(choice: DenoiserChoice) -> Stage:
+        plan = denoiser_plan(request, choice, fill=models.fill_tokens)
+        live = denoiser_live_bytes(request, plan, is_plain=is_plain)
+        copies = 0 if is_cast else live.copied - live.plain
         return Stage(
             "denoise",
-            f"Apply Gradient Checkpoint, {name}",
+            f"Apply Gradient Checkpoint: prefer {choice}",
             weight_bytes=models.denoiser_weight_bytes,
-            buffer_bytes=buffers + (0 if is_cast else copies),
-            activation_bytes=copied if is_cast else live,
+            buffer_bytes=buffers + copies,
+            activation_bytes=live.peak(has_copies=is_cast),
             stock_bytes=stock_peak_bytes(request, has_copies=is_cast),
-            workspace_bytes=denoiser_need_bytes(live) - live,
+            workspace_bytes=denoiser_need_bytes(live.plain) - live.plain,
             page_bytes=models.page_bytes,
             is_repeated=True,
-            copy_bytes=0 if is_cast else copies,
+            copy_bytes=copies,
             is_cast=is_cast,
+            work=step_work(request, plan),
         )
 
-    return tuple(stage(groups) for groups in head_groups(sizes))
-
-
-def head_groups(sizes: TransformerSizes) -> tuple[int, int, int]:
-    """The numbers of head groups to choose from, the fastest first."""
-    auto = max(DEFAULT_GROUPS, -(-sizes.kv_heads // AUTO_HEADS))
-    return DEFAULT_GROUPS, auto, max(auto, sizes.kv_heads)
+    first = PREFERENCES.index(prefer)
+    return {c: stage(c) for c in DENOISER_CHOICES if PREFERENCES.index(c.prefer) >= first}
 
 
 def vae_stages(models: Models, request: Request, *, is_decode: bool = True) -> tuple[Stage, ...]:

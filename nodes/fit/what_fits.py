@@ -7,9 +7,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..denoiser.plan import DenoiserChoice
 from ..denoiser.sizes import Request
-from ..vae.plan import PREFERENCES, Prefer
-from .stages import Models, Stage, denoise_stages, head_groups, text_stage, vae_stage, vae_stages
+from ..prefer import PREFERENCES, Prefer, check_prefer
+from .stages import (
+    DENOISER_CHOICES,
+    Models,
+    Stage,
+    denoise_stages,
+    text_stage,
+    vae_stage,
+    vae_stages,
+)
 from .text_encoder import QWEN3_4B
 
 # Between the sides of the pictures that are searched.
@@ -49,7 +58,7 @@ class Fit:
     models, request, run, prefer: what the plan is for.
     budget_bytes: for weights, activations and workspaces together; None for no limit.
     stages: with the chosen settings, in the order in which they run.
-    groups: the chosen number of groups of the denoiser's heads.
+    choice: what was chosen for the denoiser.
     """
 
     models: Models
@@ -58,7 +67,7 @@ class Fit:
     budget_bytes: int | None
     prefer: Prefer
     stages: tuple[Stage, ...]
-    groups: int
+    choice: DenoiserChoice
 
     @property
     def verdict(self) -> Verdict:
@@ -90,6 +99,9 @@ def fit(
 ) -> Fit:
     """A plan with the fastest allowed settings that fit, or else with the smallest.
 
+    Of the denoiser's those are fastest whose steps have the least modelled time, the weights that
+    they leave to be streamed included.
+
     Args:
         request: the picture, the batch of pictures and the prompt's length.
         budget_bytes: see `Fit`.
@@ -98,29 +110,35 @@ def fit(
     Raises:
         ValueError: prefer is not one of `PREFERENCES`, or the budget is not positive.
     """
-    if prefer not in PREFERENCES:
-        raise ValueError(f"prefer must be one of {PREFERENCES}, got {prefer!r}")
+    check_prefer(prefer)
     if budget_bytes is not None and budget_bytes < 1:
         raise ValueError(f"budget_bytes must be >= 1, got {budget_bytes}")
     request = replace(request, sizes=models.denoiser)
     first = PREFERENCES.index(prefer)
 
-    def choose(stages: tuple[Stage, ...]) -> int:
-        for place in range(first, len(stages)):
-            if budget_bytes is None or stages[place].least_bytes <= budget_bytes:
-                return place
-        return len(stages) - 1
+    def fits(stage: Stage) -> bool:
+        return budget_bytes is None or stage.least_bytes <= budget_bytes
 
-    called, least = replace(request, batch=request.batch * run.prompts), run.least_need_bytes
-    denoise = tuple(
-        replace(stage, workspace_bytes=max(stage.workspace_bytes, least - stage.activation_bytes))
-        for stage in denoise_stages(models, called, is_plain=run.is_plain)
+    def first_fitting(ways: tuple[Stage, ...]) -> int:
+        return next((n for n in range(first, len(ways)) if fits(ways[n])), len(ways) - 1)
+
+    called = replace(request, batch=request.batch * run.prompts)
+    denoise = {
+        choice: _with_least(stage, run.least_need_bytes)
+        for choice, stage in denoise_stages(
+            models, called, prefer=prefer, is_plain=run.is_plain
+        ).items()
+    }
+    chosen = min(
+        [choice for choice, stage in denoise.items() if fits(stage)] or [DENOISER_CHOICES[-1]],
+        key=lambda choice: (denoise[choice].step_seconds(budget_bytes), denoise[choice].need_bytes),
     )
-    chosen = choose(denoise)
     stages = [text_stage(models, request.text_tokens)] if run.has_text else []
     decode = vae_stages(models, request) if run.has_decode else ()
     encode = vae_stages(models, request, is_decode=False) if run.has_encode else ()
-    chosen_vae = max((choose(ways) for ways in (decode, encode) if ways), default=first)
+    chosen_vae = max(
+        (first_fitting(stages) for stages in (decode, encode) if stages), default=first
+    )
     if encode:
         stages.append(encode[chosen_vae])
     stages.append(denoise[chosen])
@@ -128,15 +146,13 @@ def fit(
         stages.append(decode[chosen_vae])
     elif decode:
         stages.append(vae_stage(models, request, None))
-    return Fit(
-        models,
-        request,
-        run,
-        budget_bytes,
-        prefer,
-        tuple(stages),
-        head_groups(models.denoiser)[chosen],
-    )
+    return Fit(models, request, run, budget_bytes, prefer, tuple(stages), chosen)
+
+
+def _with_least(stage: Stage, need_bytes: int) -> Stage:
+    """The stage with at least that need."""
+    workspace = max(stage.workspace_bytes, need_bytes - stage.activation_bytes)
+    return replace(stage, workspace_bytes=workspace)
 
 
 @dataclass(frozen=True)

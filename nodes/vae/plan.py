@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Prefer = Literal["speed", "balance", "smallest"]
-PREFERENCES: tuple[Prefer, ...] = ("speed", "balance", "smallest")
+from ..prefer import PREFERENCES, Prefer, check_prefer
 
 # Pixels of a strip at the picture's size. With fewer, a card waits for the next launch; with more,
 # the strips that are held beside the maps grow.
@@ -126,8 +125,7 @@ def vae_plan(
     Raises:
         ValueError: prefer is not one of `PREFERENCES`, or strip_rows < 0.
     """
-    if prefer not in PREFERENCES:
-        raise ValueError(f"prefer must be one of {PREFERENCES}, got {prefer!r}")
+    check_prefer(prefer)
     if strip_rows < 0:
         raise ValueError(f"strip_rows must be >= 0, got {strip_rows}")
     # First with smaller strips, then with the preferences that store less.

@@ -48,22 +48,25 @@ def test_without_a_card_there_is_no_factor():
 def test_predictions_are_those_of_the_pack_for_the_settings_of_each_variant():
     from pack.nodes.denoiser.need import denoiser_live_bytes
     from pack.nodes.denoiser.peak import stock_peak_bytes
+    from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
     from pack.nodes.denoiser.sizes import Request
-    from pack.nodes.fit.stages import head_groups, published_models, vae_stage
+    from pack.nodes.fit.stages import published_models, vae_stage
 
     models, request = published_models(), Request(64, 64, 1, 256)
     shape = Request(1024, 1024, 1, 256)
-    fast, middle, small = head_groups(models.denoiser)
 
     def of(variant: str, case: str = "1024x1024x1") -> int | None:
         found = predicted.Measured(case, variant, None, None)
         return predicted.denoiser_bytes(found, models, request)
 
+    def live(choice: DenoiserChoice) -> int:
+        return denoiser_live_bytes(shape, denoiser_plan(shape, choice), is_plain=True).plain
+
     assert of(HOST) == stock_peak_bytes(shape)
-    assert of(DEFAULT) == denoiser_live_bytes(shape, fast, is_plain=True)
+    assert of(DEFAULT) == live(DenoiserChoice())
     assert of("Fit to VRAM speed") is None  # it plans by what is free
-    assert of("+ Attention Slice auto") == denoiser_live_bytes(shape, middle, is_plain=True)
-    assert of("+ Attention Slice max") == denoiser_live_bytes(shape, small, is_plain=True)
+    assert of("+ Attention Slice auto") == live(DenoiserChoice(groups=3))  # 10 heads in a group
+    assert of("+ Attention Slice max") == live(DenoiserChoice("smallest"))
     assert of(HOST, "1024x1024x1 fp8") is None
 
     decode = predicted.Measured("1024x1024x1 decode", "Lean VAE speed", None, None)
@@ -73,3 +76,28 @@ def test_predictions_are_those_of_the_pack_for_the_settings_of_each_variant():
     assert predicted.vae_bytes(stock, models, request) == stage.stock_bytes
     tiled = decode._replace(variant="VAEDecodeTiled")
     assert predicted.vae_bytes(tiled, models, request) is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "case", "device", "wanted"),
+    [
+        (HOST, "1024x1024x1", "NVIDIA GeForce RTX 4060", True),
+        (HOST, "1024x1024x1", "NVIDIA H100 80GB HBM3", True),
+        (DEFAULT, "1024x1024x1", "NVIDIA GeForce RTX 4060", False),
+        (HOST, "1024x1024x1 fp8", "NVIDIA GeForce RTX 4060", False),
+        (HOST, "1024x1024x1", "A card without a data sheet", False),
+    ],
+)
+def test_the_share_that_is_reached_is_asked_of_the_host_on_known_cards(
+    variant, case, device, wanted
+):
+    """A step that takes twice as long as modelled reaches half of what the model has."""
+    from pack.nodes.denoiser.cost import H100, REACHED, RTX_4060, seconds, step_work
+    from pack.nodes.denoiser.sizes import Request
+
+    request = Request(1024, 1024, 1, 256)
+    card = H100 if "H100" in device else RTX_4060
+    step_s = 2 * seconds(step_work(request, None), card)
+    found = predicted.Measured(case, variant, None, None, step_s)
+    shares = list(predicted.reached_share(found, request, device))
+    assert shares == ([pytest.approx(REACHED / 2)] if wanted else [])

@@ -72,23 +72,17 @@ CASES = {
         ("host", "cuda"),
     ),
     "block_time": Case(
-        ["--pairs", "1", "--tokens", "32", "--groups", "2"],
-        [("32", ("tokens", "host", "2 groups (default)"))],
+        ["--pairs", "1", "--tokens", "32", "--variant", "balance (default)"],
+        [("32", ("tokens", "host", "balance (default)"))],
     ),
     "denoiser_peak": Case(
         ["--lean-layers", "1", "--case", "512x512x4", "--variant", "stock",
-         "--variant", "Apply Gradient Checkpoint",
-         "--variant", "Apply Gradient Checkpoint, block level"],
+         "--variant", "balance (default)", "--variant", "balance, block level"],
         [
-            ("512x512, batch 4", ("U", "stock", "Apply Gradient Checkpoint")),
+            ("512x512, batch 4", ("U", "stock", "balance (default)")),
             ("512x512, batch 4", ("whole forward, measured", "block level, measured",
                                   "told to the host", "its own estimate")),
         ],
-    ),
-    "denoiser_frontier": Case(
-        ["--side", "256", "--groups", "2"],
-        [("2", ("groups of heads", "chunks of 256", "chunks of 4096"))],
-        ("host", "cuda"),
     ),
     "vae_compare": Case(
         ["--side", "64", "--way", "speed"],

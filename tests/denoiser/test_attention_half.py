@@ -11,10 +11,8 @@ import torch
 from pack.nodes.denoiser import reference
 from pack.nodes.denoiser.attention_half import (
     Heads,
-    RotateFn,
     add_attention,
 )
-from pack.nodes.denoiser.cuts import QUERY_GROUPS
 from pack.nodes.denoiser.rows import Modulation, Projection, RowsFn, columns_of
 from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -72,20 +70,22 @@ class Half:
         if self.has_weights:
             return Projection(lambda: columns_of(weight, None))
 
-        def multiply(rows: torch.Tensor, first: int, last: int | None) -> torch.Tensor:
+        def multiply(
+            rows: torch.Tensor, first: int, last: int | None, into: torch.Tensor | None
+        ) -> torch.Tensor:
+            assert into is None  # such a layer is never asked to
             self.calls[name] += 1
             return functional.linear(rows, weight)[:, first:last]
 
         return Projection(lambda: multiply, is_whole=True)
 
-    def rotate(self, name: str) -> RotateFn:
-        def rotated(rows: torch.Tensor, start: int) -> torch.Tensor:
-            table = self.table[start : start + rows.shape[0], None]
-            pairs = self.norm(name)(rows).float().unflatten(-1, (-1, 1, 2))
-            turned = table[..., 0] * pairs[..., 0] + table[..., 1] * pairs[..., 1]
-            return turned.flatten(-2).to(rows.dtype)
-
-        return rotated
+    def rotate(self, query: torch.Tensor | None, key: torch.Tensor | None, start: int) -> None:
+        for name, rows in (("query_norm", query), ("key_norm", key)):
+            if rows is not None:
+                table = self.table[start : start + rows.shape[0], None]
+                pairs = self.norm(name)(rows).float().unflatten(-1, (-1, 1, 2))
+                turned = table[..., 0] * pairs[..., 0] + table[..., 1] * pairs[..., 1]
+                rows.copy_(turned.flatten(-2))
 
     def modulation(self, name: str) -> Modulation:
         if not self.spans:
@@ -105,8 +105,7 @@ class Half:
             norm_in=self.norm("norm_in"),
             scale=self.modulation("scale"),
             qkv=self.projection("qkv"),
-            rotate_query=self.rotate("query_norm"),
-            rotate_key=self.rotate("key_norm"),
+            rotate=self.rotate,
             attend=self.attend,
             out=self.projection("out"),
             norm_out=self.norm("norm_out"),
@@ -148,17 +147,22 @@ SPANS = {"none": (), "one": ((0, 39),), "three": ((0, 5), (5, 6), (6, 39))}
 @pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
 @pytest.mark.parametrize("groups", [1, 2, 4, 6, 100])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_equals_the_oracle(dtype: torch.dtype, spans: Any, groups: int, in_place: bool) -> None:
-    Half(dtype, spans=spans).check(in_place=in_place, groups=groups, chunk_tokens=13)
+@pytest.mark.parametrize("holds", [False, True])
+def test_equals_the_oracle(
+    dtype: torch.dtype, spans: Any, groups: int, in_place: bool, holds: bool
+) -> None:
+    half = Half(dtype, spans=spans)
+    half.check(in_place=in_place, groups=groups, chunk_tokens=13, holds_query=holds)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", [Heads(17, 17, 8), Heads(34, 17, 8)], ids=["own", "shared"])
-@pytest.mark.parametrize("groups", [QUERY_GROUPS - 1, 17])
-def test_queries_of_small_groups_are_held(dtype: torch.dtype, heads: Heads, groups: int) -> None:
+@pytest.mark.parametrize("groups", [3, 17])
+def test_queries_may_be_held(dtype: torch.dtype, heads: Heads, groups: int) -> None:
+    """Earlier groups attend to more queries at a time than the last one."""
     half = Half(dtype, heads=heads, spans=SPANS["three"])
-    half.check(groups=groups, chunk_tokens=13)
-    half.check(groups=groups, chunk_tokens=13, has_scratch=True)
+    half.check(groups=groups, chunk_tokens=13, holds_query=True)
+    half.check(groups=groups, chunk_tokens=2, holds_query=True, has_scratch=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -191,6 +195,8 @@ def test_layers_that_only_multiply_themselves(dtype: torch.dtype, groups: int) -
     half = Half(dtype, has_weights=False, spans=SPANS["three"])
     half.check(in_place=True, groups=groups, chunk_tokens=16)
     assert half.calls == {"qkv": 3, "out": 3}
+    half.check(in_place=True, groups=groups, chunk_tokens=39)
+    assert half.calls == {"qkv": 4, "out": 4}
     half.check(has_scratch=True, groups=groups, chunk_tokens=16)
 
 
@@ -212,12 +218,15 @@ def test_the_oracle_sees_every_weight() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("groups", [1, 2, 3])
 @pytest.mark.parametrize("chunk", [256, 320, 512])
-def test_chunks_of_256_and_more_change_no_bit(dtype: torch.dtype, groups: int, chunk: int) -> None:
+@pytest.mark.parametrize("holds", [False, True])
+def test_chunks_of_256_and_more_change_no_bit(
+    dtype: torch.dtype, groups: int, chunk: int, holds: bool
+) -> None:
     half = Half(dtype, 704, Heads(3, 3, 128), spans=((0, 300), (300, 704)))
     source = half.draw(704, half.dim, seed=9)
     whole, got = torch.empty_like(source), torch.empty_like(source)
     half.run(source, whole, groups=1, chunk_tokens=704)
-    half.run(source, got, groups=groups, chunk_tokens=chunk)
+    half.run(source, got, groups=groups, chunk_tokens=chunk, holds_query=holds)
     assert torch.equal(got, whole)
 
 
@@ -239,10 +248,10 @@ def test_half_precision_is_made_finite_after_the_output_projection() -> None:
     assert target.isfinite().all()
 
 
-def _peak(half: Half, *, groups: int, chunk: int) -> int:
-    """Bytes held at Z-Image's sizes; norm, rotary embedding and attention make their results."""
+def _peak(half: Half, **options: Any) -> int:
+    """Bytes held at Z-Image's sizes; the norm and attention make their results."""
     half.norm = lambda _: torch.empty_like  # type: ignore[method-assign]
-    half.rotate = lambda _: lambda rows, _: torch.empty_like(rows)  # type: ignore[method-assign]
+    half.rotate = lambda *_: None  # type: ignore[method-assign]
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         assert k.shape == v.shape and q.shape[1] == k.shape[1]
@@ -251,22 +260,22 @@ def _peak(half: Half, *, groups: int, chunk: int) -> int:
     half.attend = attend  # type: ignore[method-assign]
     source = torch.empty(half.tokens, half.dim, dtype=half.dtype)
     with Tracker() as tracker:
-        half.run(source, source, groups=groups, chunk_tokens=chunk)
+        half.run(source, source, **options)
     assert tracker.current_bytes == 0
     return tracker.peak_bytes
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 5, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("chunk", [256, 1024, 4352])
-def test_peak_at_the_sizes_of_z_image(groups: int, chunk: int) -> None:
+@pytest.mark.parametrize("holds", [False, True])
+def test_peak_at_the_sizes_of_z_image(groups: int, chunk: int, holds: bool) -> None:
     tokens, heads = 4352, Heads(30, 30, 128)
     with FakeTensorMode():
         half = Half(torch.bfloat16, tokens, heads, spans=((0, tokens),))
-        peak = _peak(half, groups=groups, chunk=chunk)
-    parts = 2 if groups >= QUERY_GROUPS else 1  # of the last group, above what all groups hold
-    held = tokens * 3840 * (groups + parts) // groups
-    assert peak == (held + chunk * 3840 * (3 if groups == 1 else 2)) * 2
-    assert peak <= (2 * tokens + 3 * chunk) * 3840 * 2
+        peak = _peak(half, groups=groups, chunk_tokens=chunk, holds_query=holds)
+    # Of the last group, above what all groups hold: k, v and maybe q, less what it need not store.
+    held = tokens * 3840 * (groups + 1 + holds) // groups
+    assert peak == (held + 2 * chunk * 3840) * 2
 
 
 def test_peak_where_the_last_group_is_smaller() -> None:
@@ -274,21 +283,21 @@ def test_peak_where_the_last_group_is_smaller() -> None:
     tokens, chunk = 4352, 256
     with FakeTensorMode():
         half = Half(torch.bfloat16, tokens, Heads(30, 30, 128), spans=((0, tokens),))
-        peak = _peak(half, groups=4, chunk=chunk)
+        peak = _peak(half, groups=4, chunk_tokens=chunk)
     held = tokens * (24 + 2 * 8) * 128 * 2
     assert held < peak <= held + 2 * chunk * 3840 * 2
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_peak_with_shared_keys(groups: int) -> None:
-    """Lumina 2: 24 query heads on 8 of keys; the copy for attention is made one by one."""
+    """Lumina 2: 24 query heads on 8 of keys, which are copied for attention."""
     tokens, chunk = 4352, 256
     with FakeTensorMode():
         half = Half(torch.bfloat16, tokens, Heads(24, 8, 96), spans=((0, tokens),))
-        peak = _peak(half, groups=groups, chunk=chunk)
+        peak = _peak(half, groups=groups, chunk_tokens=chunk)
     heads = 8 // groups
     held = 24 - 3 * heads
-    copied = tokens * (held + heads * (2 * 3 + 1)) * 96 * 2
+    copied = tokens * (held + heads * (2 + 2 * 3)) * 96 * 2
     attended = tokens * (held + heads * 2 * 3) * 96 * 2 + 2 * chunk * half.dim * 2
     assert peak == max(copied, attended)
 
@@ -300,8 +309,10 @@ def test_peak_of_layers_that_only_multiply_themselves() -> None:
         half = Half(
             torch.bfloat16, tokens, Heads(30, 30, 128), spans=((0, tokens),), has_weights=False
         )
-        peak = _peak(half, groups=5, chunk=chunk)
+        peak = _peak(half, groups=5, chunk_tokens=chunk)
+        whole = _peak(half, groups=5, chunk_tokens=tokens)
     assert peak == (3 * tokens + 4 * chunk) * 3840 * 2
+    assert whole == 5 * tokens * 3840 * 2  # the product is the buffer
 
 
 @pytest.mark.parametrize("groups", [1, 3])

@@ -10,6 +10,7 @@ from pack.nodes.denoiser.cuts import (
     SHORTEST_REST,
     chunks,
     head_groups,
+    joined,
     longest_chunk,
 )
 
@@ -66,3 +67,17 @@ def test_chunks_refuses_less_than_one_row(chunk: int) -> None:
 )
 def test_head_groups(key_value: int, groups: int, wanted: list[tuple[int, int]]) -> None:
     assert head_groups(key_value, groups) == wanted
+
+
+@pytest.mark.parametrize(
+    ("spans", "wanted"),
+    [
+        ([], []),
+        ([(0, 3)], [(0, 3)]),
+        ([(0, 3), (3, 5), (5, 9)], [(0, 9)]),
+        ([(0, 3), (4, 5), (5, 9)], [(0, 3), (4, 9)]),
+        ([(4, 9), (0, 4)], [(4, 9), (0, 4)]),
+    ],
+)
+def test_joined(spans: list[tuple[int, int]], wanted: list[tuple[int, int]]) -> None:
+    assert joined(spans) == wanted

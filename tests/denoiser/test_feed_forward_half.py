@@ -68,7 +68,7 @@ class Half:
         if name in self.fetched:
             return Projection(lambda: columns_of(weight, None))
         return Projection(
-            lambda: lambda rows, first, last: functional.linear(rows, weight)[:, first:last],
+            lambda: lambda rows, first, last, _: functional.linear(rows, weight)[:, first:last],
             is_whole=True,
         )
 
@@ -110,14 +110,15 @@ SPANS = {"none": (), "one": ((0, 39),), "three": ((0, 5), (5, 6), (6, 39))}
 @pytest.mark.parametrize("chunk", [1, 6, 13, 39, 1000])
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("fetched", FETCHED, ids=_names)
+@pytest.mark.parametrize("blocks", [1, 4, 7, 1000])
 def test_equals_the_oracle(
-    dtype: torch.dtype, spans: Any, chunk: int, in_place: bool, fetched: frozenset[str]
+    dtype: torch.dtype, spans: Any, chunk: int, in_place: bool, fetched: frozenset[str], blocks: int
 ) -> None:
     half = Half(dtype, spans=spans, fetched=fetched)
     source = half.draw(39, 24, seed=9)
     before, wanted = source.clone(), half.oracle(source)
     target = source if in_place else torch.full_like(source, torch.nan)
-    half.run(source, target, chunk_tokens=chunk)
+    half.run(source, target, chunk_tokens=chunk, hidden_blocks=blocks)
     assert ((target - wanted).norm() / wanted.norm()).item() < TOLERANCE[dtype]
     assert in_place or torch.equal(source, before)
 
@@ -137,12 +138,13 @@ def test_the_oracle_sees_every_weight() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunk", [256, 320, 512])
-def test_chunks_of_256_and_more_change_no_bit(dtype: torch.dtype, chunk: int) -> None:
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_chunks_of_256_and_more_change_no_bit(dtype: torch.dtype, chunk: int, blocks: int) -> None:
     half = Half(dtype, dim=128, hidden=384, spans=((0, 300), (300, 704)))
     source = half.draw(704, 128, seed=9)
     whole, got = torch.empty_like(source), torch.empty_like(source)
     half.run(source, whole, chunk_tokens=704)
-    half.run(source, got, chunk_tokens=chunk)
+    half.run(source, got, chunk_tokens=chunk, hidden_blocks=blocks)
     assert torch.equal(got, whole)
 
 
@@ -168,7 +170,8 @@ def test_half_precision_is_made_finite_as_in_the_host(is_clamped: bool) -> None:
 
 @pytest.mark.parametrize("chunk", [512, 1024, 4352])
 @pytest.mark.parametrize("fetched", FETCHED, ids=_names)
-def test_peak_at_the_sizes_of_z_image(chunk: int, fetched: frozenset[str]) -> None:
+@pytest.mark.parametrize("blocks", [1, HIDDEN_BLOCKS])
+def test_peak_at_the_sizes_of_z_image(chunk: int, fetched: frozenset[str], blocks: int) -> None:
     """Where w3 must be called, two hidden tensors live, as the second factor comes whole."""
     tokens, dim, hidden = 4352, 3840, 10240
     with FakeTensorMode():
@@ -177,8 +180,8 @@ def test_peak_at_the_sizes_of_z_image(chunk: int, fetched: frozenset[str]) -> No
         half.norm = lambda _: torch.empty_like  # type: ignore[method-assign]
         source = torch.empty(tokens, dim, dtype=torch.bfloat16)
         with Tracker() as tracker:
-            half.run(source, source, chunk_tokens=chunk)
-    factors = 1 + 1 / HIDDEN_BLOCKS if "w3" in fetched else 2
+            half.run(source, source, chunk_tokens=chunk, hidden_blocks=blocks)
+    factors = 1 + 1 / blocks if "w3" in fetched else 2
     assert tracker.peak_bytes == chunk * (dim + factors * hidden) * 2
     assert tracker.current_bytes == 0
     whole = tokens * (dim + 3 * hidden) * 2
@@ -203,6 +206,8 @@ def test_errors() -> None:
     source = half.draw(39, 24, seed=9)
     with pytest.raises(ValueError, match="chunk_tokens must be >= 1, got 0"):
         half.run(source, source, chunk_tokens=0)
+    with pytest.raises(ValueError, match="hidden_blocks must be >= 1, got 0"):
+        half.run(source, source, chunk_tokens=1, hidden_blocks=0)
 
 
 def test_each_weight_is_fetched_once_where_it_is_first_used() -> None:
@@ -222,7 +227,7 @@ def test_each_weight_is_fetched_once_where_it_is_first_used() -> None:
 
     rows = half.draw(50, half.dim, seed=7)
     half.projection = noted  # type: ignore[method-assign]
-    half.run(rows, rows, chunk_tokens=20)
+    half.run(rows, rows, chunk_tokens=20, hidden_blocks=HIDDEN_BLOCKS)
     w3 = HIDDEN_BLOCKS * ["w3"]
     first = ["fetch w1", "w1", "fetch w3", *w3, "fetch w2", "w2"]
     assert events == [*first, *(2 * ["w1", *w3, "w2"])]

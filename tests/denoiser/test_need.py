@@ -12,7 +12,7 @@ from pack.nodes.denoiser.need import (
     of_latent,
 )
 from pack.nodes.denoiser.peak import lean_peak_bytes
-from pack.nodes.denoiser.plan import denoiser_plan
+from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
 from pack.nodes.denoiser.sizes import Z_IMAGE, Request, TransformerSizes
 
 MIB = 2**20
@@ -20,12 +20,15 @@ PICTURE = Request(1024, 1024, text_tokens=256)
 
 
 def test_live_bytes_of_a_plain_request_are_the_peak() -> None:
-    plan = denoiser_plan(PICTURE, groups=2)
-    assert denoiser_live_bytes(PICTURE, 2, is_plain=True) == lean_peak_bytes(PICTURE, plan)
+    plan = denoiser_plan(PICTURE)
+    live = denoiser_live_bytes(PICTURE, plan, is_plain=True)
+    assert live.peak(has_copies=False) == lean_peak_bytes(PICTURE, plan)
+    assert live.peak(has_copies=True) == lean_peak_bytes(PICTURE, plan, has_copies=True)
 
 
 def test_other_requests_hold_three_streams_and_two_rope_tables_more() -> None:
-    plain, other = (denoiser_live_bytes(PICTURE, 2, is_plain=p) for p in (True, False))
+    plan = denoiser_plan(PICTURE)
+    plain, other = (denoiser_live_bytes(PICTURE, plan, is_plain=p).plain for p in (True, False))
     assert other - plain == 3 * 31.875 * MIB + 2 * 4352 * 64 * 4 * 4
 
 
@@ -37,13 +40,11 @@ def test_seven_tenths_are_reserved_on_top() -> None:
 def test_copies_of_weights_are_reserved_as_they_are() -> None:
     """Names the bug: they were left out, 128 MiB where 256 were held."""
     small = Request(512, 512, text_tokens=512)
-    live, copied = (
-        denoiser_live_bytes(small, 2, is_plain=False, has_copies=has_copies)
-        for has_copies in (False, True)
-    )
-    reserve = denoiser_reserve_bytes(small, 2)
+    plan = denoiser_plan(small, DenoiserChoice(groups=2))
+    live, copied = denoiser_live_bytes(small, plan, is_plain=False)
+    reserve = denoiser_reserve_bytes(small, plan)
     assert reserve == int(1.7 * live) + copied - live
-    assert lean_peak_bytes(small, denoiser_plan(small, groups=2), has_copies=True) < reserve
+    assert lean_peak_bytes(small, plan, has_copies=True) < reserve
 
 
 def test_which_weights_are_cast() -> None:

@@ -22,7 +22,7 @@ def _projection(*, has_bias: bool, has_weight: bool, dtype: torch.dtype) -> Proj
     if has_weight:
         return Projection(lambda: columns_of(weight, bias))
     return Projection(
-        lambda: lambda rows, first, last: functional.linear(rows, weight, bias)[:, first:last],
+        lambda: lambda rows, first, last, _: functional.linear(rows, weight, bias)[:, first:last],
         is_whole=True,
     )
 
@@ -52,6 +52,24 @@ def test_projection_allocates_the_columns_only() -> None:
     with PeakTracker() as tracker:
         kept = projection(rows, 5, 17)
     assert tracker.peak_bytes == kept.nbytes == 13 * 12 * 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("has_weight", [False, True])
+def test_projection_writes_columns_side_by_side(
+    dtype: torch.dtype, has_bias: bool, has_weight: bool
+) -> None:
+    """Into rows of a wider tensor, with the bits of a product of its own."""
+    rows, spans = _draw(13, 24, dtype=dtype), [(30, 35), (5, 17)]
+    projection = _projection(has_bias=has_bias, has_weight=has_weight, dtype=dtype)
+    wide = torch.full((13, 20), torch.nan, dtype=dtype)
+    with PeakTracker() as tracker:
+        projection.write(rows, spans, wide[:, 2:19])
+    whole = 0 if has_weight else 13 * 35 * dtype.itemsize
+    assert tracker.peak_bytes <= whole and tracker.current_bytes == 0
+    assert torch.equal(wide[:, 2:19], torch.cat([projection(rows, *s) for s in spans], dim=1))
+    assert wide[:, :2].isnan().all() and wide[:, 19:].isnan().all()
 
 
 SEGMENTS = {

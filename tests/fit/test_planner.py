@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pack.nodes.denoiser.plan import DenoiserChoice
 from pack.nodes.denoiser.sizes import Request
 from pack.nodes.fit.planner import Planner, answer
 from pack.nodes.fit.stages import (
@@ -16,11 +17,13 @@ from pack.nodes.fit.stages import (
     published_models,
 )
 from pack.nodes.fit.what_fits import Run
+from pack.nodes.prefer import PREFERENCES
 from pack.nodes.units import GIB, MIB, PAGE_BYTES
 from pack.nodes.vae.choice import VaeChoice
-from pack.nodes.vae.plan import PREFERENCES, VaeCall
+from pack.nodes.vae.plan import VaeCall
 
 MODELS = published_models()
+SMALLEST = DenoiserChoice("smallest")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,8 @@ def situation(side: int, *, room: float = 24, **changed: Any) -> dict[str, Any]:
 def test_decides_each_sampling_by_what_is_there_then():
     planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
     whole = planner.decide(**situation(1024))
-    assert (whole.groups, whole.limit_bytes, whole.budget_bytes) == (2, None, None)
+    assert whole.choice == DenoiserChoice("speed")
+    assert (whole.limit_bytes, whole.budget_bytes) == (None, None)
     named = replace(planner, named_bytes=12 * GIB)
     assert named.decide(**situation(1024)).limit_bytes is None
     bounded = named.decide(**situation(1024, room=6))  # another process took the rest
@@ -66,7 +70,7 @@ def test_decides_each_sampling_by_what_is_there_then():
     less = with_lora.limit_bytes - with_control.limit_bytes
     assert less == pytest.approx(3 * GIB, rel=0.01)
     tight = planner.decide(**situation(8192, room=5))
-    assert tight.is_warning and tight.groups == 30 and "what would fit" in tight.text
+    assert tight.is_warning and tight.choice == SMALLEST and "what would fit" in tight.text
     assert planner.decide(**situation(1024, is_plain=False)).need_bytes > whole.need_bytes
     assert planner.decide(**situation(2048)).text.startswith("2048x2048, batch 1, 30 text tokens")
 
@@ -92,7 +96,7 @@ def test_what_would_fit_is_told_for_the_sampling_as_it_is():
 def test_prompts_that_do_not_fit_together_are_not_refused():
     """The host takes them one by one then."""
     planner = Planner(MODELS, Request(1024, 1024), 0, 0, "smallest")
-    room = denoise_stages(MODELS, Request(1024, 1024, text_tokens=30))[-1].least_bytes / GIB
+    room = denoise_stages(MODELS, Request(1024, 1024, text_tokens=30))[SMALLEST].least_bytes / GIB
     alone = planner.decide(**situation(1024, room=room))
     together = planner.decide(**situation(1024, room=room, prompts=40))
     assert not alone.is_warning and alone.text == together.text

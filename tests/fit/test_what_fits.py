@@ -10,9 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pack.nodes.denoiser.need import denoiser_live_bytes
+from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
 from pack.nodes.denoiser.sizes import Request, TransformerSizes
 from pack.nodes.fit import report
 from pack.nodes.fit.stages import (
+    ASSUMED_CARD,
+    DENOISER_CHOICES,
     Models,
     denoise_stages,
     published_models,
@@ -28,10 +32,11 @@ from pack.nodes.fit.what_fits import (
     alternatives,
     fit,
 )
-from pack.nodes.vae.plan import PREFERENCES, Prefer
+from pack.nodes.prefer import PREFERENCES, Prefer
 
 GIB, MIB = 2**30, 2**20
 MODELS = published_models()
+SPEED, BALANCE, SMALLEST = map(DenoiserChoice, ("speed", "balance", "smallest"))
 
 
 def plan(
@@ -60,14 +65,68 @@ def test_the_published_models_weigh_what_they_weigh():
 @pytest.mark.parametrize(
     ("prefer", "chosen"),
     [
-        ("speed", ["Apply Gradient Checkpoint, 2 head groups", "Lean VAE speed"]),
-        ("balance", ["Apply Gradient Checkpoint, 3 head groups", "Lean VAE balance"]),
-        ("smallest", ["Apply Gradient Checkpoint, one head at a time", "Lean VAE smallest"]),
+        ("speed", ["Apply Gradient Checkpoint: prefer speed", "Lean VAE speed"]),
+        ("balance", ["Apply Gradient Checkpoint: prefer balance", "Lean VAE balance"]),
+        ("smallest", ["Apply Gradient Checkpoint: prefer smallest", "Lean VAE smallest"]),
     ],
 )
 def test_a_preference_begins_at_its_setting(prefer, chosen):
     assert settings(plan(1024, 1024, prefer=prefer)) == chosen
     assert settings(plan(1024, 1024, gib=None, prefer=prefer)) == chosen
+
+
+def test_a_preference_allows_its_own_choices_and_those_that_save_more():
+    allowed = [list(denoise_stages(MODELS, Request(64, 64), prefer=p)) for p in PREFERENCES]
+    assert allowed == [list(DENOISER_CHOICES), list(DENOISER_CHOICES[1:]), [SMALLEST]]
+
+
+def test_a_choice_can_be_pinned_on_apply_gradient_checkpoint():
+    """The setting names the inputs, and their plan is the one that was judged."""
+    request = Request(2048, 2048)
+    for choice, stage in denoise_stages(MODELS, request).items():
+        found = re.fullmatch(
+            r"Apply Gradient Checkpoint: prefer (\w+)(?:, head_groups (\d+))?", stage.setting
+        )
+        assert found, stage.setting
+        pinned = DenoiserChoice(found[1], int(found[2] or 0))  # pyright: ignore[reportArgumentType]
+        live = denoiser_live_bytes(request, denoiser_plan(request, pinned), is_plain=True)
+        assert (pinned, live.plain) == (choice, stage.activation_bytes)
+
+
+def test_of_two_that_fit_the_cheaper_is_taken():
+    """At 256x256, where all fit. By hand: copies of 25 GB/s; smallest leaves a page of 32 MiB more
+    for weights than the others, and its steps take 0.454 s of arithmetic and traffic.
+
+    In 24 GiB nothing is streamed, and speed has the least work. In 2 GiB 9.93 GiB come from RAM in
+    0.427 s: in that all but smallest hide, and the smaller peak is taken. In 1.25 GiB it is 10.68
+    GiB in 0.459 s, and a page less is 1.3 ms less.
+    """
+    ways = denoise_stages(MODELS, Request(256, 256))
+    assert ASSUMED_CARD.copy_bytes_per_s == 25e9
+    assert ways[SMALLEST].step_seconds(None) == pytest.approx(0.454, abs=1e-3)
+    for gib, streamed, chosen in ((24, 0, SPEED), (2, 9.933, BALANCE), (1.25, 10.683, SMALLEST)):
+        budget = int(gib * GIB)
+        assert all(stage.least_bytes <= budget for stage in ways.values())
+        for choice in (SPEED, BALANCE):
+            assert ways[choice].streamed_bytes(budget) == pytest.approx(streamed * GIB, rel=1e-3)
+        assert plan(256, 256, gib=gib, prefer="speed").choice == chosen
+    tied = ways[SPEED].step_seconds(2 * GIB), ways[BALANCE].step_seconds(2 * GIB)
+    assert tied[0] == tied[1] == ways[BALANCE].streamed_bytes(2 * GIB) / 25e9
+    assert ways[BALANCE].need_bytes < ways[SPEED].need_bytes
+
+
+@pytest.mark.parametrize("side", [256, 512, 1024, 2048, 4096])
+@pytest.mark.parametrize("gib", [1.25, 2, 4, 8, 12, 24])
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_nothing_that_is_allowed_and_fits_is_cheaper(side, gib, prefer):
+    budget, request = int(gib * GIB), Request(side, side)
+    ways = denoise_stages(MODELS, request, prefer=prefer)
+    chosen = fit(MODELS, request, budget, prefer=prefer).choice
+    fitting = {choice for choice in ways if ways[choice].least_bytes <= budget}
+    assert chosen in (fitting or {SMALLEST})
+    for other in fitting:
+        mine, its = ((ways[c].step_seconds(budget), ways[c].need_bytes) for c in (chosen, other))
+        assert mine <= its, other
 
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
@@ -149,29 +208,32 @@ def test_dynamic_vram_takes_whole_pages(gib):
 def test_cast_weights_and_requests_that_are_not_plain_need_more():
     request = Request(1024, 1024)
     plain, around = (
-        denoise_stages(MODELS, request, is_plain=p)[0].activation_bytes for p in (True, False)
+        denoise_stages(MODELS, request, is_plain=p)[BALANCE].activation_bytes for p in (True, False)
     )
     assert around - plain == 3 * request.stream_bytes + 2 * request.rope_bytes
-    quantised = denoise_stages(published_models(weight_bits=8), request)[0]
-    usual = denoise_stages(MODELS, request)[0]
+    quantised = denoise_stages(published_models(weight_bits=8), request)[BALANCE]
+    usual = denoise_stages(MODELS, request)[BALANCE]
     assert quantised.workspace_bytes == usual.workspace_bytes
     assert quantised.activation_bytes - usual.activation_bytes == usual.copy_bytes > 112 * MIB
     assert quantised.copy_bytes == 0, "resident weights are copied too"
     matrix = 3840 * 3 * 3840
     for models, stored in ((published_models(weight_bits=8), 1), (MODELS, 2)):
-        exact = denoise_stages(replace(models, is_dynamic=False), request)[0]
+        exact = denoise_stages(replace(models, is_dynamic=False), request)[BALANCE]
         assert exact.buffer_bytes - exact.copy_bytes == pytest.approx(2 * stored * matrix, rel=1e-6)
 
 
 def test_weights_that_multiply_as_quantised_are_not_cast_and_groups_save_nothing():
     sizes = TransformerSizes(is_whole=True)
     models = replace(published_models(weight_bits=8), denoiser=sizes)
-    stages = denoise_stages(models, Request(1024, 1024, sizes=sizes))
-    assert not any(stage.is_cast for stage in stages)
-    # Four streams of 31.875 MiB, and four chunks of 3.75; of 1.875 for one head at a time.
-    assert [round(stage.activation_bytes / MIB) for stage in stages] == [144, 144, 137]
+    request = Request(1024, 1024, sizes=sizes)
+    stages = denoise_stages(models, request)
+    assert not any(stage.is_cast for stage in stages.values())
+    # Of streams of 31.875 MiB, a feed-forward takes seven and a third; the others four, and as many
+    # chunks of 1088 tokens (7.97 MiB) or of 320 (2.34). Latent, text, rope table: 6.0, or 1.9.
+    taken = [round(stage.activation_bytes / MIB) for stage in stages.values()]
+    assert taken == [240, 165, 165, 165, 165, 139]
     # Streamed, they wait as stored: 3 x 37.5 of a feed-forward or 56.25 of an attention.
-    assert 0 < stages[0].copy_bytes < 3 * 37.5 * MIB
+    assert 0 < stages[SPEED].copy_bytes < 3 * 37.5 * MIB
 
 
 def test_what_would_fit_does_and_a_little_more_does_not():

@@ -187,10 +187,11 @@ def half_of_block(closed: int | None) -> Kernel:
         return block
 
     def cut(given: Inputs) -> torch.Tensor:
+        from pack.nodes.denoiser.plan import DenoiserChoice
         from pack.nodes.denoiser.sizes import Z_IMAGE
         from pack.nodes.host.denoiser.block import BlockSettings, LeanBlock
 
-        settings = BlockSettings(Z_IMAGE, GROUPS, CHUNK_TOKENS)
+        settings = BlockSettings(Z_IMAGE, DenoiserChoice("balance", GROUPS, CHUNK_TOKENS))
         return LeanBlock(block_of(given), settings)(given.x, None, given.table, given.factors)
 
     return Kernel(lambda given: block_of(given)(given.x, None, given.table, given.factors), cut)

@@ -24,8 +24,7 @@ from .denoiser import launches
 PROMPT = "a red fox asleep in the snow under a birch tree, early morning light"
 REPEATS = (1, 16)  # of the prompt's text: a short one and a long one
 LEAN_VAE = "Lean VAE "
-# By the number of head groups, the fewest first.
-SETTINGS = (DEFAULT, "+ Attention Slice auto", "+ Attention Slice max")
+SLICE = "+ Attention Slice "
 ISSUED = Picture(256, 256)
 CONSTANTS = "constants"
 
@@ -34,33 +33,40 @@ class Measured(NamedTuple):
     """The medians of a case's variant over its rounds; bytes are None without a card.
 
     taken_bytes: what torch's allocator held at most, without weights.
+    step_s: of a sampling step; None for what has none.
     """
 
     case: str
     variant: str
     peak_bytes: int | None
     taken_bytes: int | None
+    step_s: float | None = None
 
 
 def run(job: Job, rows: Recorder) -> None:
     host = start(job, rows)
+    from pack.nodes.denoiser.cost import LAUNCH_S, REACHED
     from pack.nodes.denoiser.need import DENOISER_RESERVED
     from pack.nodes.denoiser.sizes import Request
-    from pack.nodes.fit.stages import published_models
+    from pack.nodes.fit.stages import ASSUMED_CARD, published_models
     from pack.nodes.host.denoiser import patch as lean_patch
+    from pack.nodes.host.denoiser.block import fill_on
     from pack.nodes.host.fit.budget import copy_bytes_per_s
     from pack.nodes.vae.need import SPARE_BYTES, VAE_RESERVED
 
     loaded = host.load("whole")
     encode_texts(host, rows, loaded.clip)
     sizes = lean_patch.transformer_sizes(loaded.model)
-    models = replace(published_models(), denoiser=sizes)
+    fill = fill_on(host.device, sizes)
+    models = replace(published_models(), denoiser=sizes, fill_tokens=fill)
     dtype_bytes = lean_patch.activation_bytes(loaded.model)
     request = Request(1024, 1024, 1, TEXT_TOKENS, dtype_bytes, sizes)
     known = [row for row in read(job.rows_path) if row.get("rehearsal") == job.is_rehearsal]
     denoised, decoded = medians(known, "denoiser"), medians(known, "vae")
     reserved: list[float] = []
+    reached: list[float] = []
     for found in denoised:
+        reached += reached_share(found, request, _device_name(host.device))
         live = denoiser_bytes(found, models, request)
         if live is not None:
             compare(rows, f"{found.case} denoise", found, live)
@@ -75,8 +81,10 @@ def run(job: Job, rows: Recorder) -> None:
     speed = copy_bytes_per_s(host.device)
     write_constant(rows, "DENOISER_RESERVED", reserved, DENOISER_RESERVED)
     write_constant(rows, "VAE_RESERVED", vae_reserved, VAE_RESERVED)
-    write_constant(rows, "seconds per launch", list(launch_seconds(host, rows)), None)
-    write_constant(rows, "copy bytes per second", [] if speed is None else [speed], None)
+    write_constant(rows, "REACHED", reached, REACHED)
+    write_constant(rows, "LAUNCH_S", list(launch_seconds(host, rows)), LAUNCH_S)
+    copies, assumed = [] if speed is None else [speed], ASSUMED_CARD.copy_bytes_per_s
+    write_constant(rows, "copy_bytes_per_s", copies, assumed)
 
 
 def encode_texts(host: Host, rows: Recorder, clip: Any) -> None:
@@ -112,7 +120,12 @@ def medians(known: Sequence[Row], part: str) -> list[Measured]:
         if key not in chosen or chosen[key][0].get("mode") == row.get("mode"):
             chosen.setdefault(key, []).append(row)
     return [
-        Measured(*key, _median(found, "peak_bytes"), _median(map(_without_weights, found), "bytes"))
+        Measured(
+            *key,
+            _median(found, "peak_bytes"),
+            _median(map(_without_weights, found), "bytes"),
+            _median(found, "step_s"),
+        )
         for key, found in chosen.items()
     ]
 
@@ -135,16 +148,55 @@ def denoiser_bytes(found: Measured, models: Any, request: Any) -> int | None:
     """
     from pack.nodes.denoiser.need import denoiser_live_bytes
     from pack.nodes.denoiser.peak import stock_peak_bytes
-    from pack.nodes.fit.stages import head_groups
+    from pack.nodes.denoiser.plan import denoiser_plan
 
+    shape = _shape(found, request)
+    if shape is None:
+        return None
+    if found.variant == HOST:
+        return stock_peak_bytes(shape)
+    choice = _choice(found.variant, request.sizes.kv_heads)
+    if choice is None:
+        return None
+    plan = denoiser_plan(shape, choice, fill=models.fill_tokens)
+    return denoiser_live_bytes(shape, plan, is_plain=True).plain
+
+
+def _choice(variant: str, kv_heads: int) -> Any:
+    """What a variant sets by itself; None where it depends on what is free, and for the host."""
+    from pack.nodes.attention.budget import AUTO_HEADS
+    from pack.nodes.denoiser.plan import DenoiserChoice
+
+    groups = {
+        DEFAULT: 1,
+        SLICE + "auto": -(-kv_heads // min(kv_heads, AUTO_HEADS)),
+        SLICE + "max": kv_heads,
+    }.get(variant)
+    return None if groups is None else DenoiserChoice().at_least(groups)
+
+
+def reached_share(found: Measured, request: Any, device_name: str) -> Iterator[float]:
+    """Share of its data sheet that a known card reaches in the host's steps."""
+    from pack.nodes.denoiser.cost import CARDS, REACHED, seconds, step_work
+
+    shape = _shape(found, request)
+    if found.variant != HOST or shape is None or not found.step_s:
+        return
+    for card in CARDS:
+        if " ".join(card.name.split()[:2]).removesuffix(" SXM") in device_name:
+            yield REACHED * seconds(step_work(shape, None), card) / found.step_s
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
+def _shape(found: Measured, request: Any) -> Any:
+    """The request of a denoiser's case; None for weights that the plan has no word on."""
     size = _picture(found.case)
     if size is None:
         return None
-    shape = replace(request, width_px=size.width_px, height_px=size.height_px, batch=size.batch)
-    if found.variant == HOST:
-        return stock_peak_bytes(shape)
-    groups = dict(zip(SETTINGS, head_groups(models.denoiser), strict=True)).get(found.variant)
-    return None if groups is None else denoiser_live_bytes(shape, groups, is_plain=True)
+    return replace(request, width_px=size.width_px, height_px=size.height_px, batch=size.batch)
 
 
 def vae_bytes(found: Measured, models: Any, request: Any) -> int | None:

@@ -14,6 +14,13 @@ def is_card(device: torch.device) -> bool:
     return device.type in ("cuda", "xpu")
 
 
+def multiprocessors(device: torch.device) -> int | None:
+    """Multiprocessors of a card; None where torch does not say."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def models_on(device: torch.device) -> list[Any]:
     """The patchers of the models on a device, the last used first."""
     # The host keeps the place of a model that was deleted.

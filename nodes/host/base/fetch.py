@@ -22,7 +22,7 @@ from ...cuts import pieces
 
 RowsFn = Callable[[torch.Tensor], torch.Tensor]
 
-_PIECE_ELEMENTS = 2**17
+PIECE_ELEMENTS = 2**17
 _PLAIN = comfy.ops.disable_weight_init
 
 
@@ -65,11 +65,11 @@ def by_pieces(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> tor
 
     The CPU has no fused norm and rotary embedding: their steps hold several float32 copies.
 
-    Memory: the result; on the CPU also the copies of `_PIECE_ELEMENTS` elements.
+    Memory: the result; on the CPU also the copies of `PIECE_ELEMENTS` elements.
     Exact: bit-exact, rows are independent.
     """
     tokens = rows[0].shape[0]
-    piece = max(1, _PIECE_ELEMENTS // max(1, rows[0][:1].numel()))
+    piece = max(1, PIECE_ELEMENTS // max(1, rows[0][:1].numel()))
     if rows[0].device.type != "cpu" or tokens <= piece:
         return function(*rows)
     result = torch.empty_like(rows[0])

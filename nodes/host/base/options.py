@@ -8,7 +8,7 @@ from typing import Any
 OPTIONS_KEY = "z_image_low_vram"
 # Of Attention Slice: the heads in a group, 0 for half of them, None for all.
 SLICE = "attention_slice"
-# Of Fit to VRAM: the number of groups.
+# Of Fit to VRAM: its choice for the denoiser.
 FIT = "fit_to_vram"
 _IS_GROUPED = "is_grouped"
 
@@ -16,7 +16,7 @@ _IS_GROUPED = "is_grouped"
 def asked_groups(transformer_options: Mapping[str, Any], heads: int) -> int:
     """Into how many groups a block that computes q, k, v itself should cut its heads.
 
-    The larger of what Attention Slice and Fit to VRAM ask for; 1 without them.
+    What Attention Slice asks for; 1 without it.
 
     Args:
         transformer_options: the request's.
@@ -27,7 +27,7 @@ def asked_groups(transformer_options: Mapping[str, Any], heads: int) -> int:
     if sliced is None:
         sliced = heads
     sliced = min(heads, sliced or -(-heads // 2))
-    return max(asked.get(FIT, 1), -(-heads // sliced))
+    return -(-heads // sliced)
 
 
 def within_groups(transformer_options: Mapping[str, Any]) -> dict[str, Any]:

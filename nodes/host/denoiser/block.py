@@ -6,9 +6,10 @@ in a patched model. Its layers are the block's own, so weights, LoRA and offload
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import comfy.ldm.lumina.model as lumina
@@ -20,14 +21,16 @@ from torch import nn
 from ...denoiser.attention_half import Heads, add_attention
 from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.feed_forward_half import add_feed_forward
-from ...denoiser.plan import DEFAULT_GROUPS, plan_for
+from ...denoiser.plan import DEFAULT, FILL_TOKENS, DenoiserChoice, fill_tokens, plan_for
 from ...denoiser.rows import Modulation
 from ...denoiser.sizes import TransformerSizes
+from ..base.device import multiprocessors
 from ..base.fetch import fetch_norm
-from ..base.options import asked_groups
-from .heads import RopeFn, attend_of, rotation
+from ..base.options import FIT, OPTIONS_KEY, asked_groups
+from .heads import IS_FUSED, RopeFn, attend_of, rotation, views_of
 from .projections import projection
 
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -45,19 +48,37 @@ class BlockSettings:
     """How the blocks of a model are cut.
 
     sizes: of the transformer.
-    groups: into how many groups the heads are cut at least; Attention Slice may ask for more.
-    chunk_tokens: rows at a time; 0 chooses by the number of tokens.
+    choice: what was chosen; Attention Slice may ask for more groups, Fit to VRAM for less memory.
     """
 
     sizes: TransformerSizes
-    groups: int = DEFAULT_GROUPS
-    chunk_tokens: int = 0
+    choice: DenoiserChoice = DEFAULT
 
     @eager  # else the sizes of one call become guards of the graph
-    def plan(self, batch: int, tokens: int, transformer_options: dict[str, Any]) -> DenoiserPlan:
-        """The plan for blocks of that many samples and tokens."""
-        groups = max(self.groups, asked_groups(transformer_options, self.sizes.kv_heads))
-        return plan_for(self.sizes, batch, tokens, groups, self.chunk_tokens)
+    def plan(self, stream: torch.Tensor, transformer_options: dict[str, Any]) -> DenoiserPlan:
+        """The plan for blocks that get such a stream, [B, T, D]."""
+        batch, tokens, _ = stream.shape
+        return self.plan_for(batch, (tokens,), stream.device, transformer_options)
+
+    def plan_for(
+        self,
+        batch: int,
+        lengths: tuple[int, ...],
+        device: torch.device,
+        transformer_options: Mapping[str, Any] = EMPTY,
+    ) -> DenoiserPlan:
+        """The plan for blocks of that many samples and tokens; see nodes/denoiser/plan.py."""
+        choice = self.choice.at_least(asked_groups(transformer_options, self.sizes.kv_heads))
+        asked = transformer_options.get(OPTIONS_KEY, {}).get(FIT)
+        if asked is not None:
+            choice = choice.and_also(asked)
+        return plan_for(self.sizes, batch, lengths, choice, fill=fill_on(device, self.sizes))
+
+
+def fill_on(device: torch.device, sizes: TransformerSizes) -> int:
+    """Rows with which a product fills the card; a constant where that is not known."""
+    count = multiprocessors(device)
+    return FILL_TOKENS if count is None else fill_tokens(count, sizes.dim)
 
 
 def is_known_block(block: Any) -> bool:
@@ -136,9 +157,10 @@ def _attention_half(
         qkv, out = (projection(layer, source, until) for layer in (attention.qkv, attention.out))
         norm_in = fetch_norm(block.attention_norm1, source, until)
         norm_out = fetch_norm(block.attention_norm2, source, until)
-        rotate_query, rotate_key = (
-            rotation(rope, layer, source, until) for layer in (attention.q_norm, attention.k_norm)
-        )
+        # Older hosts hold what they normed, and the rope table may be made piece by piece.
+        most = source.shape[1] if plan.holds_rope else plan.rope_tokens(block.dim, heads.channels)
+        most = most if IS_FUSED else min(most, plan.chunk_tokens)
+        rotate = rotation(rope, attention, source, until, most_tokens=most)
         for sample in range(source.shape[0]):
             add_attention(
                 source[sample],
@@ -146,8 +168,7 @@ def _attention_half(
                 norm_in=norm_in,
                 scale=scale[sample],
                 qkv=qkv,
-                rotate_query=rotate_query,
-                rotate_key=rotate_key,
+                rotate=rotate,
                 attend=attend_of(attention, transformer_options, is_grouped=not qkv.is_whole),
                 out=out,
                 norm_out=norm_out,
@@ -155,6 +176,7 @@ def _attention_half(
                 heads=heads,
                 groups=plan.groups,
                 chunk_tokens=plan.chunk_tokens,
+                holds_query=plan.holds_query,
                 scratch=None if target is source else target[sample],
             )
 
@@ -182,7 +204,8 @@ def _feed_forward_half(
                 w3=w3,
                 norm_out=norm_out,
                 gate=gate[sample],
-                chunk_tokens=plan.chunk_tokens,
+                chunk_tokens=plan.feed_tokens,
+                hidden_blocks=plan.hidden_blocks,
                 is_clamped=block.modulation,
             )
 
@@ -228,11 +251,11 @@ class LeanBlock(nn.Module):
             block,
             x,
             target,
-            rope=lambda start, stop: freqs_cis[:, start:stop],
+            rope=views_of(freqs_cis),
             adaln_input=adaln_input,
             timestep_zero_index=kwargs.get("timestep_zero_index"),
             transformer_options=options,
-            plan=self.settings.plan(x.shape[0], x.shape[1], options),
+            plan=self.settings.plan(x, options),
         )
         return target
 

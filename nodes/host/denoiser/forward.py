@@ -6,6 +6,7 @@ then calls the lean blocks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -19,7 +20,7 @@ from comfy.ldm.flux.math import rope
 from ...denoiser.cuts import DenoiserPlan, chunks
 from ..base.block_events import block_ended
 from .block import BlockSettings, eager, is_untouched, run_block
-from .heads import RopeFn
+from .heads import RopeFn, views_of
 from .projections import projection
 
 # Patches that only the host's own forward calls.
@@ -108,10 +109,14 @@ def run_forward(
     rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
     t = model.t_embedder((1.0 - timesteps) * model.time_scale, dtype=x.dtype)
     text_tokens = _padded(context.shape[1], model)
-    tokens = text_tokens + _padded(rows * columns, model)
-    plan = settings.plan(x.shape[0], tokens, transformer_options)
+    image_tokens = _padded(rows * columns, model)
+    tokens = text_tokens + image_tokens
+    lengths = tokens, image_tokens, text_tokens
+    plan = settings.plan_for(x.shape[0], lengths, x.device, transformer_options)
     stream = _embed(model, x, context, tokens, plan)
     table = _rope_table(model, x.device, tokens, text_tokens, rows, columns, transformer_options)
+    if plan.holds_rope:
+        table = views_of(table(0, tokens))
     del x  # the padded copy
 
     _run_blocks(model, stream, text_tokens, table, t, transformer_options, plan)
@@ -204,9 +209,10 @@ def _rope_table(
 ) -> RopeFn:
     """The rotary table of a run of tokens, gathered from one table per axis.
 
-    The positions of an image are a grid, so each axis has few distinct ones.
+    The positions of an image are a grid, so each axis has few distinct ones. The tables are cut
+    into units of one length, so that one gather makes all of a token's row.
 
-    Memory: per axis its positions * axis_dim * 8 bytes; per token three indices of 8 bytes.
+    Memory: per axis its positions * axis_dim * 8 bytes; per token an index of 4 bytes a unit.
     Exact: bit-exact, the host's own function makes the tables.
     """
     grid = lumina.pos_ids_x(text_tokens + 1, rows, columns, 1, device, transformer_options)[0]
@@ -218,22 +224,33 @@ def _rope_table(
         torch.cat([zero, grid[:columns, 2]]),
     )
     embedder = model.rope_embedder
-    # [P, axis_dim / 2, 2, 2] per axis
-    tables = [
-        rope(position[None], dim, embedder.theta)[0]
-        for position, dim in zip(positions, embedder.axes_dim, strict=True)
-    ]
+    pairs = [dim // 2 for dim in embedder.axes_dim]
+    unit = math.gcd(*pairs)
+    # [P, dim / 2, 2, 2] per axis -> [P * units, unit * 4]
+    tables = torch.cat(
+        [
+            rope(position[None], dim, embedder.theta)[0].reshape(-1, unit * 4)
+            for position, dim in zip(positions, embedder.axes_dim, strict=True)
+        ]
+    )
     # Index 0 is position zero: text has it on the two picture axes, padding on all three.
-    index = torch.zeros(3, tokens, dtype=torch.int64, device=device)
+    index = torch.zeros(3, tokens, dtype=torch.int32, device=device)
     index[0, :text_tokens] = torch.arange(1, text_tokens + 1, device=device)
     image = index[:, text_tokens : text_tokens + rows * columns]
     image[0] = text_tokens + 1
     image[1] = torch.arange(1, rows + 1, device=device).repeat_interleave(columns)
     image[2] = torch.arange(1, columns + 1, device=device).repeat(rows)
+    begin, of_axes = 0, []
+    for axis, (position, count) in enumerate(zip(positions, pairs, strict=True)):
+        units = count // unit
+        of_unit = torch.arange(units, dtype=torch.int32, device=device) + begin
+        of_axes.append(index[axis, :, None] * units + of_unit)
+        begin += len(position) * units
+    units = torch.cat(of_axes, dim=1)  # [T, units of a token]
 
     def gather(start: int, stop: int) -> torch.Tensor:
-        parts = [t.index_select(0, i[start:stop]) for t, i in zip(tables, index, strict=True)]
-        return torch.cat(parts, dim=1)[None, :, None]
+        rows = tables.index_select(0, units[start:stop].flatten())
+        return rows.view(1, stop - start, 1, -1, 2, 2)
 
     return gather
 

@@ -187,7 +187,8 @@ def reserve_need(request: Request, settings: BlockSettings) -> Callable[..., Any
             return executor(model, noise_shape, *args, **kwargs)
         estimate = model.model.memory_required(list(noise_shape))
         latent = of_latent(request, noise_shape)
-        need = denoiser_reserve_bytes(latent, settings.groups, settings.chunk_tokens)
+        plan = settings.plan_for(latent.batch, latent.lengths, model.load_device)
+        need = denoiser_reserve_bytes(latent, plan)
         with reserved(model, estimate, need):
             return executor(model, noise_shape, *args, **kwargs)
 

@@ -33,7 +33,7 @@ def projection(layer: Any, like: torch.Tensor, until: ExitStack) -> Projection:
 
     def whole() -> ColumnsFn:
         multiply = fetch_quantised(layer, like, until) if _is_fetched(layer) else layer
-        return lambda rows, first, last: multiply(rows)[:, first:last]
+        return lambda rows, first, last, into: multiply(rows)[:, first:last]
 
     return Projection(whole, is_whole=True) if is_whole(layer) else Projection(columns)
 

@@ -57,9 +57,9 @@ class Enforcer:
         if not is_inner:
             self._decision, self._limit = decision, None
         self._say(decision.text, is_warning=decision.is_warning)
-        # The lean blocks read the groups in the options of this sampling alone.
+        # The lean blocks read the choice in the options of this sampling alone.
         asked = options.setdefault("transformer_options", {})
-        asked[OPTIONS_KEY] = {**asked.get(OPTIONS_KEY, {}), FIT: decision.groups}
+        asked[OPTIONS_KEY] = {**asked.get(OPTIONS_KEY, {}), FIT: decision.choice}
         make_room([model, *together], decision.peak_bytes, decision.budget_bytes)
         _, estimate = sampler_helpers.estimate_memory(model, noise_shape, conds)
         limit = self._limit = _least(self._limit, decision.limit_bytes)

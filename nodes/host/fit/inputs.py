@@ -14,9 +14,10 @@ from ...denoiser.sizes import Request
 from ...fit.planner import Planner
 from ...fit.stages import Models, published_models
 from ...fit.what_fits import Run
+from ...prefer import Prefer
 from ...vae.devices import has_ram, is_unrolled
-from ...vae.plan import Prefer
 from ..base.device import is_dynamic
+from ..denoiser.block import fill_on
 from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
 from ..vae.patch import decoder_sizes
 from . import budget
@@ -67,6 +68,7 @@ def planner_for(
         has_ram=has_ram(model.load_device),
         is_unrolled=is_unrolled(model.load_device),
         is_dynamic=is_dynamic(model),
+        fill_tokens=fill_on(model.load_device, sizes),
     )
     decoder = None if vae is None else decoder_sizes(vae)  # None: the VAE cannot be lean
     if vae is not None:

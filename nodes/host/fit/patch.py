@@ -8,7 +8,9 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from ...denoiser.plan import DenoiserChoice
 from ...fit.planner import Planner
+from ...prefer import PREFERENCES
 from ..base.options import OPTIONS_KEY
 from ..base.server import NodeLog
 from ..denoiser.block import BlockSettings
@@ -25,7 +27,8 @@ _KEY = f"{OPTIONS_KEY}.fit_to_vram"
 def with_plan(model: ModelPatcher, planner: Planner, node_id: str | None) -> ModelPatcher:
     """A clone with lean blocks, whose samplings are planned and kept within the budget."""
     enforcer = Enforcer(planner, NodeLog(NAME, node_id))
-    settings = BlockSettings(planner.request.sizes)
+    # What each sampling's plan adds saves memory from there.
+    settings = BlockSettings(planner.request.sizes, DenoiserChoice(PREFERENCES[0]))
     patched = with_lean_blocks(
         model,
         settings,

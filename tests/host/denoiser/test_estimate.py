@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.denoiser.sizes import Z_IMAGE, Request
+from pack.nodes.prefer import PREFERENCES
 from pack.testing import lean_models
 from pack.testing.lean_models import latent, lean, prepare, prompt
 from pack.testing.tracker import Tracker
@@ -133,20 +134,21 @@ def flash_like(function: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any)
     return out.transpose(1, 2).flatten(2)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 5, 30])
+@pytest.mark.parametrize("prefer", PREFERENCES)
 @pytest.mark.parametrize(
     ("width", "height", "batch"),
     [(512, 512, 4), (1024, 1024, 1), (1024, 1024, 4), (2048, 2048, 1), (4096, 4096, 1)],
 )
-def test_between_the_peak_and_the_hosts_figure_at_full_size(width, height, batch, groups):
+def test_between_the_peak_and_the_hosts_figure_at_full_size(width, height, batch, prefer):
     """Formulas; that the peak's formula is the measured one is tested with the plan."""
     from pack.nodes.denoiser.need import denoiser_reserve_bytes
     from pack.nodes.denoiser.peak import lean_peak_bytes
-    from pack.nodes.denoiser.plan import denoiser_plan
+    from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
 
     request = Request(width, height, batch, 512, 2, Z_IMAGE)
-    need = denoiser_reserve_bytes(request, groups)
-    peak = lean_peak_bytes(request, denoiser_plan(request, groups=groups), has_copies=True)
+    plan = denoiser_plan(request, DenoiserChoice(prefer))
+    need = denoiser_reserve_bytes(request, plan)
+    peak = lean_peak_bytes(request, plan, has_copies=True)
     # Source: memory_required in the host's comfy/model_base.py, factor 2.8.
     hosts = width * height // 64 * batch * 2 * 0.01 * 2.8 * 2**20
     assert peak < need < hosts

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from pack.nodes.prefer import PREFERENCES, Prefer
 from pack.testing import lean_models
 from PIL import Image
 
@@ -40,11 +41,12 @@ def _relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((got - wanted).double().norm() / wanted.double().norm()).item()
 
 
-def _settings(*, groups: int = 2, chunk: int = CHUNK) -> Any:
+def _settings(*, groups: int = 2, chunk: int = CHUNK, prefer: Prefer = "balance") -> Any:
+    from pack.nodes.denoiser.plan import DenoiserChoice
     from pack.nodes.denoiser.sizes import Z_IMAGE
     from pack.nodes.host.denoiser.block import BlockSettings
 
-    return BlockSettings(Z_IMAGE, groups, chunk)
+    return BlockSettings(Z_IMAGE, DenoiserChoice(prefer, groups, chunk))
 
 
 def _options(backend: str) -> tuple[dict[str, Any], list[int]]:
@@ -196,6 +198,7 @@ def _forwards(
     *,
     text_batch: int | None = None,
     backend: str = BACKENDS[0],
+    settings: Any = None,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from pack.nodes.host.denoiser.forward import run_forward
@@ -207,7 +210,7 @@ def _forwards(
     before = x.clone(), text.clone()
     options.update(_options(backend)[0])
     wanted = denoiser(x, sigma, text, text_tokens, transformer_options=dict(options))
-    got = run_forward(denoiser, x, sigma, text, dict(options), _settings())
+    got = run_forward(denoiser, x, sigma, text, dict(options), settings or _settings())
     assert torch.equal(x, before[0]) and torch.equal(text, before[1])
     assert got.shape == wanted.shape == x.shape and got.dtype == wanted.dtype
     assert wanted.isfinite().all() and wanted.std() > 0
@@ -231,6 +234,23 @@ def test_forward_of_a_few_image_tokens_is_equal_up_to_rounding(
     """The final layer then multiplies a few rows, for which the CPU has other kernels."""
     wanted, got = _forwards(denoiser, (1, 16, *size), 32)
     assert _relative(got, wanted) < (1e-6 if got.dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_forward_of_each_preference_has_the_hosts_bits(denoiser: Any, prefer: Prefer) -> None:
+    """speed and balance hold the rope table, smallest gathers it piece by piece."""
+    settings = _settings(groups=0, chunk=0, prefer=prefer)
+    wanted, got = _forwards(denoiser, (1, 16, 48, 48), 77, settings=settings)
+    assert torch.equal(got, wanted)
+
+
+def test_kitchens_that_only_make_new_tensors(denoiser: Any, monkeypatch: Any) -> None:
+    """Older releases of comfy-kitchen cannot write over q and k."""
+    from pack.nodes.host.denoiser import heads
+
+    monkeypatch.setattr(heads, "IN_PLACE", False)
+    wanted, got = _forwards(denoiser, (1, 16, 33, 50), 40)
+    assert torch.equal(got, wanted)
 
 
 def test_forward_has_the_hosts_bits_with_long_prompts_and_sub_quadratic(denoiser: Any) -> None:

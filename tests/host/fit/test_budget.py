@@ -23,13 +23,14 @@ def test_weights_take_what_the_plan_says(host: Any, gib: float) -> None:
     """
     from comfy_aimdo.model_vbar import ModelVBAR, vbar_fault, vbar_unpin
     from comfy_aimdo.vram_buffer import VRAMBuffer
+    from pack.nodes.denoiser.plan import DEFAULT
     from pack.nodes.denoiser.sizes import Z_IMAGE, Request
     from pack.nodes.fit.stages import denoise_stages, published_models
 
     dim, hidden = Z_IMAGE.dim, Z_IMAGE.ffn_dim
     block = [2 * dim * out for out in (Z_IMAGE.qkv_dim, dim, hidden, hidden, hidden)]
     models = replace(published_models(), denoiser_weight_bytes=34 * sum(block))
-    stage, budget = denoise_stages(models, Request(1024, 1024))[0], int(gib * GIB)
+    stage, budget = denoise_stages(models, Request(1024, 1024))[DEFAULT], int(gib * GIB)
     card = FakeCard(16 * GIB)
     pages = ModelVBAR(2 * models.denoiser_weight_bytes, 0)
     weights = [pages.alloc(size) for size in block * 34]

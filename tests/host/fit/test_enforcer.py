@@ -242,6 +242,7 @@ def test_the_peak_is_compared_with_the_plan(
 ) -> None:
     """With the allocator's readings before and after: weights in it, current bytes, peak."""
     from pack.nodes.denoiser.need import denoiser_live_bytes
+    from pack.nodes.denoiser.plan import denoiser_plan
     from pack.nodes.denoiser.sizes import Request
     from pack.nodes.host.fit import enforcer
     from pack.nodes.host.fit.inputs import planner_for
@@ -252,7 +253,8 @@ def test_the_peak_is_compared_with_the_plan(
         conditioning=lean_models.prompt(),
     )  # fmt: skip
     plan = planner.plan(planner.request, None)
-    live = denoiser_live_bytes(planner.request, plan.groups, is_plain=True)
+    how = denoiser_plan(planner.request, plan.choice)
+    live = denoiser_live_bytes(planner.request, how, is_plain=True).plain
     weights, others = 100 * MIB, 30 * MIB
     measured = int(factor * (weights + live))
     readings = iter([(0, others, others + MIB), (weights, others, others + measured)])
