@@ -5,6 +5,7 @@
 | `launches` | calls | operations on CUDA tensors, without views and bare allocations |
 | `host_waits` | calls | operations that let the CPU wait until the card has finished |
 | `moved_bytes` | bytes | tensors on the card that launches read and write |
+| `row_bytes` | bytes | of them, all but what hides behind the arithmetic of the launch |
 | `copied_bytes` | bytes | tensors that are copied between the card and RAM |
 | `flops` | operations | multiplications and additions of products, attention and convolutions |
 
@@ -48,6 +49,8 @@ _WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal"}
 _OVERWRITES = {"copy_", "fill_", "zero_"}
 # They read as much as they write, however large the table.
 _GATHERS = {"index_select", "embedding", "gather"}
+# Where the weight is among the arguments of a product.
+_WEIGHTS = {"mm": (1,), "addmm": (2,), "convolution": (1,)}
 _SYNCHRONIZE = (torch.cuda, torch.cuda.Stream, torch.cuda.Event)
 
 
@@ -58,6 +61,7 @@ class Counts:
     launches: int = 0
     host_waits: int = 0
     moved_bytes: int = 0
+    row_bytes: int = 0
     copied_bytes: int = 0
     flops: int = 0
 
@@ -132,11 +136,14 @@ class Launches(TorchDispatchMode):
         read = [] if name in _GATHERS else _read(func, args, kwargs)
         launches, written = 1, _card_bytes(made)
         moved = _card_bytes(read) + written * (2 if name in _GATHERS else 1)
+        flops = _flops(func, args, kwargs, out)
+        # Products hide all but the weights that they read.
+        rows = moved if not flops else _card_bytes([args[i] for i in _WEIGHTS.get(name, ())])
         if name == "convolution":
             self.convolutions.add((args[0].shape, args[1].shape))
             if args[2] is not None:
-                launches, moved = 2, moved + 2 * written
-        self.counts += Counts(launches, int(waits), moved, copied, _flops(func, args, kwargs, out))
+                launches, moved, rows = 2, moved + 2 * written, rows + 2 * written
+        self.counts += Counts(launches, int(waits), moved, rows, copied, flops)
         self.operations[str(func.overloadpacket)] += launches
 
     def _told(self, synchronize: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,8 +175,9 @@ def _is_non_blocking(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _nbytes(tensors: list[torch.Tensor]) -> int:
-    # An expanded tensor is read once.
-    return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
+    # An expanded tensor is read once. Fake tensors whose sizes depend on values count as nothing.
+    known = [t for t in tensors if isinstance(t.numel(), int)]
+    return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in known)
 
 
 def _card_bytes(tensors: list[torch.Tensor]) -> int:

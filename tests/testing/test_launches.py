@@ -33,30 +33,27 @@ def attention(x: torch.Tensor) -> torch.Tensor:
     return torch.ops.aten._scaled_dot_product_flash_attention(q, q, q)[0]
 
 
+def moved(launches: int, nbytes: int) -> Counts:
+    return Counts(launches, moved_bytes=nbytes, row_bytes=nbytes)
+
+
+# Of [16, 32] and [32, 32], which is the weight.
+PRODUCT = Counts(1, moved_bytes=4 * KIB, row_bytes=2 * KIB, flops=2 * 16 * 32 * 32)
 LAUNCHED = {
-    "in place": (lambda x: x.add_(x), Counts(1, moved_bytes=3 * KIB)),
-    "new": (lambda x: x + 1, Counts(1, moved_bytes=2 * KIB)),
-    "filled": (lambda x: x.zero_(), Counts(1, moved_bytes=KIB)),
-    "copied": (lambda x: x.copy_(x.clone()), Counts(2, moved_bytes=4 * KIB)),
-    "broadcast": (
-        lambda x: x + x[:1].clone().expand(16, 32), Counts(2, moved_bytes=2 * KIB + KIB // 16 * 3)
-    ),
+    "in place": (lambda x: x.add_(x), moved(1, 3 * KIB)),
+    "new": (lambda x: x + 1, moved(1, 2 * KIB)),
+    "filled": (lambda x: x.zero_(), moved(1, KIB)),
+    "copied": (lambda x: x.copy_(x.clone()), moved(2, 4 * KIB)),
+    "broadcast": (lambda x: x + x[:1].clone().expand(16, 32), moved(2, 2 * KIB + KIB // 16 * 3)),
     "gathered": (
         lambda x: x.index_select(0, torch.empty(4, dtype=torch.int64, device="cuda")),
-        Counts(1, moved_bytes=KIB // 2),
+        moved(1, KIB // 2),
     ),
-    "product": (lambda x: x @ square(x), Counts(1, moved_bytes=4 * KIB, flops=2 * 16 * 32 * 32)),
-    "out=": (
-        lambda x: torch.mm(x, square(x), out=torch.empty_like(x)),
-        Counts(1, moved_bytes=4 * KIB, flops=2 * 16 * 32 * 32),
-    ),
-    "layer": (
-        lambda x: functional.linear(x, square(x)),
-        Counts(1, moved_bytes=4 * KIB, flops=2 * 16 * 32 * 32),
-    ),
-    "layout": (lambda x: x.t().contiguous(), Counts(1, moved_bytes=2 * KIB)),
-    "folded": (lambda x: x.view(16, 2, 16).transpose(0, 1).reshape(2, 256),
-               Counts(1, moved_bytes=2 * KIB)),
+    "product": (lambda x: x @ square(x), PRODUCT),
+    "out=": (lambda x: torch.mm(x, square(x), out=torch.empty_like(x)), PRODUCT),
+    "layer": (lambda x: functional.linear(x, square(x)), PRODUCT),
+    "layout": (lambda x: x.t().contiguous(), moved(1, 2 * KIB)),
+    "folded": (lambda x: x.view(16, 2, 16).transpose(0, 1).reshape(2, 256), moved(1, 2 * KIB)),
 }  # fmt: skip
 
 
