@@ -9,19 +9,16 @@ to issue. A card's driver is not in it. Good for comparing two ways on one machi
 from __future__ import annotations
 
 import gc
-import itertools
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from pack.nodes.denoiser.sizes import Request
 from pack.nodes.probe.operations import device_type_of, way_of
 from pack.nodes.probe.tracker import tensors_in
 from pack.testing.launches import is_free
-from pack.testing.stock_forward import FakeDenoiser
 from torch.library import Library
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -30,8 +27,10 @@ _WHOLE = (
     torch.ops.aten.scaled_dot_product_attention.default,
     torch.ops.aten.rms_norm.default,
 )
-# Main layers of the two forwards whose difference is timed.
-LAYERS = (2, 10)
+# What other programs take does not count; Windows counts threads in steps of 16 ms.
+_now = time.perf_counter if sys.platform == "win32" else time.thread_time
+# Puts something around a function.
+Around = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Recorded(TorchDispatchMode):
@@ -81,7 +80,9 @@ def _kernel(func: Any, known: dict[Any, Any]) -> Callable[..., Any]:
     """What an operation does on the card's side of a launch: nothing but its result."""
     results = func._schema.returns
     given = [index for r in results if (index := _index_of_written(func, r)) is not None]
-    if given and len(given) == len(results):
+    if not results:  # it writes into its arguments
+        return lambda *args, **kwargs: None
+    if len(given) == len(results):
         names = [func._schema.arguments[index].name for index in given]
 
         def in_place(*args: Any, **kwargs: Any) -> Any:
@@ -115,10 +116,10 @@ def _index_of_written(func: Any, result: Any) -> int | None:
 
 
 def _sizes(values: Iterable[Any]) -> tuple[Any, ...]:
-    """What a result depends on: sizes and dtypes of tensors, and all else but devices."""
+    """What a result depends on: sizes, strides, dtypes of tensors, and all else but devices."""
     return tuple(
         [
-            (v.shape, v.dtype)
+            (v.shape, v.stride(), v.dtype)
             if isinstance(v, torch.Tensor)
             else _sizes(v)
             if isinstance(v, list | tuple)
@@ -140,63 +141,62 @@ def _listed(out: Any) -> list[Any]:
     return list(out) if isinstance(out, list | tuple) else [out]
 
 
-def main_block_seconds(
-    denoiser: FakeDenoiser,
-    requests: Sequence[Request],
-    ways: Mapping[str, Callable[[Any], Any]],
-    *,
-    repeats: int,
-) -> dict[tuple[Request, str], list[float]]:
-    """Seconds in which one thread issues one main block, by request and way, `repeats` times.
+class IssueTimes:
+    """Times ways of the same work in turns, so that all meet the same load of the machine.
 
-    One block is the difference between forwards of `LAYERS` main layers. The ways take turns, so
-    that all meet the same load of the machine.
-
-    Args:
-        denoiser: on fake CUDA tensors, plain weights.
-        requests: sizes of the calls.
-        ways: name -> makes the patched model of a ModelPatcher.
+    Add all of them first and time them as the last thing of a process, see `as_kernels`.
     """
-    recorded = Recorded()
-    for request, patched in itertools.product(requests, ways.values()):
-        denoiser.measure(request, patcher=patched(denoiser.patcher()), around=_within(recorded))
-    models = [
-        FakeDenoiser(replace(denoiser.sizes, layers=n), dtype=denoiser.dtype, device="meta")
-        for n in LAYERS
-    ]
-    found: dict[tuple[Request, str], list[float]] = {}
-    with recorded.as_kernels():
-        for request, turn in itertools.product(requests, range(repeats + 1)):
-            for name, patched in ways.items():
-                few, many = (_seconds(m, request, patched(m.patcher())) for m in models)
-                if turn > 0:  # the first fills caches
-                    seconds = (many - few) / (LAYERS[1] - LAYERS[0])
-                    found.setdefault((request, name), []).append(seconds)
-    return found
+
+    def __init__(self) -> None:
+        self._recorded = Recorded()
+        self._ways: dict[Hashable, Callable[[_Clock], None]] = {}
+
+    def add(
+        self, key: Hashable, on_card: Callable[[Around], Any], on_meta: Callable[[Around], Any]
+    ) -> None:
+        """Adds a way.
+
+        Args:
+            on_card: runs it on fake CUDA tensors.
+            on_meta: runs it on meta tensors. Both get what to put around the function that counts.
+        """
+        with self._recorded:  # also of what prepares the run
+            on_card(_within(self._recorded))
+        self._ways[key] = lambda clock: on_meta(_within(clock))
+
+    def seconds(self, repeats: int) -> dict[Hashable, list[float]]:
+        """Seconds of each way in each of that many turns."""
+        found: dict[Hashable, list[float]] = {key: [] for key in self._ways}
+        with self._recorded.as_kernels():
+            for turn in range(repeats + 1):
+                for key, run in self._ways.items():
+                    run(clock := _Clock())
+                    if turn > 0:  # the first fills caches
+                        found[key].append(clock.seconds)
+        return found
 
 
-def _seconds(denoiser: FakeDenoiser, request: Request, patcher: Any) -> float:
-    """Seconds of one forward, without the tracker and the default device around it."""
-    spent = 0.0
+class _Clock:
+    """Counts the seconds inside it, without dispatch modes and default devices from outside."""
 
-    @contextmanager
-    def timed() -> Iterator[None]:
-        nonlocal spent
-        with _disable_current_modes(), torch._C.DisableTorchFunction():
-            gc.disable()
-            try:
-                start = time.perf_counter()
-                yield
-                spent = time.perf_counter() - start
-            finally:
-                gc.enable()
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._until = ExitStack()
 
-    denoiser.measure(request, patcher=patcher, around=_within(timed()))
-    return spent
+    def __enter__(self) -> None:
+        self._until.enter_context(_disable_current_modes())
+        self._until.enter_context(torch._C.DisableTorchFunction())
+        self._until.callback(gc.enable)
+        gc.disable()
+        self._start = _now()
+
+    def __exit__(self, *exc: Any) -> None:
+        self.seconds = _now() - self._start
+        self._until.close()
 
 
-def _within(context: AbstractContextManager[Any]) -> Callable[..., Callable[..., Any]]:
-    """Calls the transformer inside a context."""
+def _within(context: AbstractContextManager[Any]) -> Around:
+    """Calls a function inside a context."""
 
     def around(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:

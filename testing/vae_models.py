@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -165,21 +165,30 @@ class Arithmetic(TorchDispatchMode):
 class FakeVae:
     """A full-size decoder or encoder of the host, on fake tensors of a card, of one dtype.
 
-    Attention counts as fused: it holds its result. `arithmetic` is that of the latest run.
+    Attention counts as fused: it holds its result. `arithmetic` is that of the latest run. On the
+    device "meta" the tensors are real meta tensors, see issue_time. `around` makes what is called
+    instead of the decode or encode, the host's or ours.
     """
 
     def __init__(
-        self, *, is_decoder: bool, latent: int = 16, dtype: torch.dtype = torch.bfloat16
+        self,
+        *,
+        is_decoder: bool,
+        latent: int = 16,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "cuda",
     ) -> None:
         import comfy.ldm.modules.diffusionmodules.model as kl
 
         self.is_decoder, self.latent, self.dtype = is_decoder, latent, dtype
-        self.mode, self.arithmetic = FakeTensorMode(), Arithmetic()
+        self.device, self.arithmetic = torch.device(device), Arithmetic()
+        self.mode = nullcontext() if device == "meta" else FakeTensorMode()
+        self.around: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda call: call
         kind = kl.Decoder if is_decoder else kl.Encoder
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            with self.mode, torch.device("cuda"):
+            with self.mode, self.device:
                 self.model = kind(**ddconfig(128, latent)).eval()
         finally:
             torch.set_default_dtype(default)
@@ -208,7 +217,6 @@ class FakeVae:
         from pack.nodes.vae.choice import VaeChoice
 
         ends = [(3, height, width), (self.latent, height // 8, width // 8)]
-        card = torch.device("cuda")
         plan = VaeChoice(prefer, strip_rows).plan(self.call(height, width, has_ram=has_ram))
         assert plan is not None
         work = 0
@@ -216,10 +224,10 @@ class FakeVae:
             source, result = ends[::-1] if self.is_decoder else ends
             if not self.is_decoder:
                 result = (2 * self.latent, *result[1:])
-            x = torch.empty(batch, *source, dtype=self.dtype, device=card)
+            x = torch.empty(batch, *source, dtype=self.dtype, device=self.device)
             with CardTracker() as tracker:
                 tracker.watch(x)
-                out = torch.empty(batch, *result, dtype=self.dtype, device=card)
+                out = torch.empty(batch, *result, dtype=self.dtype, device=self.device)
                 for index in range(batch):
                     work += self.run(x[index : index + 1], out[index], plan)
         return tracker, work, plan
@@ -238,7 +246,7 @@ class FakeVae:
         def write(start: int, rows: torch.Tensor) -> None:
             out[:, start : start + rows.shape[2]].copy_(rows[0])
 
-        run = decode if self.is_decoder else encode
+        run = self.around(decode if self.is_decoder else encode)
         with self._counted() as arithmetic:
             run(x, layers, plan, write=write, tick=lambda share: None)
         return arithmetic.total
@@ -249,10 +257,10 @@ class FakeVae:
             shape = (
                 (self.latent, height // 8, width // 8) if self.is_decoder else (3, height, width)
             )
-            x = torch.empty(batch, *shape, dtype=self.dtype, device="cuda")
+            x = torch.empty(batch, *shape, dtype=self.dtype, device=self.device)
             with CardTracker() as tracker, self._counted():
                 tracker.watch(x)
-                self.model(x)
+                self.around(self.model)(x)
         return tracker
 
     def stock_work(self, height: int, width: int) -> int:
