@@ -9,12 +9,13 @@ import torch
 
 HOST = "ComfyUI"
 DEFAULT = "Apply Gradient Checkpoint"
+SPEED, SMALLEST = f"{DEFAULT} speed", f"{DEFAULT} smallest"
 
 
-def checkpoint(model: Any) -> Any:
+def checkpoint(model: Any, prefer: str = "balance") -> Any:
     from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
 
-    return ApplyGradientCheckpoint.execute(model).args[0]
+    return ApplyGradientCheckpoint.execute(model, prefer=prefer).args[0]
 
 
 def sliced(model: Any, mode: str) -> Any:
@@ -40,7 +41,9 @@ def lean_vae(vae: Any, prefer: str = "balance") -> Any:
 # Name -> what makes the patched model of the host's; the order is that of the tables.
 DENOISER: dict[str, Callable[[Any], Any]] = {
     HOST: lambda model: model,
+    SPEED: lambda model: checkpoint(model, "speed"),
     DEFAULT: checkpoint,
+    SMALLEST: lambda model: checkpoint(model, "smallest"),
     "+ Attention Slice auto": lambda model: sliced(model, "auto"),
     "+ Attention Slice max": lambda model: sliced(model, "max"),
     "Fit to VRAM speed": lambda model: fit(model, "speed"),
