@@ -11,9 +11,9 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pack.nodes.probe.operations import device_type_of, way_of
@@ -29,6 +29,7 @@ _WHOLE = (
 )
 # What other programs take does not count; Windows counts threads in steps of 16 ms.
 _now = time.perf_counter if sys.platform == "win32" else time.thread_time
+T = TypeVar("T")
 # Puts something around a function.
 Around = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -49,9 +50,11 @@ class Recorded(TorchDispatchMode):
                     return func._op_dk(key, *args, **kwargs)
         out = func(*args, **kwargs)
         is_on_card = any(t.device.type == "cuda" for t in tensors_in((args, kwargs, out)))
-        if is_on_card and not is_free(func):
-            sizes = _sizes(args), _sizes(kwargs.values())
-            self.known.setdefault(func, {})[sizes] = [_made(value) for value in _listed(out)]
+        # The meta device takes other composite operations apart.
+        if is_on_card and not is_free(func) and (func in _WHOLE or not _is_composite(func)):
+            known = self.known.setdefault(func, {})
+            for has_strides in (True, False):
+                known[_sizes((args, kwargs), has_strides)] = [_made(v) for v in _listed(out)]
         return out
 
     @contextmanager
@@ -76,6 +79,11 @@ class Recorded(TorchDispatchMode):
                 library._destroy()
 
 
+def _is_composite(func: Any) -> bool:
+    key = torch._C.DispatchKey.CompositeImplicitAutograd.name
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+
+
 def _kernel(func: Any, known: dict[Any, Any]) -> Callable[..., Any]:
     """What an operation does on the card's side of a launch: nothing but its result."""
     results = func._schema.returns
@@ -95,9 +103,11 @@ def _kernel(func: Any, known: dict[Any, Any]) -> Callable[..., Any]:
         return in_place
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
+        given = args, kwargs
+        recorded = known.get(_sizes(given, True)) or known[_sizes(given, False)]
         made = [
             torch.empty_strided(r[0], r[1], dtype=r[2], device=r[3]) if type(r) is tuple else r
-            for r in known[_sizes(args), _sizes(kwargs.values())]
+            for r in recorded
         ]
         return made[0] if len(results) == 1 else tuple(made)
 
@@ -115,14 +125,19 @@ def _index_of_written(func: Any, result: Any) -> int | None:
     return None
 
 
-def _sizes(values: Iterable[Any]) -> tuple[Any, ...]:
-    """What a result depends on: sizes, strides, dtypes of tensors, and all else but devices."""
+def _sizes(values: Any, has_strides: bool) -> tuple[Any, ...]:
+    """What a result depends on: sizes and dtypes of tensors, and all else but devices.
+
+    A stride may differ on the meta device, where the result's no longer matters.
+    """
+    if isinstance(values, dict):
+        values = values.values()
     return tuple(
         [
-            (v.shape, v.stride(), v.dtype)
+            (v.shape, v.dtype, v.stride() if has_strides else None)
             if isinstance(v, torch.Tensor)
-            else _sizes(v)
-            if isinstance(v, list | tuple)
+            else _sizes(v, has_strides)
+            if isinstance(v, list | tuple | dict)
             else v
             for v in values
             if not isinstance(v, torch.device)
@@ -144,25 +159,25 @@ def _listed(out: Any) -> list[Any]:
 class IssueTimes:
     """Times ways of the same work in turns, so that all meet the same load of the machine.
 
-    Add all of them first and time them as the last thing of a process, see `as_kernels`.
+    Record and add all first, and time them as the last thing of a process, see `as_kernels`.
     """
 
     def __init__(self) -> None:
         self._recorded = Recorded()
         self._ways: dict[Hashable, Callable[[_Clock], None]] = {}
 
-    def add(
-        self, key: Hashable, on_card: Callable[[Around], Any], on_meta: Callable[[Around], Any]
-    ) -> None:
-        """Adds a way.
+    def record(self, run: Callable[[Around], T]) -> T:
+        """Runs a way on fake CUDA tensors; returns what it does.
 
         Args:
-            on_card: runs it on fake CUDA tensors.
-            on_meta: runs it on meta tensors. Both get what to put around the function that counts.
+            run: gets what to put around the function that will be timed.
         """
-        with self._recorded:  # also of what prepares the run
-            on_card(_within(self._recorded))
-        self._ways[key] = lambda clock: on_meta(_within(clock))
+        with self._recorded:  # also what prepares it
+            return run(_within(self._recorded))
+
+    def add(self, key: Hashable, run: Callable[[Around], Any]) -> None:
+        """Adds a recorded way, which `run` does on meta tensors."""
+        self._ways[key] = lambda clock: run(_within(clock))
 
     def seconds(self, repeats: int) -> dict[Hashable, list[float]]:
         """Seconds of each way in each of that many turns."""

@@ -207,7 +207,12 @@ class BlockRun(NamedTuple):
 
 
 def run_main_block(
-    denoiser: FakeDenoiser, request: Request, patcher: Any = None, **tracking: Any
+    denoiser: FakeDenoiser,
+    request: Request,
+    patcher: Any = None,
+    *,
+    around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+    **tracking: Any,
 ) -> BlockRun:
     """Counts one main block (`layers.N`), from the end of the one before it.
 
@@ -215,7 +220,7 @@ def run_main_block(
         denoiser: with 2 main layers or more; 2 are enough.
         request: sizes of the call.
         patcher: a clone of `denoiser.patcher()` that nodes patched; None counts the host.
-        tracking: options of `FakeDenoiser.measure`.
+        around, tracking: as for `FakeDenoiser.measure`.
 
     Raises:
         ValueError: not two main blocks have ended.
@@ -231,14 +236,16 @@ def run_main_block(
     # A forward that calls no block tells the observer; other forwards are seen by their modules.
     add_observer(patcher.model_options, ended)
 
-    def around(call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **kwargs: Any) -> Any:
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        call = call if around is None else around(call)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
             with seen, _block_ends(denoiser, ended):
                 return call(*args, **kwargs)
 
-        return counted
+        return run
 
-    tracker = denoiser.measure(request, patcher=patcher, around=around, **tracking)
+    tracker = denoiser.measure(request, patcher=patcher, around=counted, **tracking)
     if len(ends) < 2:
         raise ValueError(f"2 main blocks must end, got {len(ends)}")
     (before, earlier), (after, later) = ends[-2:]

@@ -51,7 +51,7 @@ class Case(NamedTuple):
 VAE_ERRORS = ("live", "process", "time", "max error", "8-bit pixels equal", "most off")
 PROBE = ("a step", "readings", "events", "of the step", "target")
 ACCURACY = ("cases", "predicted / measured, lowest", "median", "highest")
-MIX = ("peak", "arithmetic", "traffic with RAM", "cost")
+COUNTED = ("launches", "host waits", "moved", "peak", "to issue", "modelled, RTX 4060")
 # The longest first.
 CASES = {
     "load_ram": Case(
@@ -84,6 +84,13 @@ CASES = {
                                   "told to the host", "its own estimate")),
         ],
     ),
+    "launches": Case(
+        ["--part", "denoiser", "decode", "--side", "256", "--setting", "ComfyUI", "balance",
+         "--pairs", "1"],
+        [("256x256, ComfyUI", ("denoiser", *COUNTED)), ("256x256, balance", ("denoiser", *COUNTED)),
+         ("256x256, balance", ("decode", *COUNTED, "shapes of convolutions"))],
+        ("host", "cuda"),
+    ),
     "vae_compare": Case(
         ["--side", "64", "--way", "speed"],
         [("stock", VAE_ERRORS), ("speed", (*VAE_ERRORS, "PSNR"))],
@@ -107,11 +114,6 @@ CASES = {
                                'set_attention_slice("max")'))],
         ("cuda",),
     ),
-    "vae_frontier": Case(
-        ["--side", "256", "--mix", "AAA", "--mix", "BDD"],
-        [("AAA", MIX), ("BDD", MIX)],
-        ("host", "cuda"),
-    ),
     "fit_table": Case(
         [],
         [("8 GiB", ("1024x1024", "512x512, batch 4", "2048x2048", "4096x4096", "largest square",
@@ -126,9 +128,13 @@ def _mib(name: str, digits: int) -> Callable[[list[dict[str, Any]]], list[str]]:
     return lambda kept: [f" {row[name] / MIB:.{digits}f} MiB" for row in kept]
 
 
-def _smallest_mix(kept: list[dict[str, Any]]) -> list[str]:
-    least = min(kept, key=lambda row: row["peak_bytes"])
-    return [f"{least['side_px']}x{least['side_px']}", *_mib("peak_bytes", 0)([least])]
+def _launches(kept: list[dict[str, Any]]) -> list[str]:
+    """Every counted run, without the points of the plots."""
+    return [
+        f"| {row['side_px']}x{row['side_px']}, {row['setting']} | {row['launches']:,} |"
+        for row in kept
+        if "line" not in row
+    ]
 
 
 def _cases_by_stage(kept: list[dict[str, Any]]) -> list[str]:
@@ -139,9 +145,9 @@ def _cases_by_stage(kept: list[dict[str, Any]]) -> list[str]:
 # What --show prints of the committed rows.
 SHOWN = {
     "denoiser_peak": _mib("peak_bytes", 1),
+    "launches": _launches,
     "plan_accuracy": _cases_by_stage,
     "vae_compare": _mib("live_bytes", 0),
-    "vae_frontier": _smallest_mix,
     "vae_peak": _mib("peak_bytes", 0),
 }
 
