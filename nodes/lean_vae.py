@@ -34,12 +34,12 @@ class LeanVAE(io.ComfyNode):
                     options=list(PREFERENCES),
                     default="balance",
                     tooltip=(
-                        "speed: 0.4 of the stock peak, nothing computed twice. balance: 0.2 of it "
-                        "for a tenth (float32) to a quarter (bf16) more arithmetic. smallest: "
-                        "below 0.1 on NVIDIA and AMD cards, where the large maps wait in RAM and "
-                        "are copied, which costs time; elsewhere 0.1 for twice to two and a half "
-                        "times the arithmetic. That is decode; encode: 0.5, 0.3 and 0.2 for up to "
-                        "two fifths more."
+                        "speed: half of the stock peak, nothing computed twice. balance: a "
+                        "quarter of it for a tenth (float32) to a quarter (bf16) more arithmetic. "
+                        "smallest: below 0.1 on NVIDIA and AMD cards, where the large maps wait in "
+                        "RAM and are copied, for two thirds more arithmetic; elsewhere 0.14 for "
+                        "twice to two and a half times the arithmetic. That is decode; encode: "
+                        "0.5, 0.3 and 0.2 for up to two fifths more."
                     ),
                 ),
                 io.Int.Input(
@@ -49,7 +49,8 @@ class LeanVAE(io.ComfyNode):
                     max=4096,
                     tooltip=(
                         "Rows of a strip, in pixels of the picture. Fewer save a little memory "
-                        "and keep a card less busy. 0 = automatic."
+                        "and keep a card less busy. 0 = automatic: the fewest strips that raise "
+                        "the peak by no more than a tenth (smallest) or a fifth."
                     ),
                     advanced=True,
                 ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
 import pytest
 import torch
 from pack.nodes.vae.strips import Stage
@@ -18,9 +20,24 @@ def weights(*shape: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor
     return (torch.randn(shape) * scale).to(dtype), torch.randn(shape[0]).to(dtype)
 
 
-def through(stage: Stage, x: torch.Tensor, runs: list[int]) -> torch.Tensor:
-    strips = [stage.push(rows) for rows in x.split(runs, 2)]
-    return torch.cat([strip for strip in strips if strip is not None], 2)
+def through(
+    stage: Stage, x: torch.Tensor, runs: list[int], scale: float = 1, *, part: int = 3
+) -> torch.Tensor:
+    """What a stage makes of a map, strip by strip; `scale` rows of each row of the source.
+
+    It is given the rows in parts of so many.
+    """
+    kept = 0
+
+    def read(first: int, last: int, keep: int) -> list[torch.Tensor]:
+        nonlocal kept
+        assert 0 <= first < last <= x.shape[2]
+        assert first >= kept, "these rows may be gone"
+        kept = max(kept, keep)
+        return list(x[:, :, first:last].split(part, 2))
+
+    stops = sorted({0, *(int(scale * stop) for stop in accumulate(runs))})
+    return torch.cat([stage.make(read, first, last, last) for first, last in pairwise(stops)], 2)
 
 
 def assert_near(

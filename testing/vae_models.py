@@ -7,13 +7,18 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 from pack.nodes.vae.decode import decode
-from pack.nodes.vae.devices import is_unrolled
+from pack.nodes.vae.devices import is_unrolled, layout
 from pack.nodes.vae.encode import encode
+from pack.nodes.vae.peak import lean_vae_ram_bytes
 from pack.nodes.vae.plan import Prefer, VaeCall, VaePlan
+from pack.nodes.vae.ram import Ram
+from pack.testing import norm_parts  # noqa: F401
 from pack.testing.tracker import Tracker
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -139,6 +144,22 @@ def _unrolled_bytes(
     return of_pixel * (given if is_transposed else made)[0, 0].numel() * weight.itemsize
 
 
+@contextmanager
+def _cudnn_formats() -> Iterator[None]:
+    """Fake convolutions of a card return the memory format that cuDNN's do, also without cuDNN.
+
+    Source: cudnn_conv_suggest_memory_format in torch's aten/src/ATen/native/ConvUtils.h.
+    """
+
+    def chosen(given: torch.Tensor, weight: torch.Tensor, backend: Any) -> torch.memory_format:
+        last, plain = torch.channels_last, torch.contiguous_format
+        is_last = any(suggest_memory_format(t) is last for t in (given, weight))
+        return last if is_last and layout(torch.device("cuda")) is last else plain
+
+    with mock.patch.object(torch._C, "_conv_determine_backend_memory_format", chosen):
+        yield
+
+
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
@@ -247,8 +268,10 @@ class FakeVae:
             out[:, start : start + rows.shape[2]].copy_(rows[0])
 
         run = self.around(decode if self.is_decoder else encode)
+        call = self.call(*(out if self.is_decoder else x).shape[-2:])
+        ram = Ram(torch.empty(lean_vae_ram_bytes(call, plan), dtype=torch.uint8))
         with self._counted() as arithmetic:
-            run(x, layers, plan, write=write, tick=lambda share: None)
+            run(x, layers, plan, write=write, tick=lambda share: None, ram=ram)
         return arithmetic.total
 
     def stock(self, height: int, width: int, *, batch: int = 1) -> Tracker:
@@ -271,7 +294,7 @@ class FakeVae:
     @contextmanager
     def _counted(self) -> Iterator[Arithmetic]:
         self.arithmetic = Arithmetic()
-        with self.arithmetic:
+        with _cudnn_formats(), self.arithmetic:
             yield self.arithmetic
 
     def _attended(

@@ -39,12 +39,13 @@ def decode(
         steps.level = plan.levels[number]
         is_stored = number == 0 or steps.level.keeps_input
         source, norm = steps.keep(source, level.blocks[0].norm1, is_stored=is_stored)
-        source = steps.block(source, norm, level.blocks[0])
+        source = steps.block(source, norm, level.blocks[0], is_first=True)
         source = steps.more_blocks(source, level.blocks[1:])
         if level.resample is not None:
-            if not plan.levels[number + 1].keeps_input:
-                # The next level reads it once for each norm of what it recomputes.
+            to = plan.levels[number + 1]
+            if steps.level.keeps_output or not to.keeps_input:
+                # It is read again: by overlapping strips, and for norms of what is recomputed.
                 source = steps.store(source)
-            source = steps.upsampled(source, level.resample, is_fused=plan.is_fused)
+            source = steps.upsampled(source, level.resample, to, is_fused=plan.is_fused)
     source, norm = steps.keep(source, layers.norm_out, is_stored=steps.level.keeps_output)
     steps.write(steps.convolved(source, layers.conv_out, norm), write)

@@ -1,12 +1,12 @@
 """What Lean VAE does on each kind of device.
 
-| device | stays stock | layout of strips | convolutions unroll | maps in RAM |
-|---|---|---|---|---|
-| CPU | no | channels last | no | no |
-| NVIDIA | no | channels last, contiguous without cuDNN | without cuDNN | yes |
-| AMD | no | contiguous | without MIOpen | yes |
-| Apple | half types | contiguous | no | no |
-| others | yes | | | |
+| device | stays stock | layout of strips | convolutions unroll | maps in RAM | norm in parts |
+|---|---|---|---|---|---|
+| CPU | no | channels last | no | no | no |
+| NVIDIA | no | channels last, contiguous without cuDNN | without cuDNN | yes | yes |
+| AMD | no | contiguous | without MIOpen | yes | yes |
+| Apple | half types | contiguous | no | no | no |
+| others | yes | | | | |
 
 ComfyUI switches MIOpen off on newer AMD cards; torch's switch is the one of cuDNN.
 """
@@ -47,4 +47,12 @@ def is_unrolled(device: torch.device) -> bool:
 
 def has_ram(device: torch.device) -> bool:
     """Whether large maps may wait in RAM: copies from and to pinned RAM go beside the work."""
+    return device.type == "cuda"
+
+
+def has_norm_parts(device: torch.device) -> bool:
+    """Whether torch has the three parts of a batch norm that `statistics` names, one launch each.
+
+    Source: its aten/src/ATen/native/native_functions.yaml names CUDA alone; AMD cards run as such.
+    """
     return device.type == "cuda"

@@ -41,7 +41,7 @@ def encode(
     for number, level in enumerate(layers.levels[1:], 1):
         steps.level = plan.levels[number]
         source, norm = steps.keep(source, level.blocks[0].norm1)
-        source = steps.block(source, norm, level.blocks[0])
+        source = steps.block(source, norm, level.blocks[0], is_first=True)
         source = _rest_of_level(steps, source, level)
     source = steps.middle(source, layers)
     source, norm = steps.keep(source, layers.norm_out)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from .cuts import HALO_ROWS, longest_strip, query_rows
-from .plan import VaeCall, VaePlan, VaeSizes
+from collections.abc import Iterator, Sequence
+
+from .cuts import HALO_ROWS, query_rows, strip_rows
+from .sizes import LevelPlan, VaeCall, VaePlan, VaeSizes
 
 TAPS = 9
 FUSED_TAPS = 16  # sums of taps: four for each of the four pixels that one becomes
@@ -18,12 +20,8 @@ def lean_vae_peak_bytes(call: VaeCall, plan: VaePlan) -> int:
     Includes the caller's tensors, and the copies of weights in another layout. Kernel workspaces
     and the weights themselves are not included, except for what unrolled convolutions copy.
     """
-    of_level = _level_elements if call.sizes.is_decoder else _encoder_level_elements
-    peak = max(
-        of_level(call, plan, level) + _unrolled_elements(call, plan, level)
-        for level in range(len(plan.levels))
-    )
-    return call.dtype_bytes * (max(peak, _middle_elements(call)) + _end_elements(call))
+    levels = (level_elements(call, plan.levels, level) for level in range(len(plan.levels)))
+    return call.dtype_bytes * (max(middle_elements(call), *levels) + end_elements(call))
 
 
 def lean_vae_ram_bytes(call: VaeCall, plan: VaePlan) -> int:
@@ -31,95 +29,111 @@ def lean_vae_ram_bytes(call: VaeCall, plan: VaePlan) -> int:
     peak = 0
     for level, how in enumerate(plan.levels):
         if how.in_ram:
-            scale = call.sizes.scale(level)
-            rows, columns = -(-call.height // scale), -(-call.width // scale)
+            rows, columns = call.sides(level)
             # A map takes the room of the one it is made of, behind what was read.
-            held = rows + RAM_STRIPS * longest_strip(rows, how.limit)
-            peak = max(peak, held * columns * call.sizes.widths[level])
+            strip = max(strip_rows(rows, how.limit), strip_rows(rows, how.later))
+            peak = max(peak, (rows + RAM_STRIPS * strip) * columns * call.sizes.widths[level])
     return call.dtype_bytes * peak
 
 
-def _unrolled_elements(call: VaeCall, plan: VaePlan, level: int) -> int:
-    """Elements of one strip's copies for the taps of a convolution, where there are such copies."""
-    if not call.is_unrolled:
-        return 0
-    sizes, scale = call.sizes, call.sizes.scale(level)
-    rows, columns = -(-call.height // scale), -(-call.width // scale)
-    made = min(rows, longest_strip(rows, plan.levels[level].limit) - HALO_ROWS)
-    return TAPS * max(sizes.inputs(level), sizes.widths[level]) * made * columns
-
-
-def _end_elements(call: VaeCall) -> int:
+def end_elements(call: VaeCall) -> int:
     """Elements of the latent and the picture."""
     pixels = call.height * call.width
     latent = pixels // call.sizes.factor**2 * call.sizes.latent_channels
     return latent + pixels * call.sizes.picture_channels
 
 
-def _level_elements(call: VaeCall, plan: VaePlan, level: int) -> int:
-    """Elements that a decoder's level holds: stored maps, the maps of one strip, and weights."""
-    sizes, how, scale = call.sizes, plan.levels[level], call.sizes.scale(level)
-    rows, columns = -(-call.height // scale), -(-call.width // scale)
+def level_elements(call: VaeCall, levels: Sequence[LevelPlan], level: int) -> int:
+    """Elements that a level holds: stored maps, the maps of one strip, and weights."""
+    steps = _decoder_steps if call.sizes.is_decoder else _encoder_steps
+    return max(steps(call, levels, level))
+
+
+def _decoder_steps(call: VaeCall, levels: Sequence[LevelPlan], level: int) -> Iterator[int]:
+    """Elements that each step of a decoder's level holds."""
+    sizes, how = call.sizes, levels[level]
+    rows, columns = call.sides(level)
     channels, inputs = sizes.widths[level], sizes.inputs(level)
     # Elements of a row: of the first block's input, and of each block's output.
     read, own = inputs * columns, channels * columns
-    strip = longest_strip(rows, how.limit)
-    # What the level began with, if it is on the card.
-    is_below_in_ram = level == 0 or plan.levels[level - 1].in_ram
-    ends = 0 if is_below_in_ram else rows * read // 4
-    if not how.keeps_hidden:
-        maps = rows * own if how.keeps_output else rows * read // 4
-        # A strip as it was read, with its halo, and normed; later with its hidden strip. While it
-        # is at work, its place in the map is empty.
-        made = max(3 * read, 4 * own) - own * how.keeps_output
-        if how.in_ram:
-            made += own * how.keeps_output  # the map has no place on the card that is empty
-            maps = ends
-        held = made * strip + maps
-    elif how.in_ram:
-        held = ends + max(3 * read + own * (inputs != channels), 3 * own) * strip
-    elif inputs != channels:  # with the shortcut's strip
-        held = max(rows * read, 2 * rows * own) + (2 * read + own) * strip
+    strip, later = _longest(rows, how.limit), _longest(rows, how.later)
+    taps = TAPS if call.is_unrolled else 0  # copies of a strip
+    # What the level began with, if it is on the card; and what of it is read with the last strip.
+    ends = 0 if level == 0 or levels[level - 1].in_ram else rows * read // 4
+    rest = 0 if level == 0 else read // 4
+    up, first, other = TAPS * inputs**2, TAPS * inputs * channels, TAPS * channels**2
+    if how.keeps_input:
+        if level:
+            yield rows * read + (read + 2 * rest + taps * read) * strip + up
     else:
-        held = 2 * rows * own + 2 * own * strip
-    weights = TAPS * (inputs + channels) * channels
-    if level and not how.keeps_input:
-        weights += (FUSED_TAPS if plan.is_fused else TAPS) * inputs**2
         # Read for statistics, the upsampling is always fused; the level's own map is not made yet.
-        statistics = ends + 3 * read * strip
-        statistics += FUSED_TAPS * inputs**2 + TAPS * inputs * channels
-        return max(held + weights, statistics)
-    return held + weights
+        yield ends + (read + max(own, rest) + taps * read) * later + FUSED_TAPS * inputs**2 + first
+    if how.keeps_hidden:
+        kept = 0 if how.in_ram else 2 * rows * own
+        if inputs != channels:  # one strip, normed, and its shortcut
+            source = 0 if how.in_ram else max(rows * read, kept)
+            yield source + (read + own + taps * read) * strip + first
+        # A strip with its halo, normed, and what is made of it; of one strip, that is kept.
+        work = 3 * own if how.in_ram else own + own * (later < rows)
+        yield kept + (work + taps * own) * later + other
+        if later < strip and not how.in_ram:
+            # Of a longer strip that is read in parts, a half is held, and copied to let it go.
+            yield kept + own * strip + other
+        return
+    # A strip upsampled and convolved; or convolved, its shortcut, and the hidden strip.
+    work = max(2 * read, read + 2 * own) if level and not how.keeps_input else 3 * own
+    weights = first + other + (0 if how.keeps_input else up)
+    if not how.keeps_output:
+        # Nothing is normed in place, as a few rows of each map are kept for the next strip.
+        work = max(2 * read + rest, 2 * (read + own))
+        yield ends + (work + taps * read) * max(strip, later) + weights
+        return
+    yield ends + (work + taps * read) * strip + weights
+    if how.in_ram:
+        yield (3 * own + taps * own) * later + 2 * other
+        return
+    # While it is at work, a strip's place in the map is empty.
+    work = max(work, rest + 2 * read) if level and not how.keeps_input else work
+    yield rows * own + (work - own + taps * read) * strip + weights
+    # Of a shorter strip that is read in part, up to half is held.
+    part = strip // 2 if strip < later else 0
+    yield rows * own + (2 * own + taps * own) * later + part * own + 2 * other
 
 
-def _encoder_level_elements(call: VaeCall, plan: VaePlan, level: int) -> int:
-    """As `_level_elements`, for an encoder's level: the most that one of its steps holds."""
-    sizes, how, scale = call.sizes, plan.levels[level], call.sizes.scale(level)
-    rows, columns = call.height // scale, call.width // scale
+def _longest(rows: int, limit: int) -> int:
+    """Rows of the longest strip, with what two convolutions read above and below it."""
+    return min(rows, strip_rows(rows, limit) + 2 * HALO_ROWS)
+
+
+def _encoder_steps(call: VaeCall, levels: Sequence[LevelPlan], level: int) -> Iterator[int]:
+    """As `_decoder_steps`, for an encoder's level."""
+    sizes, how = call.sizes, levels[level]
+    rows, columns = call.sides(level)
     channels, inputs = sizes.widths[level], sizes.inputs(level)
     read, own = inputs * columns, channels * columns
-    strip = longest_strip(rows, how.limit)
+    strip = max(_longest(rows, how.limit), _longest(rows, how.later))
+    taps = TAPS * max(read, own) if call.is_unrolled else 0
     adds = level + 1 < len(sizes.widths) and sizes.blocks > 1 and how.adds_after
     stored = max(1, int(how.share * rows)) if level == 0 else rows
-    # What one strip adds to the map: itself normed and with its halo; in a block that stores no
-    # hidden map, its hidden strip too; and where it is recomputed, the strip itself.
-    one, two = 2 * strip * own, 3 * strip * own
+    weights = TAPS * (inputs + channels) * channels + taps * strip
+    # A strip of the blocks' maps: the normed one, what is made of it, what is added to that.
+    one, kept = own * strip, stored * own
     if level == 0:
-        steps = [stored * own + (two + strip * own if stored < rows else one)]
+        yield kept + (1 + (stored < rows)) * one + weights
+        yield kept + 5 * one // 2 + weights
     elif how.keeps_hidden:
-        steps = [rows * (own + read) + one]
+        yield rows * (own + read) + 2 * one + weights
     else:
-        steps = [rows * own + two]
+        yield kept + 3 * one + weights
     if adds:
-        steps.append(rows * (own + own // 4) + one)
+        yield kept + kept // 4 + one + weights
     elif how.keeps_hidden:
-        steps.append(2 * rows * own + one)
+        yield 2 * rows * own + (1 + (strip < rows)) * one + weights
     else:
-        steps.append(stored * own + two)
-    return max(steps) + TAPS * (inputs + channels) * channels
+        yield kept + 3 * one + weights
 
 
-def _middle_elements(call: VaeCall) -> int:
+def middle_elements(call: VaeCall) -> int:
     """Elements of the attention; where it is not fused, scores take the room of some queries."""
     channels = call.sizes.widths[0 if call.sizes.is_decoder else -1]
     tokens = call.height * call.width // call.sizes.factor**2
@@ -154,7 +168,7 @@ def vae_peak_bytes(call: VaeCall, batch: int, plan: VaePlan | None) -> int:
     """
     if plan is None:
         return stock_vae_peak_bytes(call, batch)
-    others = (batch - 1) * _end_elements(call) * call.dtype_bytes
+    others = (batch - 1) * end_elements(call) * call.dtype_bytes
     return lean_vae_peak_bytes(call, plan) + others
 
 

@@ -1,112 +1,34 @@
-"""The plan of a decode or encode: what it stores, and what it recomputes."""
+"""The plan of a decode or encode: what it stores, and what it recomputes.
+
+What is stored follows from the preference. The strips are then the largest ones with which the
+peak stays within `ROOM` of what the stored maps and the weights take alone. So the launches grow
+with the picture's side at most, not with its pixels.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 
 from ..prefer import PREFERENCES, Prefer, check_prefer
+from .cuts import strip_rows as even_rows
+from .peak import end_elements, level_elements, middle_elements
+from .sizes import LEAST_ROWS, LevelPlan, VaeCall, VaePlan, VaeSizes
 
-# Pixels of a strip at the picture's size. With fewer, a card waits for the next launch; with more,
-# the strips that are held beside the maps grow.
-STRIP_PIXELS = {"speed": 2**16, "balance": 2**16, "smallest": 2**14}
-LEAST_STRIP_PIXELS = 2**14
-# Into how many strips a small picture is cut, unless they fall below `LEAST_STRIP_PIXELS`.
-STRIPS = {"speed": 8, "balance": 32, "smallest": 1}
-LEAST_ROWS = 2
+# What strips may add to the peak with the smallest ones, at 1024x1024 and below. To that of a
+# larger picture they add a smaller share, so that their number grows as its side does.
+ROOM = {"speed": 0.19, "balance": 0.21, "smallest": 0.1}
+ROOM_SIDE_PX = 1024
+# Elements of a strip at least: with fewer, a large card is idle in part.
+LEAST_STRIP_ELEMENTS = 2**21
+# No tensor has more elements: torch's kernels for batch norms index with 32 bits.
+MOST_ELEMENTS = 2**31 - 1
 # Share of the rows of an encoder's largest map that is stored.
 SHARES = {"speed": 1.0, "balance": 0.75, "smallest": 0.45}
 # How many sizes of strips are tried when memory runs out, and the factor between them.
 RETRIES, SHRINK = 3, 4
-
-
-@dataclass(frozen=True)
-class VaeSizes:
-    """The sizes of one decoder or encoder.
-
-    is_decoder: maps grow; an encoder's shrink.
-    widths: channels of each level, in the order of the calls.
-    blocks: residual blocks per level.
-    latent_channels: of the latent; of an encoder's result, mean and variance together.
-    picture_channels: 3.
-    """
-
-    is_decoder: bool = True
-    widths: tuple[int, ...] = (512, 512, 256, 128)
-    blocks: int = 3
-    latent_channels: int = 16
-    picture_channels: int = 3
-
-    def __post_init__(self) -> None:
-        if not self.widths or min(self.widths) < 1 or self.blocks < 1:
-            raise ValueError(f"widths and blocks must be >= 1, got {self.widths}, {self.blocks}")
-
-    @property
-    def factor(self) -> int:
-        """Rows of the picture per row of the latent."""
-        return 2 ** (len(self.widths) - 1)
-
-    def inputs(self, level: int) -> int:
-        """Channels of the input of the level's first block."""
-        return self.widths[max(0, level - 1)]
-
-    def scale(self, level: int) -> int:
-        """Rows of the picture per row of the level's maps."""
-        return 2 ** (len(self.widths) - 1 - level if self.is_decoder else level)
-
-
-class VaeCall(NamedTuple):
-    """The decode or encode of one sample.
-
-    sizes: of the decoder or encoder.
-    height, width: of the picture, in pixels.
-    dtype_bytes: of one element in the arithmetic.
-    has_ram: large maps may wait in RAM, see `devices.has_ram`.
-    is_unrolled: convolutions hold a copy of their input for each tap, see `devices.is_unrolled`.
-    """
-
-    sizes: VaeSizes
-    height: int
-    width: int
-    dtype_bytes: int
-    has_ram: bool
-    is_unrolled: bool = False
-
-
-@dataclass(frozen=True)
-class LevelPlan:
-    """What is stored in full at one resolution.
-
-    keeps_input: the input of the first block.
-    keeps_hidden: the map between a block's two convolutions.
-    keeps_output: the output of each block.
-    limit: rows of a strip.
-    in_ram: stored maps are in RAM.
-    share: of an encoder's first level, the share of the rows that is stored, from the top.
-    adds_after: an encoder's last block is summed behind the downsampling.
-    """
-
-    keeps_input: bool
-    keeps_hidden: bool
-    keeps_output: bool
-    limit: int
-    in_ram: bool = False
-    share: float = 1.0
-    adds_after: bool = False
-
-
-@dataclass(frozen=True)
-class VaePlan:
-    """levels: one per resolution, in the order of the calls.
-
-    is_fused: upsampling and its convolution are one operation with 4 / 9 of the arithmetic;
-        otherwise only where the map is read for its statistics.
-    prefer: the preference that it serves.
-    """
-
-    levels: tuple[LevelPlan, ...]
-    is_fused: bool
-    prefer: Prefer
 
 
 def vae_plan(
@@ -133,40 +55,96 @@ def vae_plan(
     place = PREFERENCES.index(prefer) + attempt - shrinks
     if place >= len(PREFERENCES):
         return None
-    prefer, sizes = PREFERENCES[place], call.sizes
-    automatic = max(LEAST_STRIP_PIXELS, call.height * call.width // STRIPS[prefer])
-    pixels = strip_rows * call.width or min(STRIP_PIXELS[prefer], automatic)
-    elements = pixels * (max(sizes.widths[-2:]) if sizes.is_decoder else sizes.widths[0])
-    elements //= SHRINK**shrinks
-    levels = []
-    for level, channels in enumerate(sizes.widths):
-        widest = max(channels, sizes.inputs(level))
-        limit = max(LEAST_ROWS, elements * sizes.scale(level) // (widest * call.width))
-        levels.append(_level_plan(call, level, prefer, limit))
+    prefer = PREFERENCES[place]
+    rows = strip_rows
+    levels = _with_rows(call, prefer, rows) if rows else _with_room(call, prefer)
+    shrink = SHRINK**shrinks
+    levels = [
+        replace(how, limit=_least(how.limit // shrink), later=_least(how.later // shrink))
+        for how in levels
+    ]
     # In half types the rounded sums of taps would add to the error.
     return VaePlan(tuple(levels), call.dtype_bytes == 4, prefer)
 
 
-def _level_plan(call: VaeCall, level: int, prefer: Prefer, limit: int) -> LevelPlan:
+def _least(rows: int) -> int:
+    return max(LEAST_ROWS, rows)
+
+
+def _smallest(call: VaeCall, prefer: Prefer) -> list[LevelPlan]:
+    return [_level_plan(call, level, prefer) for level in range(len(call.sizes.widths))]
+
+
+def _with_rows(call: VaeCall, prefer: Prefer, strip_rows: int) -> list[LevelPlan]:
+    """Strips of so many rows at the picture's size, and of as many elements elsewhere."""
+    sizes, levels = call.sizes, _smallest(call, prefer)
+    elements = strip_rows * (max(sizes.widths[-2:]) if sizes.is_decoder else sizes.widths[0])
+    made = []
+    for level, how in enumerate(levels):
+        widest = max(sizes.widths[level], sizes.inputs(level))
+        rows = _least(elements * sizes.scale(level) // widest)
+        made.append(replace(how, limit=rows, later=rows))
+    return made
+
+
+@lru_cache(256)
+def _with_room(call: VaeCall, prefer: Prefer) -> tuple[LevelPlan, ...]:
+    """The largest strips within the room; the first block's, then the others'."""
+    levels = _smallest(call, prefer)
+    everywhere = range(len(levels))
+    floor = max(middle_elements(call), *(level_elements(call, levels, n) for n in everywhere))
+    ends = end_elements(call)
+    room = ROOM[prefer] * min(1.0, ROOM_SIDE_PX / math.sqrt(call.height * call.width))
+    budget = (1 + room) * (floor + ends) - ends
+    chosen = []
+    for level, how in enumerate(levels):
+        tried = list(levels)
+        for name in ("limit", "later"):
+            for rows in _choices(call, level):
+                tried[level] = replace(how, **{name: rows})
+                if level_elements(call, tried, level) <= budget:
+                    break
+            how = tried[level]
+        chosen.append(how)
+    return tuple(chosen)
+
+
+def _choices(call: VaeCall, level: int) -> Iterator[int]:
+    """Rows of strips, from the whole map down to the least that keeps a card busy."""
+    height, columns = call.sides(level)
+    channels = call.sizes.widths[level]
+    most = MOST_ELEMENTS // (columns * max(channels, call.sizes.inputs(level)))
+    least = min(height, -(-LEAST_STRIP_ELEMENTS // (columns * channels)))
+    rows, parts = height, 1
+    while rows > least:
+        if rows <= most:
+            yield rows
+        parts += 1
+        rows = even_rows(height, -(-height // parts))
+    yield _least(min(least, most))
+
+
+def _level_plan(call: VaeCall, level: int, prefer: Prefer) -> LevelPlan:
+    """What a level stores, with the smallest strips."""
     sizes, has_ram = call.sizes, call.has_ram
     if not sizes.is_decoder:
-        return _encoder_plan(sizes, level, prefer, limit)
+        return _encoder_plan(sizes, level, prefer)
     # 0 is the picture's own size; each level further has a fourth of the pixels.
     from_picture = len(sizes.widths) - 1 - level
     waits = prefer == "smallest" and has_ram
     recomputed = {"speed": 0, "balance": 1, "smallest": 3 if has_ram else 2}[prefer]
     if from_picture >= recomputed:
-        return LevelPlan(True, True, True, limit)
+        return LevelPlan(True, True, True)
     keeps_output = prefer == "balance" or has_ram or from_picture == 1
-    return LevelPlan(False, False, keeps_output, limit, in_ram=waits and from_picture < 2)
+    return LevelPlan(False, False, keeps_output, in_ram=waits and from_picture < 2)
 
 
-def _encoder_plan(sizes: VaeSizes, level: int, prefer: Prefer, limit: int) -> LevelPlan:
+def _encoder_plan(sizes: VaeSizes, level: int, prefer: Prefer) -> LevelPlan:
     if level == 0:
         # Rows are recomputed from the picture through one block: with more blocks, store all.
         share = SHARES[prefer] if sizes.blocks == 2 else 1.0
         is_speed = prefer == "speed"
-        return LevelPlan(False, is_speed, True, limit, share=share, adds_after=is_speed)
+        return LevelPlan(False, is_speed, True, share=share, adds_after=is_speed)
     if level == 1 and prefer != "speed":
-        return LevelPlan(True, prefer == "balance", True, limit, adds_after=prefer == "balance")
-    return LevelPlan(True, True, True, limit)
+        return LevelPlan(True, prefer == "balance", True, adds_after=prefer == "balance")
+    return LevelPlan(True, True, True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,13 +86,20 @@ class RamStrip:
         self.height = rows.shape[2]
         self._ram, self._rows, self._device, self._piece = ram, rows, device, piece
 
-    def read(self, runs: Sequence[tuple[int, int]], *, drain: bool) -> Iterator[torch.Tensor]:
-        """Yields copies of runs of its rows on its device; with `drain`, frees it behind them."""
-        is_pinned = self._piece is not None
-        for start, stop in runs:
-            rows = self._rows[:, :, start:stop]
-            # On the CPU, `to` alone would give a view of a place that gets another strip.
-            given = [rows.to(self._device, non_blocking=is_pinned, copy=True)]
-            if drain and stop == self.height and self._piece is not None:
-                self._ram.free(self._piece)
-            yield given.pop()
+    def empty(self, height: int) -> torch.Tensor:
+        """A tensor on the device for so many of the map's rows."""
+        _, channels, _, width = self._rows.shape
+        return torch.empty(
+            (1, channels, height, width), dtype=self._rows.dtype, device=self._device,
+            memory_format=torch.channels_last,
+        )  # fmt: skip
+
+    def copy_to(self, into: torch.Tensor, start: int) -> None:
+        """Copies its rows from `start` on to rows of a tensor that `empty` made."""
+        rows = self._rows[:, :, start : start + into.shape[2]]
+        into.copy_(rows, non_blocking=self._piece is not None)
+
+    def free(self) -> None:
+        """Frees it, behind the copies that were asked for."""
+        if self._piece is not None:
+            self._ram.free(self._piece)

@@ -6,11 +6,11 @@ import torch
 from torch.nn import functional
 
 from .devices import layout
-from .strips import Halo
+from .strips import ReadFn, convolved, joined, kept
 
 
 class UpConv:
-    """Nearest upsampling by 2, then a 3 x 3 convolution; two rows behind.
+    """Nearest upsampling by 2, then a 3 x 3 convolution.
 
     Through the 3 x 3 taps, each of the four pixels of a 2 x 2 square sees only 2 x 2 different
     pixels. So the pair equals one transposed convolution of stride 2, whose 4 x 4 weight holds sums
@@ -22,8 +22,7 @@ class UpConv:
         height: rows of the map before.
         is_fused: runs as a transposed convolution; otherwise the upsampled strip is made.
 
-    Memory: a call holds its input, that with its halo, its output and, unless fused, the upsampled
-        strip.
+    Memory: a call holds its input, its output and, unless fused, the upsampled strip.
     Exact: equal up to rounding; fused, sums of taps are rounded to the dtype.
     """
 
@@ -37,21 +36,27 @@ class UpConv:
     ) -> None:
         weight = upsampling_weight(weight) if is_fused else weight
         self._weight = weight.contiguous(memory_format=layout(weight.device))
-        self._bias, self._is_fused, self._halo = bias, is_fused, Halo(height)
+        self._bias, self._is_fused, self._height = bias, is_fused, 2 * height
 
-    def push(self, rows: torch.Tensor) -> torch.Tensor | None:
-        window = self._halo.window(rows)
-        del rows
-        if window is None:
-            return None
+    def make(self, read: ReadFn, first: int, last: int, keep: int) -> torch.Tensor:
+        # Rows that the convolution reads, and the rows before upsampling that they come from.
+        above, below = max(first - 1, 0), min(last + 1, self._height)
+        start, stop = above // 2, (below + 1) // 2
+        keep = kept(keep, 1, self._height)
+        window = joined(read(start, stop, keep // 2))
         if self._is_fused:
-            # Padding 3 drops the outermost 3 rows: they would need rows beyond the window.
-            return functional.conv_transpose2d(
-                window, self._weight, self._bias, stride=2, padding=(3, 1)
+            # A larger padding leaves out rows at both ends, without their arithmetic.
+            left_out = min(first - 2 * start, 2 * stop - last)
+            made = functional.conv_transpose2d(
+                window, self._weight, self._bias, stride=2, padding=(1 + left_out, 1)
             )
+            begin = first - 2 * start - left_out
+            return made[:, :, begin : begin + last - first]
         window = functional.interpolate(window, scale_factor=2.0, mode="nearest")
-        # The outermost rows belong to the strips above and below, or to the padding.
-        return functional.conv2d(window[:, :, 1:-1], self._weight, self._bias, padding=(0, 1))
+        window = window[:, :, above - 2 * start : below - 2 * start]
+        return convolved(
+            window, self._weight, self._bias, is_above=first > 0, is_below=last < self._height
+        )
 
 
 def upsampling_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -63,15 +68,22 @@ def upsampling_weight(weight: torch.Tensor) -> torch.Tensor:
     Returns:
         [C_in, C_out, 4, 4] of the same dtype; summed in float32.
     """
-    # Of the 3 taps along one side, those that meet in each of the 4.
-    meeting = (slice(2, 3), slice(1, 3), slice(0, 2), slice(0, 1))
     out_channels, in_channels = weight.shape[:2]
     result = weight.new_empty(in_channels, out_channels, 4, 4)
-    for row, rows in enumerate(meeting):
-        for column, columns in enumerate(meeting):
-            taps = weight[:, :, rows, columns].sum((2, 3), dtype=torch.float32)
-            result[:, :, row, column].copy_(taps.T)
+    high = weight.new_empty(out_channels, in_channels, 4, 3, dtype=torch.float32)
+    _meet(weight, high, 2)
+    _meet(high, result.transpose(0, 1), 3)
     return result
+
+
+def _meet(taps: torch.Tensor, into: torch.Tensor, side: int) -> None:
+    """Of the 3 taps along one side, sums those that meet in each of the 4."""
+    one, two, three = taps.unbind(side)
+    ends = into.unbind(side)
+    ends[0].copy_(three)
+    torch.add(two, three, out=ends[1])
+    torch.add(one, two, out=ends[2])
+    ends[3].copy_(one)
 
 
 class DownConv:
@@ -88,27 +100,27 @@ class DownConv:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, height: int) -> None:
         self._weight = weight.contiguous(memory_format=layout(weight.device))
-        self._bias, self._left = bias, height
-        self._carry: torch.Tensor | None = None
+        self._bias, self._height = bias, height
 
-    def push(self, rows: torch.Tensor) -> torch.Tensor | None:
-        _, channels, count, width = rows.shape
-        self._left -= count
-        above = 0 if self._carry is None else self._carry.shape[2]
-        below = int(self._left == 0)
+    def make(self, read: ReadFn, first: int, last: int, keep: int) -> torch.Tensor:
+        keep = self._height if keep >= self._height // 2 else 2 * keep
+        return self.of(read(2 * first, min(2 * last + 1, self._height), keep))
+
+    def of(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """As `make`, from the rows that it would read; empties the list."""
+        one, count = parts[0], sum(part.shape[2] for part in parts)
+        rows = count + 1 - count % 2  # with the zero row below an even number of rows
         window = torch.empty(
-            (1, channels, above + count + below, width + 1),
-            dtype=rows.dtype, device=rows.device, memory_format=layout(rows.device),
+            (1, one.shape[1], rows, one.shape[3] + 1),
+            dtype=one.dtype, device=one.device, memory_format=layout(one.device),
         )  # fmt: skip
+        del one
         window[..., -1:].zero_()
-        if self._carry is not None:
-            window[:, :, :above, :-1].copy_(self._carry)
-        window[:, :, above : above + count, :-1].copy_(rows)
-        del rows
-        if below:
-            window[:, :, -1:].zero_()
-        made_rows = (window.shape[2] - 1) // 2
-        self._carry = window[:, :, 2 * made_rows :, :-1].clone()
-        if made_rows == 0 or width < 2:
-            return None
+        done = 0
+        while parts:
+            part = parts.pop(0)
+            window[:, :, done : done + part.shape[2], :-1].copy_(part)
+            done += part.shape[2]
+        if done < rows:
+            window[:, :, done:].zero_()
         return functional.conv2d(window, self._weight, self._bias, stride=2)

@@ -1,15 +1,47 @@
 """Group norm of a map that comes in strips of rows: statistics first, then the strips.
 
-A strip is [1, C, n, W], n rows of a map [1, C, H, W]; the strips of a map come in order.
+A strip is [1, C, n, W], n rows of a map [1, C, H, W]; the strips of a map come in order. Where
+torch has the parts of a batch norm (see `devices`), a strip's statistics, their pooling and the
+norm are one launch each, and the CPU waits for none:
+
+| torch | gives |
+|---|---|
+| batch_norm_stats | mean and inverse deviation of each channel: Welford's formula, in float32 |
+| batch_norm_gather_stats_with_counts | those of several: Chan's formula, one after the other |
+| batch_norm_elemt | (x - mean) * inverse deviation * weight + bias: float32, rounded once |
+
+Source: its aten/src/ATen/native/cuda/Normalization.cuh. The channels of a group are pooled as parts
+of one channel. One after the other in float32, a few rounding errors more come together: a map in
+float32 is pooled in float64 by plain operations instead.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional
 
+from .devices import has_norm_parts
+
 # The CPU's norm sums so many elements of a channel in float32 without a visible error.
 PIECE_PIXELS = 2**12
+# Pixels that are normed at a time where the normed rows are a tensor of their own.
+NORM_PIXELS = 2**15
+# The weights of strips in a map's statistics, by what decides them.
+Weights = dict["tuple[torch.device, int, tuple[int, ...]]", torch.Tensor]
+
+
+class Moments(NamedTuple):
+    """Statistics of a map's groups, for each channel, [C], float32, on the device of the map.
+
+    mean: of the channel's group.
+    spread: the group's biased variance; where torch has the parts of a batch norm, 1 over the root
+        of it and eps.
+    """
+
+    mean: torch.Tensor
+    spread: torch.Tensor
 
 
 class GroupStats:
@@ -18,41 +50,87 @@ class GroupStats:
     Pooled by Chan, Golub and LeVeque's formula: the variances within the strips, and the spread of
     the strips' means around the mean of all.
 
-    Memory: two vectors of `groups` elements per strip; `add` holds what `moments` holds.
-    Exact: equal up to rounding to the statistics of the whole map; pooled in float64.
+    Args:
+        groups: of channels.
+        eps: what the norm adds to the variance.
+        weights: of strips, kept for other maps that are cut alike.
+
+    Memory: two vectors per strip, of C elements or of `groups`; `add` holds what `moments` holds.
+    Exact: equal up to rounding to the statistics of the whole map; pooled in float64, for half
+        types in float32 where torch has the parts of a batch norm.
     """
 
-    def __init__(self, groups: int) -> None:
+    def __init__(self, groups: int, eps: float, weights: Weights | None = None) -> None:
         if groups < 1:
             raise ValueError(f"groups must be >= 1, got {groups}")
-        self._groups = groups
+        self._groups, self._eps, self._channels = groups, eps, 0
+        self._dtype = torch.float32
+        self._weights = {} if weights is None else weights
         self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._counts: list[int] = []
 
     def add(self, rows: torch.Tensor) -> None:
         """Adds a strip, [1, C, n, W], float; nothing of it is kept."""
-        self._parts.append(moments(rows, self._groups))
-        self._counts.append(rows.numel() // self._groups)
+        _, self._channels, count, _ = rows.shape
+        self._counts.append(count)
+        has_parts = has_norm_parts(rows.device)
+        self._parts.append(
+            torch.batch_norm_stats(rows, self._eps) if has_parts else moments(rows, self._groups)
+        )
+        self._dtype = rows.dtype
 
-    def pooled(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and biased variance of each group, [groups], float64, on the CPU.
+    def pooled(self) -> Moments:
+        """The statistics of all strips.
 
         Raises:
             ValueError: nothing was added.
         """
         if not self._parts:
             raise ValueError("no strip was added")
-        return _pooled(self._parts, self._counts)
+        device, of_group = self._parts[0][0].device, self._channels // self._groups
+        if not has_norm_parts(device):
+            mean, spread = _pooled(self._parts, self._counts, self._groups)
+        elif self._dtype == torch.float32:
+            parts = [(mean, spread.pow(-2).sub_(self._eps)) for mean, spread in self._parts]
+            mean, variance = _pooled(parts, self._counts, self._groups)
+            spread = variance.add_(self._eps).rsqrt_()
+        else:
+            mean, spread = self._gathered(device, of_group)
+        pair = (vector.float().to(device) for vector in (mean, spread))
+        return Moments(*(vector[:, None].expand(-1, of_group).flatten() for vector in pair))
+
+    def _gathered(self, device: torch.device, of_group: int) -> tuple[torch.Tensor, torch.Tensor]:
+        # [C] -> [G, C / G] for each strip; then the channels of a group are its samples.
+        each = [v.view(self._groups, -1) for v in (*self._column(0), *self._column(1))]
+        means, spreads = torch.cat(each, 1).chunk(2, 1) if len(each) > 2 else each
+        cut = device, of_group, tuple(self._counts)
+        if cut not in self._weights:
+            counts = torch.tensor(self._counts, dtype=torch.float32).repeat_interleave(of_group)
+            self._weights[cut] = counts.to(device, non_blocking=True)
+        return torch.batch_norm_gather_stats_with_counts(
+            means, means.T, spreads.T, None, None, 0.0, self._eps, self._weights[cut]
+        )
+
+    def _column(self, number: int) -> list[torch.Tensor]:
+        return [part[number] for part in self._parts]
 
 
 def _pooled(
-    parts: list[tuple[torch.Tensor, torch.Tensor]], counts: list[int]
+    parts: list[tuple[torch.Tensor, torch.Tensor]], counts: list[int], groups: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # One copy from the device for the whole map.
-    means, variances = (torch.stack(column).cpu().double() for column in zip(*parts, strict=True))
-    weights = torch.tensor(counts, dtype=torch.float64)[:, None] / sum(counts)
-    mean = (weights * means).sum(0)
-    return mean, (weights * (variances + (means - mean).square())).sum(0)
+    """Mean and biased variance of each group, [groups], float64, from those of its channels."""
+    device = parts[0][0].device
+    # Apple GPUs have no float64. Elsewhere nothing is waited for.
+    device = device if has_norm_parts(device) else torch.device("cpu")
+    means, variances = (
+        torch.stack(column).to(device).double().unflatten(1, (groups, -1))
+        for column in zip(*parts, strict=True)
+    )
+    weights = torch.tensor(counts, dtype=torch.float64) / (sum(counts) * means.shape[2])
+    weights = weights[:, None, None].to(device, non_blocking=True)
+    mean = (weights * means).sum((0, 2), keepdim=True)
+    variance = (weights * (variances + (means - mean).square())).sum((0, 2))
+    return mean.flatten(), variance
 
 
 def moments(rows: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +148,7 @@ def moments(rows: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor
         # The norm below adds rounded numbers one by one: its error grows with the pixels.
         pieces = rows.split(max(1, PIECE_PIXELS // rows.shape[3]), 2)
         parts = [_moments_by_norm(piece, groups) for piece in pieces]
-        mean, variance = _pooled(parts, [piece.shape[2] for piece in pieces])
+        mean, variance = _pooled(parts, [piece.shape[2] for piece in pieces], groups)
         return mean.float(), variance.float()
     if rows.dtype == torch.float32:
         variance, mean = torch.var_mean(_grouped(rows, groups), dim=(0, 2, 3, 4), correction=0)
@@ -109,37 +187,48 @@ class NormSiLU:
     """Group norm with given statistics, then SiLU, as before each convolution.
 
     Args:
-        mean: of each group of the whole map, [groups], float.
-        variance: likewise, biased.
+        moments: of the whole map.
         weight: [C], float.
         bias: [C], float.
         eps: added to the variance.
 
-    Memory: a call holds the normed strip beside the two it is given.
+    Memory: where torch has no parts of a batch norm, a call holds `NORM_PIXELS` normed besides.
     Exact: rounds where the host's two modules do: after the norm and after SiLU.
     """
 
     def __init__(
-        self,
-        mean: torch.Tensor,
-        variance: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        eps: float,
+        self, moments: Moments, weight: torch.Tensor, bias: torch.Tensor, *, eps: float
     ) -> None:
-        per_group = weight.shape[0] // mean.shape[0]
-        vectors = (mean.repeat_interleave(per_group), variance.repeat_interleave(per_group))
-        # Apple GPUs have no float64.
-        self._mean, self._variance = (v.float().to(weight.device) for v in vectors)
-        self._weight, self._bias, self._eps = weight.float(), bias.float(), eps
+        self._mean, self._spread = moments
+        self._has_parts, self._eps = has_norm_parts(weight.device), eps
+        self._weight, self._bias = (
+            (weight, bias) if self._has_parts else (weight.float(), bias.float())
+        )
 
     def norm(self, rows: torch.Tensor) -> torch.Tensor:
         """The normed strip, of the dtype of rows [1, C, n, W]."""
-        return functional.batch_norm(
-            rows, self._mean, self._variance, self._weight, self._bias, False, 0.0, self._eps
-        )
+        vectors = self._weight, self._bias, self._mean, self._spread
+        if self._has_parts:
+            return torch.batch_norm_elemt(rows, *vectors, self._eps)
+        weight, bias, mean, variance = vectors
+        return functional.batch_norm(rows, mean, variance, weight, bias, False, 0.0, self._eps)
 
-    def write(self, rows: torch.Tensor, into: torch.Tensor) -> None:
-        """Writes SiLU of the normed strip into a strip of the same shape."""
-        torch.ops.aten.silu.out(self.norm(rows), out=into)
+    def write(self, parts: list[torch.Tensor], into: torch.Tensor) -> None:
+        """Writes SiLU of the normed rows of several strips into one, which may be the only one.
+
+        Empties the list.
+        """
+        done = 0
+        while parts:
+            rows = parts.pop(0)
+            given = into[:, :, done : done + rows.shape[2]]
+            done += rows.shape[2]
+            if self._has_parts:
+                vectors = self._weight, self._bias, self._mean, self._spread
+                torch.ops.aten.batch_norm_elemt.out(rows, *vectors, self._eps, out=given)
+                continue
+            count = max(1, NORM_PIXELS // rows.shape[3])
+            for few, into_few in zip(rows.split(count, 2), given.split(count, 2), strict=True):
+                torch.ops.aten.silu.out(self.norm(few), out=into_few)
+        if self._has_parts:
+            functional.silu(into, inplace=True)

@@ -23,20 +23,20 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional
 
-from ..cuts import pieces
-from .cuts import query_rows
-from .layers import AttentionLayers, BlockLayers, ConvLayer, Fetch, NormLayer, VaeLayers
+from .attention import Tick, attended_
+from .cuts import strips
+from .layers import AttentionLayers, BlockLayers, ConvLayer, NormLayer, VaeLayers
 from .maps import Joined, Part, Piped, Rows, Stored
 from .plan import LevelPlan
+from .pooled import Pooled
 from .ram import Ram
 from .resample import DownConv, UpConv
-from .statistics import GroupStats, NormSiLU
-from .strips import Conv, Pointwise, ResBlock, Stage, copy_rows
+from .statistics import GroupStats, Weights
+from .strips import Conv, Pointwise, ResBlock, Stage, inner, kept
 
-# Called after each strip with its share of the map that is read; may raise to end the work.
-Tick = Callable[[float], None]
+# A larger tensor needs long indices, which torch's kernels for batch norms lack in part.
+MOST_ELEMENTS = 2**31
 # Takes the strips of the result in order, with the number of their first row.
 RowsWriter = Callable[[int, torch.Tensor], None]
 
@@ -47,26 +47,12 @@ def step_count(layers: VaeLayers) -> int:
     return 2 * blocks + 2  # each block has two norms; the last norm and the result come after
 
 
-class Pooled(NamedTuple):
-    """A norm with its map's statistics: mean and biased variance of each group, float64."""
-
-    layer: NormLayer
-    mean: torch.Tensor
-    variance: torch.Tensor
-
-    def open(self, until: ExitStack) -> NormSiLU:
-        """The norm for strips; borrows the layer's weight."""
-        weight, bias = self.layer.fetch(until)
-        if bias is None:
-            raise ValueError("a group norm must have a bias")
-        return NormSiLU(self.mean, self.variance, weight, bias, eps=self.layer.eps)
-
-
 class Steps:
     """The steps of one sample; `level` is the plan of the level at work."""
 
     def __init__(self, level: LevelPlan, tick: Tick, ram: Ram | None = None) -> None:
         self.level, self._tick, self._ram = level, tick, ram or Ram()
+        self._weights: Weights = {}
 
     def store(
         self,
@@ -75,45 +61,54 @@ class Steps:
         *,
         drain: bool = True,
         remade: Piped | None = None,
+        is_one: bool = False,
     ) -> Rows:
         """Reads a map into strips that are kept, and adds them to the statistics.
 
         Of a map that can be `remade`, keeps the plan's share of the rows; readers recompute the
-        others.
+        others. With `is_one`, all strips are copied into one tensor.
         """
         top = source.height if remade is None else max(1, int(self.level.share * source.height))
-        stored = self._empty(top)
+        stored = self._empty(top, source.limit, is_one=is_one)
         for strip in self._strips(source, drain=drain):
-            if stats is not None:
-                stats.add(strip[0])
-            if stored.missing < strip[0].shape[2]:
-                strip.append(strip.pop()[:, :, : stored.missing].clone())  # a view would keep all
-            if stored.missing:
-                stored.append(strip.pop())
+            while strip:
+                if stats is not None and not is_one:
+                    stats.add(strip[0])
+                if stored.missing < strip[0].shape[2]:
+                    # A view would keep all.
+                    strip[0] = strip[0][:, :, : stored.missing].clone()
+                rows = [strip.pop(0)]
+                if stored.missing:
+                    stored.append(rows.pop())
+        if stats is not None and is_one:
+            for rows in stored.on_device():
+                stats.add(rows)
         return stored if remade is None or top == source.height else Part(stored, remade)
 
     def pool(self, source: Rows, norm: NormLayer) -> Pooled:
         """A norm with the statistics of the map, which can be read again."""
-        stats = GroupStats(norm.groups)
+        stats = self._stats(norm)
         for strip in self._strips(source, drain=False):
-            stats.add(strip.pop())
-        return Pooled(norm, *stats.pooled())
+            while strip:
+                stats.add(strip.pop(0))
+        return Pooled(norm, stats.pooled())
 
     def keep(self, source: Rows, norm: NormLayer, *, is_stored: bool = True) -> tuple[Rows, Pooled]:
         """The map, stored if `is_stored`, and a norm with its statistics."""
         if not is_stored:
             return source, self.pool(source, norm)
-        stats = GroupStats(norm.groups)
+        stats = self._stats(norm)
         remade = source.remade if isinstance(source, Joined) else None
         stored = self.store(source, stats, remade=remade)
-        return stored, Pooled(norm, *stats.pooled())
+        return stored, Pooled(norm, stats.pooled())
 
     def write(self, source: Rows, write: RowsWriter) -> None:
-        """Reads the result and hands its rows to the writer."""
+        """Gives the map's rows away."""
         first = 0
         for strip in self._strips(source, drain=True):
-            write(first, strip[0])
-            first += strip.pop().shape[2]
+            while strip:
+                write(first, strip[0])
+                first += strip.pop(0).shape[2]
 
     def middle(self, source: Rows, layers: VaeLayers) -> Rows:
         """The blocks and the attention of the smallest map."""
@@ -133,102 +128,113 @@ class Steps:
     def first_block(self, source: Piped, norm: Pooled, block: BlockLayers) -> Rows:
         """A residual block of a map that costs next to nothing to recompute."""
         if block.shortcut is not None:
-            return self.block(source, norm, block)
-        first, stats = self.convolved(source, block.conv1, norm), GroupStats(block.norm2.groups)
+            return self.block(source, norm, block, is_first=True)
+        first, stats = self.convolved(source, block.conv1, norm), self._stats(block.norm2)
         hidden = self.store(first, stats, drain=False, remade=first)
-        norm2 = Pooled(block.norm2, *stats.pooled())
-        remade = self._piped(source, norm, norm2, block)
-        return Joined(self.convolved(hidden, block.conv2, norm2), source, remade)
+        norm2 = Pooled(block.norm2, stats.pooled())
+        remade = self._piped(source, norm, norm2, block, self.level.limit)
+        return Joined(self._second(hidden, norm2, block), source, remade)
 
-    def block(self, source: Rows, norm: Pooled, block: BlockLayers) -> Rows:
-        """A residual block's map; reading it with `drain` drains the source."""
+    def block(
+        self, source: Rows, norm: Pooled, block: BlockLayers, *, is_first: bool = False
+    ) -> Rows:
+        """A residual block's map; reading it with `drain` drains the source.
+
+        Args:
+            is_first: of its level, so that the source is of another size.
+        """
         first = self.convolved(source, block.conv1, norm)
         if not self.level.keeps_hidden:
-            return self._piped(source, norm, self.pool(first, block.norm2), block)
+            limit = self.level.limit if is_first else self.level.later
+            return self._piped(source, norm, self.pool(first, block.norm2), block, limit)
         skip, shortcut = source, block.shortcut
         is_narrower = block.conv2.channels <= source.channels
         if shortcut is not None and isinstance(source, Stored) and is_narrower:
-            skip = self._empty(source.height)
+            skip = self._empty(source.height, self.level.limit)
             with ExitStack() as until:
                 across = Pointwise(*shortcut.fetch(until))
-                hidden, norm2 = self._split(source, norm, block, across, skip)
+                beside = _Beside(across.of, below=0)
+                hidden, norm2 = self._split(source, norm, block, beside, skip)
         else:
-            stats = GroupStats(block.norm2.groups)
-            hidden = self.store(first, stats, drain=False)
-            norm2 = Pooled(block.norm2, *stats.pooled())
+            stats = self._stats(block.norm2)
+            is_one = shortcut is None and not self.level.in_ram and first.limit < source.height
+            is_one = is_one and source.height * source.width * source.channels < MOST_ELEMENTS
+            hidden = self.store(first, stats, drain=False, is_one=is_one)
+            norm2 = Pooled(block.norm2, stats.pooled())
             if shortcut is not None:
                 skip = Piped(
                     source,
-                    lambda until, is_last, height: Pointwise(*shortcut.fetch(until)),
+                    lambda until, is_last: Pointwise(*shortcut.fetch(until)),
                     shortcut.channels,
+                    self.level.later,
                 )
-        return Joined(self.convolved(hidden, block.conv2, norm2), skip)
+        return Joined(self._second(hidden, norm2, block), skip)
 
-    def _piped(self, source: Rows, norm: Pooled, norm2: Pooled, block: BlockLayers) -> Piped:
-        def open_block(until: ExitStack, is_last: bool, height: int) -> Stage:
-            first = _conv(height, norm, block.conv1, until)
-            second = _conv(height, norm2, block.conv2, until)
+    def _second(self, hidden: Rows, norm: Pooled, block: BlockLayers) -> Piped:
+        """A block's second convolution. What is stored of its source is normed in place."""
+        if isinstance(hidden, Stored) and not self.level.in_ram:
+            with ExitStack() as until:
+                opened = norm.open(until)
+                for rows in hidden.on_device():
+                    opened.write([rows], rows)
+            return self.convolved(hidden, block.conv2)
+        return self.convolved(hidden, block.conv2, norm)
+
+    def _piped(
+        self, source: Rows, norm: Pooled, norm2: Pooled, block: BlockLayers, limit: int
+    ) -> Piped:
+        def open_block(until: ExitStack, is_last: bool) -> Stage:
+            first = _conv(source, norm, block.conv1, until)
+            second = _conv(source, norm2, block.conv2, until)
             shortcut = block.shortcut and Pointwise(*block.shortcut.fetch(until))
-            return ResBlock(first, second, shortcut)
+            return ResBlock(first, second, shortcut, is_fresh=source.is_fresh)
 
-        return Piped(source, open_block, block.conv2.channels, reach=2)
+        channels, carries = block.conv2.channels, self._is_chain(source)
+        return Piped(source, open_block, channels, limit, carries=carries)
+
+    def _is_chain(self, source: Rows) -> bool:
+        """Whether what is recomputed of the source is recomputed itself, block after block."""
+        return not self.level.keeps_output and isinstance(source, Piped)
 
     def attended(self, source: Rows, norm: Pooled, layers: AttentionLayers) -> Stored:
-        """The attention block's map, in the strips' own memory.
-
-        Memory: 4 maps: itself, normed, keys and values; and 3 parts for the queries at work.
-        """
-        rows = torch.cat(list(source.read(source.height, drain=True)), 2)
-        rows = rows.contiguous(memory_format=torch.channels_last)
-        # [1, C, H, W] -> [H * W, C], a view
-        flat = rows.permute(0, 2, 3, 1).flatten(0, 2)
-        tokens = flat.shape[0]
+        """The attention block's map, in the memory of its one strip."""
+        stored, height = self._empty(source.height, source.limit), source.height
         with ExitStack() as until:
-            normed = norm.open(until).norm(rows).permute(0, 2, 3, 1).flatten(0, 2)
-            query, key, value, out = (
-                _linear(fetch, until)
-                for fetch in (layers.query, layers.key, layers.value, layers.out)
-            )
-            keys, values = key(normed)[None, None], value(normed)[None, None]
-            part = min(query_rows(tokens), layers.most_queries(keys))
-            for start, stop in pieces(tokens, part):
-                made = layers.attend(query(normed[start:stop])[None, None], keys, values)
-                flat[start:stop].add_(out(made[0, 0]))
-                self._tick((stop - start) / tokens)
-        stored = self._empty(source.height)
-        stored.append(rows)
+            found = source.open(until, drain=True)(0, height, height)
+            stored.append(attended_(found, norm.open(until), layers, until, self._tick))
         return stored
 
     def convolved(self, source: Rows, conv: ConvLayer, norm: Pooled | None = None) -> Piped:
         """A 3 x 3 convolution of the map, or of its SiLU after the norm."""
         return Piped(
             source,
-            lambda until, is_last, height: _conv(height, norm, conv, until),
+            lambda until, is_last: _conv(source, norm, conv, until),
             conv.channels,
-            reach=1,
+            self.level.later,
         )
 
-    def upsampled(self, source: Rows, conv: ConvLayer, *, is_fused: bool) -> Rows:
-        """Nearest upsampling by 2 and a convolution.
+    def upsampled(self, source: Rows, conv: ConvLayer, to: LevelPlan, *, is_fused: bool) -> Rows:
+        """Nearest upsampling by 2 and a convolution: the input of level `to`.
 
         Unless `is_fused`, it is fused only where the map is read for statistics: the rounded sums
         of taps shift every pixel, but hardly the moments of a group.
         """
 
-        def open_up(until: ExitStack, is_last: bool, height: int) -> Stage:
+        def open_up(until: ExitStack, is_last: bool) -> Stage:
             weight, bias = conv.fetch(until)
-            return UpConv(weight, bias, height=height, is_fused=is_fused or not is_last)
+            return UpConv(weight, bias, height=source.height, is_fused=is_fused or not is_last)
 
-        return Piped(source, open_up, conv.channels, 2)
+        limit = to.limit if to.keeps_input else to.later
+        return Piped(source, open_up, conv.channels, limit, 2, carries=not to.keeps_output)
 
     def downsampled(self, source: Rows, conv: ConvLayer) -> Rows:
         """A convolution of stride 2."""
         return Piped(
             source,
-            lambda until, is_last, height: DownConv(*conv.fetch(until), height=height),
+            lambda until, is_last: DownConv(*conv.fetch(until), height=source.height),
             conv.channels,
+            max(1, self.level.later // 2),
             0.5,
-            most=self.level.limit,
         )
 
     def downsampled_sum(
@@ -238,57 +244,66 @@ class Steps:
 
         Memory: the hidden map, which replaces the source, and the source's part of the result.
         """
-        skip = self._empty(source.height // 2)
+        skip = self._empty(source.height // 2, max(1, self.level.later // 2))
         with ExitStack() as until:
             down = DownConv(*conv.fetch(until), height=source.height)
-            hidden, norm2 = self._split(source, norm, block, down, skip)
+            beside = _Beside(down.of, below=1)
+            hidden, norm2 = self._split(source, norm, block, beside, skip)
 
-        def open_down(until: ExitStack, is_last: bool, height: int) -> Stage:
+        def open_down(until: ExitStack, is_last: bool) -> Stage:
             weight, _ = conv.fetch(until)  # the bias is in the skip's part
-            return DownConv(weight, None, height=height)
+            return DownConv(weight, None, height=source.height)
 
-        second = self.convolved(hidden, block.conv2, norm2)
-        limit = self.level.limit
-        return Joined(Piped(second, open_down, conv.channels, 0.5, most=limit), skip)
+        second = self._second(hidden, norm2, block)
+        return Joined(Piped(second, open_down, conv.channels, skip.limit, 0.5), skip)
 
     def _strips(self, source: Rows, *, drain: bool) -> Iterator[list[torch.Tensor]]:
         """Reads a map once: each strip in a list, from which its user takes it to free it."""
-        for rows in source.read(self.level.limit, drain=drain):
-            strip, share = [rows], rows.shape[2] / source.height
-            del rows
-            yield strip
-            self._tick(share)
+        with ExitStack() as until:
+            read = source.open(until, drain=drain)
+            for first, last in strips(source.height, source.limit):
+                yield read(first, last, last)
+                self._tick((last - first) / source.height)
 
-    def _empty(self, height: int) -> Stored:
-        return Stored(height, self.level.limit, ram=self._ram if self.level.in_ram else None)
+    def _empty(self, height: int, limit: int, *, is_one: bool = False) -> Stored:
+        ram = self._ram if self.level.in_ram else None
+        return Stored(height, limit, ram=ram, is_one=is_one)
+
+    def _stats(self, norm: NormLayer) -> GroupStats:
+        return GroupStats(norm.groups, norm.eps, self._weights)
 
     def _split(
-        self, source: Rows, norm: Pooled, block: BlockLayers, across: Stage, skip: Stored
+        self, source: Rows, norm: Pooled, block: BlockLayers, beside: _Beside, skip: Stored
     ) -> tuple[Stored, Pooled]:
         """A block's hidden map with its norm; beside it fills `skip`, so that the source can go."""
-        stats, hidden = GroupStats(block.norm2.groups), self._empty(source.height)
+        height, limit = source.height, self.level.limit
+        stats, hidden = self._stats(block.norm2), self._empty(height, limit)
         with ExitStack() as until:
-            first = _conv(source.height, norm, block.conv1, until)
-            for strip in self._strips(source, drain=True):
-                beside = across.push(strip[0])
-                if beside is not None:
-                    skip.append(beside)
-                del beside
-                made = first.push(strip.pop())
-                if made is not None:
-                    stats.add(made)
-                    hidden.append(made)
+            conv, read = _conv(source, norm, block.conv1, until), source.open(until, drain=True)
+            for first, last in strips(height, limit):
+                above, below = max(first - 1, 0), min(last + 1, height)
+                parts = read(above, below, kept(last, 1, height))
+                skip.append(beside.made(inner(parts, first - above, last + beside.below - above)))
+                made = conv.of(parts, first, last, is_fresh=source.is_fresh)
+                stats.add(made)
+                hidden.append(made)
                 del made
-        return hidden, Pooled(block.norm2, *stats.pooled())
+                self._tick((last - first) / height)
+        return hidden, Pooled(block.norm2, stats.pooled())
 
 
-def _conv(height: int, norm: Pooled | None, conv: ConvLayer, until: ExitStack) -> Conv:
+class _Beside(NamedTuple):
+    """What is made of a block's source beside its first convolution.
+
+    made: gives it for the rows of a strip, which it takes from the list.
+    below: how many rows below the strip it needs.
+    """
+
+    made: Callable[[list[torch.Tensor]], torch.Tensor]
+    below: int
+
+
+def _conv(source: Rows, norm: Pooled | None, conv: ConvLayer, until: ExitStack) -> Conv:
     weight, bias = conv.fetch(until)
-    write = copy_rows if norm is None else norm.open(until).write
-    return Conv(weight, bias, height=height, write=write)
-
-
-def _linear(fetch: Fetch, until: ExitStack) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A 1 x 1 convolution as a product of rows [T, C_in]."""
-    weight, bias = fetch(until)
-    return lambda rows: functional.linear(rows, weight.flatten(1), bias)
+    opened = None if norm is None else norm.open(until)
+    return Conv(weight, bias, height=source.height, norm=opened, is_fresh=source.is_fresh)

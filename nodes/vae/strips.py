@@ -1,87 +1,83 @@
-"""Convolutions over strips of rows.
+"""Convolutions that make any rows of a map.
 
-A stage takes the strips of a map in order and returns those of the next map, one or two rows
-behind. It keeps the rows that the next strip's convolution needs. So no row is computed twice, and
-the result is that of the whole map. `push` returns None while it has no row to return.
+A stage makes rows of its result from the rows of its source that they depend on, and keeps nothing
+between two calls. So strips may have any size, and the result is that of the whole map.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch.nn import functional
 
-from .cuts import HALO_ROWS
 from .devices import layout
+from .statistics import NormSiLU
 
-# Writes what is convolved of a strip into another tensor of the same shape.
-WriteFn = Callable[[torch.Tensor, torch.Tensor], None]
+# Gives the rows from the first to before the last, [1, C, n, W], in one tensor or several, in a
+# list of the caller's. Rows above the third number will not be asked for again.
+ReadFn = Callable[[int, int, int], "list[torch.Tensor]"]
 
 
 class Stage(Protocol):
-    """Strips [1, C_in, n, W_in] in, strips [1, C_out, m, W_out] out."""
+    """Makes rows first to last - 1 of a map, [1, C, n, W], from those of another that it reads."""
 
-    def push(self, rows: torch.Tensor) -> torch.Tensor | None: ...
-
-
-def copy_rows(rows: torch.Tensor, into: torch.Tensor) -> None:
-    """A `WriteFn` that changes nothing."""
-    into.copy_(rows)
+    def make(self, read: ReadFn, first: int, last: int, keep: int) -> torch.Tensor: ...
 
 
-class Halo:
-    """Adds to each strip the two rows above it, and zeros beyond the map's edges.
+def kept(keep: int, reach: int, height: int) -> int:
+    """The first row that a reader of a map needs later, for results from row `keep` on.
 
     Args:
-        height: rows of the whole map.
-        write: fills a window with a strip.
-
-    Memory: two rows between calls.
+        keep: `height` where none will be asked for.
+        reach: how many rows above it a result depends on.
     """
+    return height if keep >= height else keep - reach
 
-    def __init__(self, height: int, write: WriteFn = copy_rows) -> None:
-        self._left, self._write = height, write
-        self._carry: torch.Tensor | None = None
 
-    def window(self, rows: torch.Tensor) -> torch.Tensor | None:
-        """The strip [1, C, n, W] with its halo, [1, C, n + 1 to n + 3, W]; None if 2 rows or less.
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The rows of several strips as one; empties the list."""
+    rows = parts.pop() if len(parts) == 1 else torch.cat(parts, 2)
+    parts.clear()
+    # What comes from RAM is channels last.
+    return rows.contiguous() if layout(rows.device) is torch.contiguous_format else rows
 
-        Raises:
-            ValueError: more rows than the map has.
-        """
-        _, channels, count, width = rows.shape
-        self._left -= count
-        if self._left < 0:
-            raise ValueError(f"the map has {-self._left} rows less than it was given")
-        above, below = 1 if self._carry is None else HALO_ROWS, int(self._left == 0)
-        window = torch.empty(
-            (1, channels, above + count + below, width),
-            dtype=rows.dtype, device=rows.device, memory_format=layout(rows.device),
-        )  # fmt: skip
-        if self._carry is None:
-            window[:, :, :1].zero_()
-        else:
-            window[:, :, :HALO_ROWS].copy_(self._carry)
-        self._write(rows, window[:, :, above : above + count])
-        if below:
-            window[:, :, -1:].zero_()
-        self._carry = None if below else window[:, :, -HALO_ROWS:].clone()
-        return window if window.shape[2] > HALO_ROWS else None
+
+def convolved(
+    window: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    is_above: bool,
+    is_below: bool,
+) -> torch.Tensor:
+    """A 3 x 3 convolution with a padding of 1 in rows whose neighbours lie in the window too.
+
+    Args:
+        window: [1, C, n, W].
+        is_above: its first row is such a neighbour, not the first row of the map.
+        is_below: likewise its last row.
+    """
+    if is_above and is_below:
+        return functional.conv2d(window, weight, bias, padding=(0, 1))
+    # The row at the other end comes out wrong.
+    made = functional.conv2d(window, weight, bias, padding=1)
+    return made[:, :, int(is_above) : made.shape[2] - int(is_below)]
 
 
 class Conv:
-    """A 3 x 3 convolution with a padding of 1, one row behind.
+    """A 3 x 3 convolution with a padding of 1, of the map or of its SiLU after the norm.
 
     Args:
         weight: [C_out, C_in, 3, 3], float.
         bias: [C_out], float, or None.
         height: rows of the map.
-        write: what is done to a strip first, such as `NormSiLU.write`; the padding stays zero.
+        norm: None convolves the map itself.
+        is_fresh: what is read may be normed in place.
 
-    Memory: a call holds its input, the window of n + 2 rows and its output.
+    Memory: a call holds the rows that it reads, with `norm` and unless they are fresh a copy of
+        them, and its result.
     Exact: equal up to rounding to the convolution of the whole map.
     """
 
@@ -91,90 +87,106 @@ class Conv:
         bias: torch.Tensor | None,
         *,
         height: int,
-        write: WriteFn = copy_rows,
+        norm: NormSiLU | None = None,
+        is_fresh: bool = False,
     ) -> None:
         self._weight = weight.contiguous(memory_format=layout(weight.device))
-        self._bias, self._halo = bias, Halo(height, write)
+        self._bias, self.height, self._norm, self._is_fresh = bias, height, norm, is_fresh
 
-    def push(self, rows: torch.Tensor) -> torch.Tensor | None:
-        window = self._halo.window(rows)
-        del rows  # the last owner of a strip is the stage it was pushed into
-        if window is None:
-            return None
-        return functional.conv2d(window, self._weight, self._bias, padding=(0, 1))
+    def make(self, read: ReadFn, first: int, last: int, keep: int) -> torch.Tensor:
+        keep = kept(keep, 1, self.height)
+        parts = read(max(first - 1, 0), min(last + 1, self.height), keep)
+        return self.of(parts, first, last, is_fresh=self._is_fresh)
 
+    def of(
+        self, parts: list[torch.Tensor], first: int, last: int, *, is_fresh: bool
+    ) -> torch.Tensor:
+        """As `make`, from the rows that it would read; empties the list."""
+        window = joined(parts) if self._norm is None else self._normed(parts, is_fresh)
+        return convolved(
+            window, self._weight, self._bias, is_above=first > 0, is_below=last < self.height
+        )
 
-class RowQueue:
-    """Strips that wait for the rows of a later stage.
-
-    Memory: the strips not yet taken; of a strip taken in part, the rest.
-    """
-
-    def __init__(self) -> None:
-        self._parts: deque[torch.Tensor] = deque()
-        self.rows = 0
-
-    def put(self, rows: torch.Tensor) -> None:
-        self._parts.append(rows)
-        self.rows += rows.shape[2]
-
-    def add_to_(self, rows: torch.Tensor) -> None:
-        """Adds the next rows to a strip [1, C, n, W], in place.
-
-        Raises:
-            ValueError: fewer rows wait.
-        """
-        count, done = rows.shape[2], 0
-        if count > self.rows:
-            raise ValueError(f"{count} rows are wanted, {self.rows} wait")
-        self.rows -= count
-        while done < count:
-            part = self._parts.popleft()
-            taken = min(part.shape[2], count - done)
-            rows[:, :, done : done + taken].add_(part[:, :, :taken])
-            done += taken
-            rest = part[:, :, taken:]
-            if rest.shape[2]:
-                # A view would keep the whole strip.
-                short = rest.shape[2] <= taken
-                self._parts.appendleft(rest.clone() if short else rest)
+    def _normed(self, parts: list[torch.Tensor], is_fresh: bool) -> torch.Tensor:
+        assert self._norm is not None
+        one, way = parts[0], layout(parts[0].device)
+        if is_fresh and len(parts) == 1 and one.is_contiguous(memory_format=way):
+            window = one
+        else:
+            _, channels, _, width = one.shape
+            window = torch.empty(
+                (1, channels, sum(part.shape[2] for part in parts), width),
+                dtype=one.dtype, device=one.device, memory_format=way,
+            )  # fmt: skip
+        del one
+        self._norm.write(parts, window)
+        return window
 
 
 class Pointwise:
-    """A 1 x 1 convolution as a stage."""
+    """A 1 x 1 convolution."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight, self._bias = weight, bias
 
-    def push(self, rows: torch.Tensor) -> torch.Tensor:
-        return functional.conv2d(rows, self._weight, self._bias)
+    def make(self, read: ReadFn, first: int, last: int, keep: int) -> torch.Tensor:
+        return self.of(read(first, last, keep))
+
+    def of(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """As `make`, from the rows that it would read; empties the list."""
+        return functional.conv2d(joined(parts), self._weight, self._bias)
 
 
 class ResBlock:
-    """x + conv(silu(norm(conv(silu(norm(x)))))), both norms' statistics given; two rows behind.
+    """x + conv(silu(norm(conv(silu(norm(x)))))), both norms' statistics given.
 
     Args:
         first: the first norm, SiLU and convolution.
         second: the second.
         shortcut: the 1 x 1 convolution on x where the channels change.
+        is_fresh: x may be written into.
 
-    Memory: a call holds x, and the larger of `first`'s call and `second`'s with the hidden strip.
+    Memory: a call holds x and `first`'s call, which norms x in place if there is a shortcut and x
+        is fresh; then x or its shortcut, the hidden rows, and the result.
     Exact: equal up to rounding to the block on the whole map.
     """
 
-    def __init__(self, first: Conv, second: Conv, shortcut: Pointwise | None) -> None:
+    def __init__(
+        self, first: Conv, second: Conv, shortcut: Pointwise | None, *, is_fresh: bool
+    ) -> None:
         self._first, self._second, self._shortcut = first, second, shortcut
-        self._waiting = RowQueue()
+        self._is_fresh = is_fresh
 
-    def push(self, rows: torch.Tensor) -> torch.Tensor | None:
-        hidden = self._first.push(rows)
-        self._waiting.put(rows if self._shortcut is None else self._shortcut.push(rows))
-        del rows
-        if hidden is None:
-            return None
-        handed = [hidden]
-        del hidden  # the last owner of a strip is the stage it is pushed into
-        made = self._second.push(handed.pop())
-        if made is not None:
-            self._waiting.add_to_(made)
+    def make(self, read: ReadFn, first: int, last: int, keep: int) -> torch.Tensor:
+        height = self._first.height
+        above, below = max(first - 1, 0), min(last + 1, height)
+        top = max(above - 1, 0)
+        parts = read(top, min(below + 1, height), kept(keep, 2, height))
+        skips = inner(parts, first - top, last - top)
+        is_fresh = self._is_fresh and self._shortcut is not None
+        if self._shortcut is not None:
+            skips.append(self._shortcut.of(skips))
+        hidden = [self._first.of(parts, above, below, is_fresh=is_fresh)]
+        made = self._second.of(hidden, first, last, is_fresh=True)
+        add_rows_(made, skips)
         return made
+
+
+def inner(parts: list[torch.Tensor], first: int, last: int) -> list[torch.Tensor]:
+    """Views of some of the rows of several strips."""
+    found, start = [], 0
+    for part in parts:
+        stop = start + part.shape[2]
+        if start < last and stop > first:
+            found.append(part[:, :, max(first - start, 0) : last - start])
+        start = stop
+    return found
+
+
+def add_rows_(rows: torch.Tensor, parts: list[torch.Tensor]) -> None:
+    """Adds to a strip what lies in several, in place; empties the list."""
+    done = 0
+    while parts:
+        part = parts.pop(0)
+        rows[:, :, done : done + part.shape[2]].add_(part)
+        done += part.shape[2]

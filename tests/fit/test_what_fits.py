@@ -136,7 +136,7 @@ def test_the_report_names_the_pinned_ram_of_a_decode(prefer: Prefer):
     # A map of 128 channels at 1024x1024 in bfloat16 is 256 MiB.
     assert ("Pinned RAM: Lean VAE smallest keeps" in text) == (prefer == "smallest")
     ram = made.stage("VAE decode").ram_bytes
-    assert 256 * MIB < ram < 300 * MIB if prefer == "smallest" else ram == 0
+    assert 256 * MIB < ram < 320 * MIB if prefer == "smallest" else ram == 0
 
 
 def test_takes_the_first_that_fits_and_no_smaller():

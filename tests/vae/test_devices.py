@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pack.nodes.vae.devices import has_ram, is_unrolled, layout, why_stock
+from pack.nodes.vae.devices import has_norm_parts, has_ram, is_unrolled, layout, why_stock
 
 LAST, PLAIN = torch.channels_last, torch.contiguous_format
 
@@ -35,4 +35,4 @@ def test_each_device_gets_what_is_known_to_work(
         assert tuple(reason is not None for reason in reasons) == stays_stock
         assert layout(there) == format_
         assert is_unrolled(there) == unrolls
-        assert has_ram(there) == (device == "cuda")
+        assert has_ram(there) == has_norm_parts(there) == (device == "cuda")

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from pack.nodes.vae.cuts import even_runs, longest_strip, query_rows
-from pack.nodes.vae.maps import Part, Piped, Stored, Whole
+from pack.nodes.vae.cuts import query_rows, strip_rows, strips
+from pack.nodes.vae.maps import Joined, Part, Piped, Rows, Stored, Whole
 from pack.nodes.vae.ram import Ram, RamStrip
-from pack.nodes.vae.strips import Conv
+from pack.nodes.vae.strips import Conv, ReadFn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class _Double:
-    """A stage that holds nothing back."""
+    """A stage that needs no other rows."""
 
-    def push(self, rows: torch.Tensor) -> torch.Tensor:
-        return 2 * rows
+    def make(self, read: ReadFn, first: int, last: int, keep: int) -> torch.Tensor:
+        return 2 * torch.cat(read(first, last, keep), 2)
+
+
+def _read(
+    source: Rows, runs: Sequence[tuple[int, int]], *, drain: bool = False
+) -> list[torch.Tensor]:
+    """The runs of one reading, each of several strips joined."""
+    with ExitStack() as until:
+        read = source.open(until, drain=drain)
+        return [torch.cat(read(first, last, last), 2).clone() for first, last in runs]
 
 
 def _stored(limit: int, cuts: list[int], ram: Ram | None = None) -> tuple[Stored, torch.Tensor]:
@@ -31,17 +42,21 @@ def _stored(limit: int, cuts: list[int], ram: Ram | None = None) -> tuple[Stored
     return stored, x
 
 
-@pytest.mark.parametrize("height", [1, 2, 3, 7, 64, 65])
-@pytest.mark.parametrize("limit", [1, 3, 64])
-def test_runs_cover_the_rows_and_differ_by_one(height: int, limit: int) -> None:
-    runs = even_runs(height, limit)
-    assert [start for start, _ in runs] == [0, *(stop for _, stop in runs[:-1])]
-    assert runs[-1][1] == height
-    lengths = {stop - start for start, stop in runs}
-    assert max(lengths) <= limit + 2
-    assert max(lengths) - min(lengths) <= 1
-    # The window of a convolution: what the stage before held back, and a row above and below.
-    assert longest_strip(height, limit) == max(lengths) + 2 + 2
+@pytest.mark.parametrize("height", [1, 2, 3, 7, 64, 65, 100, 1024])
+@pytest.mark.parametrize("limit", [1, 2, 3, 8, 13, 57, 64])
+def test_strips_cover_the_rows_and_are_equal_but_two(height: int, limit: int) -> None:
+    cut = strips(height, limit)
+    assert [start for start, _ in cut] == [0, *(stop for _, stop in cut[:-1])]
+    assert cut[-1][1] == height
+    lengths = [stop - start for start, stop in cut]
+    assert max(lengths) <= strip_rows(height, limit) <= limit
+    assert limit < 2 or all(start % 2 == 0 for start, _ in cut), "of two rows, one is upsampled"
+    assert len(set(lengths[1:-1])) <= 1
+    if height % 8 == 0 and limit >= 16:
+        assert lengths[0] == lengths[-1], "a third shape"
+    if height % 16 == strip_rows(height, limit) % 16 == 0:
+        halves = strips(height // 2, strip_rows(height, limit) // 2)
+        assert halves == [(start // 2, stop // 2) for start, stop in cut], "for a downsampling"
 
 
 @pytest.mark.parametrize(
@@ -59,30 +74,49 @@ def test_queries_come_in_parts_that_fill_a_card(tokens: int, rows: int) -> None:
 @pytest.mark.parametrize("cuts", [[9], [1] * 9, [3, 4, 2], [7, 1, 1]])
 def test_reading_gives_what_was_stored(cuts: list[int], make_ram: Callable[[], Ram | None]) -> None:
     stored, x = _stored(4, cuts, make_ram())
-    for limit in (2, 4, 100):
-        strips = list(stored.read(limit, drain=False))
-        assert torch.equal(torch.cat(strips, 2), x)
-        assert max(s.shape[2] for s in strips) <= max(limit + 2, 1)
-    assert torch.equal(torch.cat(list(stored.read(4, drain=True)), 2), x)
-    with pytest.raises(ValueError, match="not complete or was drained"):
-        next(stored.read(4, drain=True))
+    for runs in ([(0, 9)], [(0, 2), (1, 5), (4, 9)], [(row, row + 1) for row in range(9)]):
+        for made, (first, last) in zip(_read(stored, runs), runs, strict=True):
+            assert torch.equal(made, x[:, :, first:last])
+    with ExitStack() as until:
+        read = stored.open(until, drain=True)
+        for first, last, keep in ((0, 4, 3), (3, 8, 6), (6, 9, 9)):
+            assert torch.equal(torch.cat(read(first, last, keep), 2), x[:, :, first:last])
+        with pytest.raises(ValueError, match="not complete or was drained"):
+            stored.open(until, drain=True)
 
 
-def test_a_drained_strip_is_free_before_the_next() -> None:
-    stored, _ = _stored(4, [4, 4])
-    strips = stored.read(4, drain=True)
-    first = next(strips)
-    seen = weakref.ref(first)
-    del first
-    next(strips)
-    assert seen() is None
+def test_a_map_in_one_tensor_is_read_as_views() -> None:
+    stored, x = Stored(9, 4, is_one=True), torch.arange(54.0).view(1, 2, 9, 3)
+    for rows in x.split([4, 4, 1], 2):
+        stored.append(rows)
+    [whole] = stored.on_device()
+    with ExitStack() as until:
+        [rows] = stored.open(until, drain=True)(3, 8, 7)
+    assert torch.equal(rows, x[:, :, 3:8])
+    assert rows.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("left", [0, 1, 9])
+def test_a_drained_strip_is_free_before_the_next(left: int) -> None:
+    """Of one row that is left, only a copy stays; of a long rest, once its strip was at work."""
+    stored, x = _stored(20, [20, 20])
+    seen = weakref.ref(stored.on_device()[0].untyped_storage())
+    with ExitStack() as until:
+        read = stored.open(until, drain=True)
+        rows = read(0, 20, 20 - left)
+        del rows
+        if left == 9:
+            assert seen() is not None, "a copy was held while its strip is"
+            read(11, 12, 11)
+        assert seen() is None
+        assert torch.equal(torch.cat(read(20 - left, 40, 40), 2), x[:, :, 20 - left :])
 
 
 def test_pipes_read_again() -> None:
     x = torch.randn(1, 2, 9, 3)
-    piped = Piped(Whole(x), lambda until, is_last, height: _Double(), 2)
+    piped = Piped(Whole(x), lambda until, is_last: _Double(), 2, 9)
     for _ in range(2):
-        assert torch.equal(torch.cat(list(piped.read(2, drain=False)), 2), 2 * x)
+        assert torch.equal(torch.cat(_read(piped, [(0, 2), (2, 9)]), 2), 2 * x)
 
 
 def _conv(height: int, weight: torch.Tensor) -> Conv:
@@ -92,11 +126,10 @@ def _conv(height: int, weight: torch.Tensor) -> Conv:
 @pytest.mark.parametrize("stored_rows", [1, 2, 7, 12])
 @pytest.mark.parametrize("limit", [1, 3, 64])
 def test_a_part_recomputes_the_other_rows(stored_rows: int, limit: int) -> None:
-    """Begun late, the rows above are made too, and dropped: their edge is not the map's."""
     torch.manual_seed(0)
     x, weights = torch.randn(1, 2, 13, 5), [torch.randn(2, 2, 3, 3) for _ in range(2)]
-    remade = Piped(Whole(x), lambda until, last, height: _conv(height, weights[0]), 2, reach=1)
-    remade = Piped(remade, lambda until, last, height: _conv(height, weights[1]), 2, reach=1)
+    remade = Piped(Whole(x), lambda until, is_last: _conv(13, weights[0]), 2, limit)
+    remade = Piped(remade, lambda until, is_last: _conv(13, weights[1]), 2, limit)
     wanted = x
     for weight in weights:
         wanted = torch.nn.functional.conv2d(wanted, weight, padding=1)
@@ -104,17 +137,14 @@ def test_a_part_recomputes_the_other_rows(stored_rows: int, limit: int) -> None:
     stored.append(wanted[:, :, :stored_rows].clone())
     part = Part(stored, remade)
     for drain in (False, True):
-        made = torch.cat(list(part.read(limit, drain=drain)), 2)
+        made = torch.cat(_read(part, strips(13, limit), drain=drain), 2)
         assert (made - wanted).abs().max() < 1e-5
     with pytest.raises(ValueError, match="not complete or was drained"):
-        next(part.read(limit, drain=True))
+        _read(part, [(0, 13)], drain=True)
 
 
 def test_pinned_room_is_taken_in_a_ring() -> None:
-    """A strip of 6, 6 and 4 in 14: what waits is never overwritten, and freed room is used.
-
-    Room is free behind the last run of a strip; what was read before stays as it was.
-    """
+    """A strip of 6, 6 and 4 in 14: what waits is never overwritten, and freed room is used."""
     ram = Ram(torch.zeros(14, dtype=torch.uint8))
     kept: list[RamStrip] = []
 
@@ -124,16 +154,16 @@ def test_pinned_room_is_taken_in_a_ring() -> None:
 
     def drained(number: int) -> list[int]:
         strip = kept[number]
-        made = list(strip.read([(0, 1), (1, strip.height)], drain=True))
-        return torch.cat(made, 2).flatten().tolist()
+        made = strip.empty(strip.height)
+        strip.copy_to(made[:, :, :1], 0)
+        strip.copy_to(made[:, :, 1:], 1)
+        strip.free()
+        return made.flatten().tolist()
 
     assert [keep(count) for count in (6, 6, 4)] == [True, True, False]
-    reader = kept[0].read([(0, 1), (1, 6)], drain=True)
-    runs = [next(reader)]
-    assert not keep(4)  # five rows of the first are still to be read
-    runs += reader
+    assert not keep(4)
+    assert drained(0) == [0] * 6
     assert [keep(count) for count in (4, 2, 1)] == [True, True, False]  # before the second
-    assert torch.cat(runs, 2).flatten().tolist() == [0] * 6
     assert drained(4) == [4] * 4  # out of turn: its room waits for the second's
     assert not keep(1)
     assert drained(1) == [1] * 6
@@ -197,20 +227,22 @@ def test_the_cpu_reads_no_strip_before_it_has_come(
         with _Unwaited() as copies:
             for _ in range(2):
                 stored.append(rows)
-            strips = [*stored.read(2, drain=False), *stored.read(2, drain=True)]
-    assert all(_is_from(strip, "cuda") for strip in strips)
+            runs = list(pairwise(range(0, 19, 2)))
+            made = [*_read(stored, runs), *_read(stored, runs, drain=True)]
+    assert all(_is_from(rows, "cuda") for rows in made)
     assert bool(copies.brought) == is_pinned
     assert not copies.read_early
 
 
 def test_errors() -> None:
-    x = torch.ones(1, 1, 4, 2)
-    doubled = Piped(Whole(x), lambda until, is_last, height: _Double(), 1, 2)
-    with pytest.raises(ValueError, match="only a map of its source's size"):
-        next(doubled.read_from(1, 2))
     with pytest.raises(ValueError, match="limit must be >= 1, got 0"):
-        even_runs(3, 0)
-    with pytest.raises(ValueError, match="not complete"):
-        next(Stored(3, 2).read(2, drain=False))
+        strips(3, 0)
+    with ExitStack() as until:
+        with pytest.raises(ValueError, match="not complete"):
+            Stored(3, 2).open(until, drain=False)
+        stored, _ = _stored(4, [4])
+        made = Piped(stored, lambda until, is_last: _Double(), 2, 4)
+        with pytest.raises(ValueError, match="a joined map can be read once, with drain"):
+            Joined(made, stored).open(until, drain=False)
     with pytest.raises(ValueError, match="the map has 1 rows less than were appended"):
         Stored(3, 2).append(torch.ones(1, 1, 4, 2))

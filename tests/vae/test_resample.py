@@ -19,10 +19,13 @@ def test_upsampling(dtype: torch.dtype, runs: list[int], is_fused: bool) -> None
     x = torch.randn(1, C_IN, 11, WIDTH).to(dtype)
     weight, bias = weights(C_OUT, C_IN, 3, 3, dtype=dtype)
     with Arithmetic() as work:
-        made = through(UpConv(weight, bias, height=11, is_fused=is_fused), x, runs)
+        made = through(UpConv(weight, bias, height=11, is_fused=is_fused), x, runs, 2)
     wanted = reference.upsampled_convolution(x, weight, bias)
     assert_near(made, wanted, dtype, 2 if is_fused else 1)
-    assert work.total == 22 * 2 * WIDTH * C_IN * C_OUT * (4 if is_fused else 9)
+    # Beside the map's first and last row, an end of a strip makes one or two rows too many.
+    row = 2 * WIDTH * C_IN * C_OUT * (4 if is_fused else 9)
+    spare = 0 if len(runs) == 1 else 4 if is_fused else 2
+    assert 22 * row <= work.total <= (22 + spare) * row
 
 
 @BOTH
@@ -33,7 +36,7 @@ def test_downsampling(dtype: torch.dtype, runs: list[int], width: int) -> None:
     weight, bias = weights(C_OUT, C_IN, 3, 3, dtype=dtype)
     for height, cuts in ((11, runs), (12, [*runs, 1])):
         x = torch.randn(1, C_IN, height, width).to(dtype)
-        made = through(DownConv(weight, bias, height=height), x, cuts)
+        made = through(DownConv(weight, bias, height=height), x, cuts, 0.5)
         assert_near(made, reference.downsampled_convolution(x, weight, bias), dtype)
 
 

@@ -206,15 +206,15 @@ def norm_silu_by_strips(given: Inputs) -> torch.Tensor:
     from pack.nodes.vae.statistics import GroupStats, NormSiLU
 
     norm = given.decoder.norm_out
-    stats = GroupStats(norm.num_groups)
+    stats = GroupStats(norm.num_groups, norm.eps)
     for strip in _strips(given):
         stats.add(strip)
     made = torch.empty_like(given.pixels, memory_format=torch.channels_last)
     with ExitStack() as until:
         vectors = fetch.fetch_weights(norm, given.pixels, until)
-        silu = NormSiLU(*stats.pooled(), *vectors, eps=norm.eps)
+        silu = NormSiLU(stats.pooled(), *vectors, eps=norm.eps)
         for strip, into in zip(_strips(given), made.split(STRIP_ROWS, 2), strict=True):
-            silu.write(strip, into)
+            silu.write([strip], into)
     return made
 
 
@@ -223,15 +223,22 @@ def convolution(given: Inputs) -> torch.Tensor:
 
 
 def convolution_by_strips(given: Inputs) -> torch.Tensor:
+    from pack.nodes.cuts import pieces
     from pack.nodes.host.base import fetch
     from pack.nodes.vae.strips import Conv
 
     layer = given.decoder.up[0].block[-1].conv2
     with ExitStack() as until:
         weights = fetch.fetch_weights(layer, given.pixels, until)
-        conv = Conv(*weights, height=given.pixels.shape[2])
-        made = [conv.push(strip) for strip in _strips(given)]
-    return torch.cat([strip for strip in made if strip is not None], 2)
+        height = given.pixels.shape[2]
+        conv = Conv(*weights, height=height)
+        pixels = given.pixels.contiguous(memory_format=torch.channels_last)
+
+        def read(first: int, last: int, keep: int) -> list[torch.Tensor]:
+            return [pixels[:, :, first:last]]
+
+        made = [conv.make(read, *run, run[1]) for run in pieces(height, STRIP_ROWS)]
+    return torch.cat(made, 2)
 
 
 def _strips(given: Inputs) -> list[torch.Tensor]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import torch
+from torch.backends import cudnn
 
 from ...vae.choice import VaeChoice
 from ...vae.decode import decode
@@ -109,8 +111,13 @@ class LeanForward:
         run, layers = decode if self.is_decoder else encode, vae_layers.read(self.stock, sample)
         steps = step_count(layers) if call.height * call.width > _LONG_PX else None
 
+        # On another device it is copied once: the CPU would wait for each strip.
+        made = result
+        if result.device != sample.device:
+            made = torch.empty(result.shape, dtype=result.dtype, device=sample.device)
+
         def write(first: int, rows: torch.Tensor) -> None:
-            result[:, :, first : first + rows.shape[2]].copy_(rows)
+            made[:, :, first : first + rows.shape[2]].copy_(rows)
 
         plan = choice.plan(call)
         for attempt in itertools.count(1):
@@ -118,7 +125,10 @@ class LeanForward:
             following = choice.plan(call, attempt)
             ram = Ram(pinned(lean_vae_ram_bytes(call, plan)))
             try:
-                run(sample, layers, plan, write=write, tick=_Progress(steps), ram=ram)
+                with _without_benchmarks():
+                    run(sample, layers, plan, write=write, tick=_Progress(steps), ram=ram)
+                if made is not result:
+                    result.copy_(made)
                 return
             except Exception as error:
                 if following is None or not _is_oom(error):
@@ -130,6 +140,17 @@ class LeanForward:
                 f"out of memory: tried again with strips of {plan.levels[-1].limit} rows, "
                 f"prefer {plan.prefer}"
             )
+
+
+@contextmanager
+def _without_benchmarks() -> Iterator[None]:
+    """Keeps cuDNN from timing its algorithms for each shape of strip, with `--fast autotune`."""
+    was_on = cudnn.benchmark
+    cudnn.set_flags(_benchmark=False)
+    try:
+        yield
+    finally:
+        cudnn.set_flags(_benchmark=was_on)
 
 
 class _Progress:

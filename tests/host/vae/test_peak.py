@@ -11,23 +11,14 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.vae.maps import Stored
-from pack.nodes.vae.peak import _middle_elements, lean_vae_peak_bytes, stock_vae_peak_bytes
-from pack.nodes.vae.plan import PREFERENCES, LevelPlan, Prefer, VaePlan, vae_plan
+from pack.nodes.vae.peak import lean_vae_peak_bytes, middle_elements, stock_vae_peak_bytes
+from pack.nodes.vae.plan import PREFERENCES, LevelPlan, Prefer, VaePlan
 from pack.nodes.vae.steps import Steps
 from pack.testing.vae_models import CardTracker, FakeVae
 
 MIB = 2**20
-# Peaks to stay below, in MiB; stock decodes with 1296 at 1024x1024 and 324 at 512x512.
-BOUNDS: dict[tuple[int, Prefer], int] = {
-    (512, "speed"): 210,
-    (512, "balance"): 125,
-    (512, "smallest"): 90,
-    (1024, "balance"): 330,
-    (1024, "smallest"): 125,
-    (1024, "speed"): 640,
-    (2048, "balance"): 1200,
-    (2048, "smallest"): 400,
-}
+# Peaks to stay below, in MiB, at 512x512, where stock decodes with 324; others: test_launches.py.
+BOUNDS: dict[Prefer, int] = {"speed": 210, "balance": 125, "smallest": 90}
 # Measured over predicted, at most; the cases that are measured are below.
 OFF = 1.03
 # Of the three, test --quick measures the default.
@@ -64,21 +55,12 @@ def _assert_predicted(fake: FakeVae, height: int, width: int, measured: Measured
     assert 0.97 < predicted / tracker.peak_bytes < OFF
 
 
-@pytest.mark.parametrize(("side", "prefer"), BOUNDS)
-def test_decode_bounds(decoder: FakeVae, side: int, prefer: Prefer) -> None:
-    """By the formula, which the tests below compare with what is held."""
-    call = decoder.call(side, side)
-    plan = vae_plan(call, prefer=prefer)
-    assert plan is not None
-    assert OFF * lean_vae_peak_bytes(call, plan) / MIB <= BOUNDS[side, prefer]
-
-
 @pytest.mark.parametrize("prefer", EACH)
 def test_decode_peaks(
     decoder: FakeVae, decode_512: Callable[[Prefer], Measured], prefer: Prefer
 ) -> None:
     measured = decode_512(prefer)
-    assert measured[0].peak_bytes / MIB <= BOUNDS[512, prefer]
+    assert measured[0].peak_bytes / MIB <= BOUNDS[prefer]
     _assert_predicted(decoder, 512, 512, measured)
 
 
@@ -87,7 +69,7 @@ def test_decode_peaks(
 def test_the_peak_of_a_large_picture_is_predicted(decoder: FakeVae) -> None:
     """Where the stored maps outweigh the strips; long strips, because each operation takes time."""
     measured = decoder.measure(2048, 1536, "smallest", strip_rows=64)
-    assert measured[0].peak_bytes / MIB <= BOUNDS[2048, "smallest"]
+    assert measured[0].peak_bytes / MIB <= 400
     _assert_predicted(decoder, 2048, 1536, measured)
 
 
@@ -110,9 +92,9 @@ def test_attention_by_scores_is_predicted(decoder: FakeVae) -> None:
         del x
         steps = Steps(LevelPlan(True, True, True, 192), lambda share: None)
         with CardTracker() as tracker:
-            tracker.watch(source._strips[0])
+            tracker.watch(*source.on_device())
             steps.attended(source, steps.pool(source, attention.norm), attention)
-    predicted = call.dtype_bytes * _middle_elements(call)
+    predicted = call.dtype_bytes * middle_elements(call)
     assert 0.97 < predicted / tracker.peak_bytes < OFF
 
 
@@ -151,12 +133,14 @@ def test_encode_peaks(
 
 @pytest.mark.once
 @pytest.mark.slow
-def test_arithmetic_of_a_decode(decoder: FakeVae, decode_512: Callable[[Prefer], Measured]) -> None:
-    """The figures of the node's tooltip."""
-    stock = decoder.stock_work(512, 512)
-    speed, balance, smallest = (decode_512(prefer)[1] / stock for prefer in PREFERENCES)
-    assert speed == 1
-    assert 1.2 < balance < 1.25 < smallest < 1.6
+def test_arithmetic_of_a_decode(decoder: FakeVae) -> None:
+    """The figures of the node's tooltip. Only the map's edges are convolved by a row too many."""
+    stock = decoder.stock_work(1024, 1024)
+    speed, balance, smallest = (
+        decoder.measure(1024, 1024, prefer)[1] / stock for prefer in PREFERENCES
+    )
+    assert 1 <= speed < 1.002
+    assert 1.2 < balance < 1.25 < smallest < 1.65
     small = decoder.stock_work(256, 256)
     without_ram = decoder.measure(256, 256, "smallest", strip_rows=64, has_ram=False)[1] / small
     assert 2 < without_ram < 2.7
@@ -178,7 +162,7 @@ def test_arithmetic_of_an_encode(
 ) -> None:
     stock = encoder.stock_work(640, 640)
     speed, balance, smallest = (encode_640(prefer)[1] / stock for prefer in PREFERENCES)
-    assert 1 < speed < 1.03 < balance < 1.2 < smallest < 1.4
+    assert 1 < speed < 1.03 < balance < 1.21 < smallest < 1.43
 
 
 @pytest.mark.once
