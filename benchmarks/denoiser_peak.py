@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from pack.nodes.denoiser.plan import denoiser_plan
 from pack.nodes.denoiser.sizes import PIXELS_PER_LATENT, Z_IMAGE, Request
 from pack.nodes.prefer import Prefer
 from pack.nodes.units import MIB
+from pack.testing import lean_models
 from pack.testing.stock_forward import FakeDenoiser, settle_host
 from pack.testing.tracker import Tracker
 
@@ -119,7 +121,8 @@ def measure(
         for request in requests:
             for route in ROUTES if name not in LEAN else ["model"]:
                 start = time.perf_counter()
-                tracker = VARIANTS[name](denoiser, Case(request, route, tracking))
+                with lean_models.without_kernels() if is_eager else nullcontext():
+                    tracker = VARIANTS[name](denoiser, Case(request, route, tracking))
                 row = {
                     "variant": name, "route": route, "attention": attention, "eager": is_eager,
                     "width_px": request.width_px, "height_px": request.height_px,

@@ -64,7 +64,8 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                     step=64,
                     tooltip=(
                         "Tokens at a time; a token is 16 x 16 pixels. Fewer save memory and cost "
-                        "time below 1024. 0 = automatic, by prefer and the picture's size."
+                        "time, on large cards below 1024. 0 = automatic, by prefer and the "
+                        "picture's size."
                     ),
                 ),
                 io.Int.Input(
@@ -83,11 +84,13 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                     "prefer",
                     options=list(PREFERENCES),
                     default="balance",
+                    optional=True,  # prompts of before have none
                     tooltip=(
-                        "speed: half of ComfyUI's peak, with no more kernel launches. balance: a "
-                        "quarter of the peak for about three times the launches, which hide behind "
-                        "the arithmetic from 1024x1024 on. smallest: about a seventh, one or a few "
-                        "heads at a time; slow."
+                        "For one picture: speed has half of ComfyUI's peak, with no more kernel "
+                        "launches. balance: a quarter of the peak for about three times the "
+                        "launches, which hide behind the arithmetic from 1024x1024 on. smallest: "
+                        "about a seventh, one or a few heads at a time; slow. Pictures of a batch "
+                        "run one after the other."
                     ),
                 ),
             ],

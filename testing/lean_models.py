@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 
@@ -86,6 +88,18 @@ def lean(model: Any, **options: Any) -> Any:
     from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
 
     return ApplyGradientCheckpoint.execute(model, **{**PIECES, **options}).args[0]
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """On fake tensors: as with a CUDA for which the host switches comfy-kitchen's kernels off.
+
+    Its forms in place refuse fake tensors, which all begin at address 0: new tensors are copied.
+    """
+    from pack.nodes.host.denoiser import heads
+
+    with mock.patch.multiple(heads, IN_PLACE=False, _has_kernel=lambda *_: False):
+        yield
 
 
 def sliced(model: Any, mode: str = "max") -> Any:

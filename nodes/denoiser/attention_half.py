@@ -102,15 +102,11 @@ def add_attention(
         held = source.new_empty(tokens, held_width) if scratch is None else scratch
     for first, last in spans:
         begin, end = (head * repeats * heads.channels for head in (first, last))
-        columns = [
-            (begin, end),
-            *(
-                ((at + first) * heads.channels, (at + last) * heads.channels)
-                for at in (heads.query, heads.query + heads.key_value)
-            ),
-        ][0 if holds_query else 1 :]
+        columns = [(begin, end)] if holds_query else []
+        for at in (heads.query, heads.query + heads.key_value):
+            columns.append(((at + first) * heads.channels, (at + last) * heads.channels))
         widths = [stop - start for start, stop in columns]
-        if qkv.is_whole and len(runs) == 1:
+        if qkv.is_whole and qkv.is_own and len(runs) == 1:
             buffer = qkv(modulated(0, tokens))
         else:
             buffer = source.new_empty(tokens, sum(widths))

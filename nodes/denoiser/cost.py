@@ -2,7 +2,8 @@
 
 A model, not a measurement: counts by formula, which tests hold to what fake CUDA tensors show, and
 rates from data sheets. What comes before and after the blocks is not in it, as it is alike for each
-plan. Nor are caches, and tiles too few for a card's multiprocessors, which plans avoid.
+plan. Nor are caches, and products too small for a card, as of one head ("smallest"): its time is
+modelled too low.
 """
 
 from __future__ import annotations
@@ -192,7 +193,8 @@ def _attention_work(request: Request, tokens: int, plan: DenoiserPlan) -> Work:
     moved = _Moved(request.dtype_bytes, attention_launches(sizes, tokens, plan))
     spans = head_groups(sizes.kv_heads, cut.groups)
     repeats, width = sizes.heads // sizes.kv_heads, sizes.dim
-    table = _table(request, tokens) * (1 if plan.holds_rope else 3)  # gathered: two more
+    read = _table(request, tokens)
+    table = read * (1 if plan.holds_rope else 3)  # gathered: two more
     for first, last in spans:
         is_last = last == sizes.kv_heads
         shared = (last - first) * sizes.head_dim
@@ -201,7 +203,7 @@ def _attention_work(request: Request, tokens: int, plan: DenoiserPlan) -> Work:
         calls = cut.ends if is_last else cut.longer
         moved.rows(NORMED_ROWS * tokens * width)
         moved.product(tokens, width, made, calls=cut.makes, parts=cut.products)
-        moved.rows(2 * tokens * (made - shared) + table)
+        moved.rows(2 * tokens * (made - shared) + table + read * cut.holds_query)
         if not cut.holds_query:
             moved.rows(NORMED_ROWS * tokens * width)
             moved.product(tokens, width, queries, calls=calls)
@@ -228,7 +230,11 @@ def _feed_forward_work(request: Request, tokens: int, plan: DenoiserPlan) -> Wor
 
 
 def block_launches(request: Request, plan: DenoiserPlan) -> int:
-    """Launches of one main block for the whole batch, where the host fuses norm and rope."""
+    """Launches of one main block for the whole batch.
+
+    For a host that fuses norm and rope, plain weights, own key heads and bfloat16 or float32.
+    Quantised layers quantise rows, shared heads are repeated and float16 is made finite besides.
+    """
     halves = attention_launches, feed_forward_launches
     each = sum(half(request.sizes, request.tokens, plan) for half in halves)
     return MODULATION + request.batch * each
@@ -269,9 +275,9 @@ def attention_launches(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan)
     """Launches of the attention half for one sample."""
     cut = _AttentionCuts.of(sizes, tokens, plan)
     table = 0 if plan.holds_rope else 1
-    rope = 1
+    rope = 1 + cut.holds_query
     if not plan.holds_rope:  # a table for each piece
-        rope = 2 * -(-tokens // plan.rope_tokens(sizes.dim, sizes.head_dim))
+        rope = (rope + 1) * -(-tokens // plan.rope_tokens(sizes.dim, sizes.head_dim))
     each = cut.makes * (NORMED + cut.products) + rope
     attended = 1 if cut.holds_query else NORMED + 2 + table + 1
     result = 1 + ADDED + (2 if cut.groups > 1 else 0)

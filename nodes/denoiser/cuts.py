@@ -28,16 +28,16 @@ class DenoiserPlan:
     holds_rope: the rope table is held whole, so that it is gathered once per forward.
     """
 
-    def rope_tokens(self, dim: int, head_dim: int) -> int:
-        """Rows whose rope table, 8 bytes a channel of a head, is no larger than a chunk's."""
-        return max(1, self.chunk_tokens * dim // (4 * head_dim))
-
     groups: int
     chunk_tokens: int
     feed_tokens: int
     holds_query: bool = False
     hidden_blocks: int = 1
     holds_rope: bool = True
+
+    def rope_tokens(self, dim: int, head_dim: int) -> int:
+        """Rows whose rope table, 8 bytes a channel of a head, is no larger than a chunk's."""
+        return max(1, self.chunk_tokens * dim // (4 * head_dim))
 
 
 def chunks(tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:

@@ -47,7 +47,7 @@ def add_feed_forward(
     Raises:
         ValueError: chunk_tokens or hidden_blocks < 1.
 
-    Memory: chunk_tokens * (D + (1 + 1 / hidden_blocks) H) elements, against 3 H + D of the whole.
+    Memory: chunk_tokens * (D + (1 + 1 / hidden_blocks) H) elements; the host 4 (D + H).
     Exact: bit-exact on CPU (rows and output features are independent).
     """
     if hidden_blocks < 1:

@@ -91,7 +91,10 @@ def attention_elements(
     )
     if repeats > 1:  # k and v as they are shared, and their copies for attention
         copied = (queries + 2 + 2 * repeats) * group
+        # A chunk of an earlier group that is larger than the last one: normed rows beside q.
+        earlier = (queries + shared) * group * tokens + chunk * (sizes.dim + group * repeats)
         attention = max(attention, tokens * (held + copied) + before_out)
+        attention = max(attention, tokens * held + earlier + before_out)
     return attention
 
 

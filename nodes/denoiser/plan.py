@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..prefer import PREFERENCES, Prefer, check_prefer
@@ -22,6 +22,8 @@ LEAST_TOKENS = 256
 CHUNK_MULTIPLE = 64
 # The peak of a block that "balance" allows, as a share of the host's.
 BALANCE_SHARE = 0.26
+# Chunks of "speed" and "balance", unless another setting asks for less memory.
+MOST_CHUNKS = 4
 # Where less memory is all that counts, fewer launches are taken for this factor of it.
 SLACK = 1.025
 
@@ -101,15 +103,23 @@ def plan_for(
         fill: rows of a chunk, at least; see `fill_tokens`.
     """
     tokens = lengths[0]
-    prefer: Prefer = "smallest" if choice.groups >= sizes.kv_heads else choice.prefer
+    is_by_head = choice.groups >= sizes.kv_heads > 1 and choice.prefer != "speed"
+    prefer: Prefer = "smallest" if is_by_head else choice.prefer
     is_least = prefer == "smallest"
     base = DenoiserPlan(choice.groups or 1, tokens, tokens, holds_rope=not is_least)
-    chunks = [choice.chunk_tokens]
-    if not choice.chunk_tokens:
-        chunks = list(_chunks(tokens, LEAST_TOKENS if is_least else fill))
-    groups = [choice.groups]
-    if not choice.groups:
-        groups = _divisors(sizes.kv_heads) if is_least else [1]
+    limit = _limit(sizes, batch, tokens, choice, prefer)
+    if choice.chunk_tokens:
+        chunks = [choice.chunk_tokens]
+    elif is_least:
+        chunks = list(_chunks(tokens, LEAST_TOKENS))
+    else:  # where no plan is within a limit, many chunks would save little
+        chunks = list(_chunks(tokens, max(fill, tokens // MOST_CHUNKS) if limit else fill))
+    if choice.groups:
+        groups = [choice.groups]
+    elif is_least:
+        groups = _divisors(sizes.kv_heads)
+    else:
+        groups = [1, 2] if choice.chunk_tokens else [1]
     attention = [
         replace(base, groups=count, chunk_tokens=chunk, holds_query=holds)
         for count in groups
@@ -123,7 +133,11 @@ def plan_for(
     ]
     stream = batch * tokens * sizes.dim
 
-    def weighed(plans, elements, launches) -> list[tuple[int, int, DenoiserPlan]]:
+    def weighed(
+        plans: Sequence[DenoiserPlan],
+        elements: Callable[[TransformerSizes, int, DenoiserPlan], int],
+        launches: Callable[[TransformerSizes, int, DenoiserPlan], int],
+    ) -> list[tuple[int, int, DenoiserPlan]]:
         return [
             (stream + max(elements(sizes, n, p) for n in lengths), launches(sizes, tokens, p), p)
             for p in plans
@@ -134,7 +148,7 @@ def plan_for(
         weighed(feed, feed_forward_elements, feed_forward_launches),
     )
     least = SLACK * max(min(peak for peak, _, _ in half) for half in halves)
-    limit = max(least, _limit(sizes, batch, tokens, choice, prefer))
+    limit = max(least, limit)
     of_attention, of_feed = (
         min((w for w in half if w[0] <= limit), key=lambda w: (w[1], w[0]))[2] for half in halves
     )

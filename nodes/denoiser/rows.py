@@ -24,10 +24,13 @@ class Projection:
     Args:
         fetch: returns the product of rows with the output features first:last.
         is_whole: each call computes all output features, whatever is asked (quantised layers).
+        is_own: nobody else may hold what a call returns, so it may be written over.
     """
 
-    def __init__(self, fetch: Callable[[], ColumnsFn], *, is_whole: bool = False) -> None:
-        self._fetch, self.is_whole = functools.cache(fetch), is_whole
+    def __init__(
+        self, fetch: Callable[[], ColumnsFn], *, is_whole: bool = False, is_own: bool = True
+    ) -> None:
+        self._fetch, self.is_whole, self.is_own = functools.cache(fetch), is_whole, is_own
 
     def __call__(self, rows: torch.Tensor, first: int = 0, last: int | None = None) -> torch.Tensor:
         """Rows [T, C_in] times the output features first:last.

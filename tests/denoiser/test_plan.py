@@ -84,15 +84,30 @@ def test_what_is_named_is_taken_and_the_rest_saves_memory() -> None:
         for groups in (0, 2, 3, 5, 30)
     ]
     assert peaks == sorted(peaks, reverse=True)
-    assert denoiser_plan(request, DenoiserChoice("speed", 3)).groups == 3
+    # With chunks alone the heads are cut in two, as before there were preferences.
+    assert denoiser_plan(request, DenoiserChoice(chunk_tokens=512)).groups == 2
+    # Speed takes what is named, and the fewest launches with it.
+    for groups in (3, 30):
+        plan = denoiser_plan(request, DenoiserChoice("speed", groups))
+        assert (plan.groups, plan.chunk_tokens, plan.feed_tokens) == (groups, 4352, 4352)
     # One head at a time is the smallest preference.
     assert denoiser_plan(request, DenoiserChoice(groups=30)) == denoiser_plan(request, SMALLEST)
 
 
-def test_quantised_layers_are_not_cut_by_heads() -> None:
-    request = Request(1024, 1024, sizes=TransformerSizes(is_whole=True))
-    peak = lean_peak_bytes(request, denoiser_plan(request, SMALLEST))
-    assert peak < lean_peak_bytes(request, denoiser_plan(request))
+@pytest.mark.parametrize("side", [1024, 2048, 4096, 8192])
+def test_quantised_layers_are_not_cut_by_heads(side: int) -> None:
+    """Names the bug: no plan had a quarter of the peak, so balance cut as far as it could."""
+    request = Request(side, side, sizes=TransformerSizes(is_whole=True))
+    plans = [denoiser_plan(request, choice) for choice in (SPEED, BALANCE, SMALLEST)]
+    peaks = [lean_peak_bytes(request, plan) for plan in plans]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[1] <= 0.36 * stock_peak_bytes(request)
+    assert _launches(request, plans[1]) <= 80
+
+
+def test_one_head_of_keys_is_no_smallest_preference() -> None:
+    request = Request(1024, 1024, sizes=TransformerSizes(kv_heads=1))
+    assert denoiser_plan(request, DenoiserChoice(groups=1)).holds_rope
 
 
 @pytest.mark.parametrize(

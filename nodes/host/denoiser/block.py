@@ -27,7 +27,7 @@ from ...denoiser.sizes import TransformerSizes
 from ..base.device import multiprocessors
 from ..base.fetch import fetch_norm
 from ..base.options import FIT, OPTIONS_KEY, asked_groups
-from .heads import IS_FUSED, RopeFn, attend_of, rotation, views_of
+from .heads import RopeFn, attend_of, rotation, views_of
 from .projections import projection
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -157,10 +157,7 @@ def _attention_half(
         qkv, out = (projection(layer, source, until) for layer in (attention.qkv, attention.out))
         norm_in = fetch_norm(block.attention_norm1, source, until)
         norm_out = fetch_norm(block.attention_norm2, source, until)
-        # Older hosts hold what they normed, and the rope table may be made piece by piece.
-        most = source.shape[1] if plan.holds_rope else plan.rope_tokens(block.dim, heads.channels)
-        most = most if IS_FUSED else min(most, plan.chunk_tokens)
-        rotate = rotation(rope, attention, source, until, most_tokens=most)
+        rotate = rotation(rope, attention, source, until, plan)
         for sample in range(source.shape[0]):
             add_attention(
                 source[sample],

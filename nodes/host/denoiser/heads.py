@@ -15,6 +15,7 @@ from torch import nn
 
 from ...cuts import pieces
 from ...denoiser.attention_half import AttendFn, RotateFn
+from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.rows import RowsFn
 from ..base.fetch import PIECE_ELEMENTS, fetch_norm, fetch_weights, is_plain
 from ..base.options import within_groups
@@ -23,29 +24,32 @@ from ..base.options import within_groups
 IS_FUSED = "rms_rope" in lumina.JointAttention.forward.__code__.co_names
 
 # Older releases of comfy-kitchen only make new tensors.
-IN_PLACE = hasattr(comfy.quant_ops.ck, "rms_rope_")
+IN_PLACE = hasattr(comfy.quant_ops.ck, "rms_rope1_")
+# Where no kernel fuses the steps, they hold up to six float32 copies of what they are given: parts
+# of a chunk hold less than the chunk's own end.
+UNFUSED_PARTS = 8
 
 # Rotary table of the tokens start:stop of a sample, [1, stop - start, 1, head_dim / 2, 2, 2].
 RopeFn = Callable[[int, int], torch.Tensor]
 
 
 def views_of(table: torch.Tensor) -> RopeFn:
-    """The rotary table of any run of tokens as a view of that of all, [1, T, 1, C / 2, 2, 2]."""
-    return lambda start, stop: table[:, start:stop]
+    """The rotary table of any run of tokens as a view of that of all, [B, T, 1, C / 2, 2, 2]."""
+    return lambda start, stop: table[:1, start:stop]
 
 
 def rotation(
-    rope: RopeFn, attention: Any, like: torch.Tensor, until: ExitStack, *, most_tokens: int
+    rope: RopeFn, attention: Any, like: torch.Tensor, until: ExitStack, plan: DenoiserPlan
 ) -> RotateFn:
     """Norm and rotary embedding of q and k, in place. Two arguments as `fetch_weights`.
 
     Args:
         rope: the table of a run of tokens.
         attention: the layer with q_norm and k_norm.
-        most_tokens: rows at a time, at most: of the table, and of what older hosts hold.
     """
     layers = attention.q_norm, attention.k_norm
     norms = [_norm_weight(layer, like, until) for layer in layers]
+    channels = attention.head_dim
 
     def rotate(query: torch.Tensor | None, key: torch.Tensor | None, start: int) -> None:
         given = [
@@ -53,16 +57,36 @@ def rotation(
             for rows, layer, norm in zip((query, key), layers, norms, strict=True)
             if rows is not None
         ]
-        tokens, step = given[0][0].shape[0], most_tokens
-        if like.device.type == "cpu":  # no kernel fuses the steps there
+        tokens = step = given[0][0].shape[0]
+        if not plan.holds_rope:
+            step = plan.rope_tokens(like.shape[-1], channels)
+        if not (IS_FUSED and IN_PLACE and _has_kernel(like.device, like.dtype, channels)):
+            step = min(step, max(1, plan.chunk_tokens // UNFUSED_PARTS))
+        if like.device.type == "cpu":
             step = max(1, min(step, PIECE_ELEMENTS // given[0][0][0].numel()))
         for first, last in pieces(tokens, step):
-            _rotate_(
-                [(rows[first:last][None], layer, norm) for rows, layer, norm in given],
-                rope(start + first, start + last),
-            )
+            table = rope(start + first, start + last)
+            for rows, layer, norm in given:
+                _rotate_(rows[first:last][None], layer, norm, table)
 
     return rotate
+
+
+@functools.cache
+def _has_kernel(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
+    """Whether a kernel of comfy-kitchen fuses norm and rotary embedding on the device.
+
+    The host has it for CUDA 13 and newer, and for half types.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return True  # fake tensors
+    choose = getattr(comfy.quant_ops.ck.registry, "get_capable_backend", None)
+    if choose is None:
+        return False
+    rows = torch.empty(1, 1, 1, channels, dtype=dtype, device=device)
+    table = torch.empty(1, 1, 1, channels // 2, 2, 2, device=device)
+    given = {"x": rows, "freqs_cis": table, "scale": rows.view(-1), "epsilon": 1e-6}
+    return choose("rms_rope1", given) != "eager"
 
 
 def _norm_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> torch.Tensor | RowsFn:
@@ -74,30 +98,24 @@ def _norm_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> torc
 
 
 def _rotate_(
-    parts: list[tuple[torch.Tensor, Any, torch.Tensor | RowsFn]], table: torch.Tensor
+    rows: torch.Tensor, layer: Any, norm: torch.Tensor | RowsFn, table: torch.Tensor
 ) -> None:
-    """Norm and rotary embedding of q, k or both, [1, T, H, C], in place, as the host's.
+    """Norm and rotary embedding of q or k, [1, T, H, C], in place, as the host's.
+
+    q and k are not given together: releases of comfy-kitchen refuse two views of one buffer.
 
     Args:
-        parts: rows, the layer of their norm, and what `_norm_weight` gave for it.
+        norm: what `_norm_weight` gave for the layer.
         table: [1, T, 1, C / 2, 2, 2].
     """
-    scales = [norm for _, _, norm in parts if isinstance(norm, torch.Tensor)]
-    if len(scales) == 2 and IN_PLACE and parts[0][0].shape == parts[1][0].shape:
-        (query, layer, _), (key, _, _) = parts
-        comfy.quant_ops.ck.rms_rope_(query, key, table, *scales, _epsilon(layer))
+    if not isinstance(norm, torch.Tensor):
+        rows.copy_(comfy.quant_ops.ck.apply_rope1(norm(rows), table))
         return
-    for rows, layer, norm in parts:
-        if not isinstance(norm, torch.Tensor):
-            rows.copy_(comfy.quant_ops.ck.apply_rope1(norm(rows), table))
-        elif IN_PLACE:
-            comfy.quant_ops.ck.rms_rope1_(rows, table, norm, _epsilon(layer))
-        else:
-            rows.copy_(comfy.quant_ops.ck.rms_rope1(rows, table, norm, _epsilon(layer)))
-
-
-def _epsilon(layer: Any) -> float:
-    return layer.eps if layer.eps is not None else torch.finfo(torch.float32).eps
+    epsilon = layer.eps if layer.eps is not None else torch.finfo(torch.float32).eps
+    if IN_PLACE:
+        comfy.quant_ops.ck.rms_rope1_(rows, table, norm, epsilon)
+    else:
+        rows.copy_(comfy.quant_ops.ck.rms_rope1(rows, table, norm, epsilon))
 
 
 def _preference(attention: Any) -> dict[str, Any]:

@@ -35,7 +35,10 @@ def projection(layer: Any, like: torch.Tensor, until: ExitStack) -> Projection:
         multiply = fetch_quantised(layer, like, until) if _is_fetched(layer) else layer
         return lambda rows, first, last, into: multiply(rows)[:, first:last]
 
-    return Projection(whole, is_whole=True) if is_whole(layer) else Projection(columns)
+    if not is_whole(layer):
+        return Projection(columns)
+    # A hook on another layer may keep its result.
+    return Projection(whole, is_whole=True, is_own=_is_fetched(layer))
 
 
 def is_whole(layer: Any) -> bool:

@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import comfy.memory_management as memory
+import comfy.model_management as management
 import comfy.text_encoders.llama as llama
 from comfy.model_patcher import ModelPatcher
 
 from ...denoiser.need import of_latent
-from ...denoiser.sizes import Request
+from ...denoiser.sizes import Z_IMAGE, Request
 from ...fit.planner import Planner
 from ...fit.stages import Models, published_models
 from ...fit.what_fits import Run
@@ -29,7 +30,10 @@ ADDS_IN_PLACE = "output" in llama.TransformerBlock.forward.__code__.co_varnames
 def models_here() -> Models:
     """The published models as this host runs them."""
     return replace(
-        published_models(), text_adds_in_place=ADDS_IN_PLACE, is_dynamic=memory.aimdo_enabled
+        published_models(),
+        text_adds_in_place=ADDS_IN_PLACE,
+        is_dynamic=memory.aimdo_enabled,
+        fill_tokens=fill_on(management.get_torch_device(), Z_IMAGE),
     )
 
 

@@ -27,21 +27,21 @@ SAMPLED = (pytest.mark.once, pytest.mark.slow)
 SPEED, BALANCE, SMALLEST = map(DenoiserChoice, ("speed", "balance", "smallest"))
 AUTO = DenoiserChoice("balance", 3)
 BOUNDS = {
-    Request(512, 512): {SPEED: (35, 72), BALANCE: (45, 53), SMALLEST: (660, 25)},
+    Request(512, 512): {SPEED: (35, 72), BALANCE: (45, 53), SMALLEST: (690, 25)},
     Request(1024, 1024): {
         SPEED: (40, 250), BALANCE: (90, 165), AUTO: (164, 97), SMALLEST: (2500, 74),
     },
     Request(512, 512, 4): {
-        SPEED: (100, 104), BALANCE: (100, 104), AUTO: (195, 92), SMALLEST: (1500, 68),
+        SPEED: (100, 104), BALANCE: (100, 104), AUTO: (197, 92), SMALLEST: (1500, 68),
     },
     Request(2048, 2048): {
         SPEED: (70, 1000), BALANCE: (170, 480), AUTO: (381, 327), SMALLEST: (6000, 262),
     },
     Request(1024, 1024, 4): {
-        SPEED: (100, 341), BALANCE: (100, 341), AUTO: (650, 198), SMALLEST: (3100, 177),
+        SPEED: (100, 341), BALANCE: (100, 341), AUTO: (650, 198), SMALLEST: (3170, 177),
     },
     Request(4096, 4096): {
-        SPEED: (70, 3608), BALANCE: (170, 1843), AUTO: (696, 1243), SMALLEST: (8100, 1018),
+        SPEED: (70, 3608), BALANCE: (170, 1843), AUTO: (696, 1243), SMALLEST: (8400, 1018),
     },
 }  # fmt: skip
 
@@ -125,6 +125,22 @@ def test_cost_is_below_its_bounds_and_as_predicted(
         assert round(run.tracker.peak_bytes / MIB) <= mib
         assert run.block.launches == block_launches(request_, plan) <= launches
         assert run.block.host_waits == 0
+
+
+@pytest.mark.parametrize("choice", [SPEED, BALANCE, SMALLEST], ids=str)
+def test_peak_without_kitchens_kernels_is_as_predicted(
+    two_blocks: FakeDenoiser, choice: DenoiserChoice
+) -> None:
+    """Names the bug: float32 copies of all of q and k, 293 MiB where 123 were predicted.
+
+    So on torch for CUDA 12, and on cards without a kernel.
+    """
+    request = Request(1024, 1024)
+    with lean_models.without_kernels():
+        tracker = two_blocks.measure(
+            request, patcher=_patched(two_blocks, choice), opened=["comfy_kitchen"]
+        )
+    _assert_near(request, tracker.peak_bytes, denoiser_plan(request, choice))
 
 
 COPIED = [
