@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 PICTURE = Picture(288, 256, steps=2, seed=11, text="a lighthouse in fog")
 CHECKPOINT_NODE, SLICE_NODE, SAMPLER, LATENT = "9", "10", "5", "11"
 PICTURE_NODES = ("6", "7")  # VAE Decode, Save Image
+# As prompts of before `prefer` have it.
 CHECKPOINT = {"blocks": "all", "chunk_tokens": 0, "head_groups": 0}
 SLICE = {"mode": "auto", "slices": 0}
 
