@@ -42,7 +42,7 @@ def strips(height: int, limit: int) -> list[tuple[int, int]]:
     count = -(-height // rows)
     if count < 2 or rows < UNIT_ROWS:
         return pieces(height, rows)
-    first = (height - (count - 2) * rows) // 4 * 2
+    first = (height - (count - 2) * rows + 1) // 4 * 2
     starts = [0, *range(first, first + (count - 2) * rows + 1, rows)]
     return list(pairwise([*starts, height]))
 

@@ -283,7 +283,9 @@ class Steps:
             for first, last in strips(height, limit):
                 above, below = max(first - 1, 0), min(last + 1, height)
                 parts = read(above, below, kept(last, 1, height))
-                skip.append(beside.made(inner(parts, first - above, last + beside.below - above)))
+                if skip.missing:  # downsampled, the last row of an odd map makes none
+                    rows = inner(parts, first - above, last + beside.below - above)
+                    skip.append(beside.made(rows))
                 made = conv.of(parts, first, last, is_fresh=source.is_fresh)
                 stats.add(made)
                 hidden.append(made)

@@ -42,8 +42,8 @@ def _stored(limit: int, cuts: list[int], ram: Ram | None = None) -> tuple[Stored
     return stored, x
 
 
-@pytest.mark.parametrize("height", [1, 2, 3, 7, 64, 65, 100, 1024])
-@pytest.mark.parametrize("limit", [1, 2, 3, 8, 13, 57, 64])
+@pytest.mark.parametrize("height", [1, 2, 3, 7, 15, 31, 64, 65, 100, 127, 1024])
+@pytest.mark.parametrize("limit", [1, 2, 3, 8, 13, 16, 57, 64])
 def test_strips_cover_the_rows_and_are_equal_but_two(height: int, limit: int) -> None:
     cut = strips(height, limit)
     assert [start for start, _ in cut] == [0, *(stop for _, stop in cut[:-1])]

@@ -75,6 +75,20 @@ def test_odd_sizes_batches_and_strips(vae: Any, size: tuple[int, int], prefer: s
         _assert_near(changed.encode(pictures), wanted_latent)
 
 
+@pytest.mark.parametrize("height", [15, 109])
+@torch.inference_mode()
+def test_an_encoder_of_odd_heights_in_short_strips(vae: Any, height: int) -> None:
+    """A last strip of one row makes none of half the size, and ended the encode."""
+    torch.manual_seed(height)
+    picture = torch.rand(1, 3, height, 28)
+    encoder = vae.first_stage_model.encoder
+    wanted = encoder(picture)
+    for prefer in ("speed", "balance"):
+        for strip_rows in range(1, 8):
+            changed = lean(vae, prefer, strip_rows).first_stage_model.encoder
+            _assert_near(changed(picture), wanted)
+
+
 @torch.inference_mode()
 def test_pixels_and_seams(vae: Any) -> None:
     """After 8 bits none is off by more than 1; the error has no structure along the strips."""
