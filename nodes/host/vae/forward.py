@@ -111,10 +111,11 @@ class LeanForward:
         run, layers = decode if self.is_decoder else encode, vae_layers.read(self.stock, sample)
         steps = step_count(layers) if call.height * call.width > _LONG_PX else None
 
-        # On another device it is copied once: the CPU would wait for each strip.
+        # To another device it is copied once, at the end: the CPU would wait for each strip. The
+        # host's tensor may be float32, into which torch converts behind the copy.
         made = result
         if result.device != sample.device:
-            made = torch.empty(result.shape, dtype=result.dtype, device=sample.device)
+            made = torch.empty(result.shape, dtype=sample.dtype, device=sample.device)
 
         def write(first: int, rows: torch.Tensor) -> None:
             made[:, :, first : first + rows.shape[2]].copy_(rows)
@@ -146,15 +147,20 @@ class LeanForward:
 def _without_benchmarks() -> Iterator[None]:
     """Keeps cuDNN from timing its algorithms for each shape of strip, with `--fast autotune`."""
     was_on = cudnn.benchmark
-    cudnn.set_flags(_benchmark=False)
+    # Torch's setter of `cudnn.benchmark`. Its set_flags raises or resets what the user set for
+    # `fp32_precision`.
+    torch._C._set_cudnn_benchmark(False)
     try:
         yield
     finally:
-        cudnn.set_flags(_benchmark=was_on)
+        torch._C._set_cudnn_benchmark(was_on)
 
 
 class _Progress:
     """Ends the work when the user cancels, and moves the running node's bar.
+
+    On a card, strips are done when they are queued, as nothing waits for them. So the bar may reach
+    its end while the card still works, and a cancel ends only what is not queued yet.
 
     Args:
         steps: how many there are; None shows no bar.

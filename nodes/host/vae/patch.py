@@ -127,7 +127,8 @@ def _need(
     takes_buffers: bool,
 ) -> Callable[..., float]:
     """An estimate of the bytes of a call, in place of the host's own estimate `stock`."""
-    # A result that is written to another device strip by strip takes nothing on this one.
+    # Of a batch, only the result at work lies here if each is copied to another device when it is
+    # done. The choice's need counts that one.
     is_elsewhere = vae.output_device.type != vae.device.type
     holds_results = not (forward.is_decoder and is_elsewhere and takes_buffers)
     bn = getattr(vae.first_stage_model, "bn", None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 from pack.nodes.vae.plan import Prefer
 from pack.testing.launches import Launches
 from pack.testing.vae_models import FakeVae
@@ -72,22 +71,3 @@ def test_a_decode(decoder: FakeVae, side: int, prefer: Prefer) -> None:
 @pytest.mark.parametrize("prefer", ENCODES)
 def test_an_encode(host: Any, prefer: Prefer) -> None:
     _assert_within(FakeVae(is_decoder=False), 1024, prefer, ENCODES[prefer])
-
-
-def test_the_host_waits_once_for_a_picture(decoder: FakeVae, monkeypatch: Any) -> None:
-    """The result is written to RAM; it was copied strip by strip, and the CPU waited for each."""
-    from pack.nodes.host.base.server import NodeLog
-    from pack.nodes.host.vae import forward as vae_forward
-    from pack.nodes.host.vae import layers as vae_layers
-    from pack.nodes.vae.choice import VaeChoice
-
-    monkeypatch.setattr(vae_layers, "_has_sdpa", lambda device: True)
-    monkeypatch.setattr(vae_layers, "_most_queries", lambda keys: keys.shape[2])
-    settings = vae_forward.VaeSettings(lambda call, device: VaeChoice("speed", 64))
-    forward = vae_forward.LeanForward(decoder.model, settings, NodeLog("Lean VAE", None), None)
-    with torch.inference_mode(), decoder.mode:
-        latent = torch.empty(2, 16, 32, 32, dtype=decoder.dtype, device="cuda")
-        pictures = torch.empty(2, 3, 256, 256, dtype=decoder.dtype, device="cpu")
-        with Launches() as seen:
-            forward(latent, output_buffer=pictures)
-    assert seen.counts.host_waits == 2
