@@ -1,7 +1,7 @@
 """Plain twins of the parts of a batch norm that torch has on cards alone, for CPU and fake tensors.
 
-Importing this file registers them. So what a card runs can be counted on fake tensors, and its
-arithmetic can be tried on the CPU: what cannot be tried is the kernels themselves. The twins
+Importing this file registers them. So launches can be counted on fake tensors of a card, and a
+card's arithmetic can be tested on the CPU. The kernels themselves run on a card only. The twins
 compute what aten/src/ATen/native/cuda/Normalization.cuh of torch computes, in its precision.
 """
 

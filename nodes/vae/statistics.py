@@ -1,8 +1,8 @@
 """Group norm of a map that comes in strips of rows: statistics first, then the strips.
 
 A strip is [1, C, n, W], n rows of a map [1, C, H, W]; the strips of a map come in order. Where
-torch has the parts of a batch norm (see `devices`), a strip's statistics, their pooling and the
-norm are one launch each, and the CPU waits for none:
+torch has the parts of a batch norm (see `devices`), a strip's statistics, the pooling of all
+strips' and the norm of a strip are one operation each, and the CPU waits for none:
 
 | torch | gives |
 |---|---|
@@ -11,8 +11,10 @@ norm are one launch each, and the CPU waits for none:
 | batch_norm_elemt | (x - mean) * inverse deviation * weight + bias: float32, rounded once |
 
 Source: its aten/src/ATen/native/cuda/Normalization.cuh. The channels of a group are pooled as parts
-of one channel. One after the other in float32, a few rounding errors more come together: a map in
-float32 is pooled in float64 by plain operations instead.
+of one channel: one after the other, by one block of threads for all groups. What that costs where
+strips are many, and in float64, is not measured on a card. Pooling in float32 adds rounding errors
+that half types hide; a map in float32 is pooled in float64. For a tall channels-last strip, the
+first operation may clear a small buffer too.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ PIECE_PIXELS = 2**12
 # Pixels that are normed at a time where the normed rows are a tensor of their own.
 NORM_PIXELS = 2**15
 # The weights of strips in a map's statistics, by what decides them.
-Weights = dict["tuple[torch.device, int, tuple[int, ...]]", torch.Tensor]
+Weights = dict["tuple[torch.device, torch.dtype, int, tuple[int, ...]]", torch.Tensor]
 
 
 class Moments(NamedTuple):
@@ -88,24 +90,29 @@ class GroupStats:
         if not self._parts:
             raise ValueError("no strip was added")
         device, of_group = self._parts[0][0].device, self._channels // self._groups
-        if not has_norm_parts(device):
-            mean, spread = _pooled(self._parts, self._counts, self._groups)
-        elif self._dtype == torch.float32:
-            parts = [(mean, spread.pow(-2).sub_(self._eps)) for mean, spread in self._parts]
-            mean, variance = _pooled(parts, self._counts, self._groups)
-            spread = variance.add_(self._eps).rsqrt_()
-        else:
+        if has_norm_parts(device):
             mean, spread = self._gathered(device, of_group)
-        pair = (vector.float().to(device) for vector in (mean, spread))
-        return Moments(*(vector[:, None].expand(-1, of_group).flatten() for vector in pair))
+        else:
+            mean, spread = _pooled(self._parts, self._counts, self._groups)
+        # [G] -> [C], in one launch with the cast
+        mean, spread = (
+            torch.empty(self._channels, dtype=torch.float32, device=device)
+            .view(-1, of_group)
+            .copy_(vector[:, None])
+            .flatten()
+            for vector in (mean, spread)
+        )
+        return Moments(mean, spread)
 
     def _gathered(self, device: torch.device, of_group: int) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = torch.float64 if self._dtype == torch.float32 else torch.float32
         # [C] -> [G, C / G] for each strip; then the channels of a group are its samples.
         each = [v.view(self._groups, -1) for v in (*self._column(0), *self._column(1))]
-        means, spreads = torch.cat(each, 1).chunk(2, 1) if len(each) > 2 else each
-        cut = device, of_group, tuple(self._counts)
+        pair = torch.cat(each, 1).to(dtype).chunk(2, 1) if len(each) > 2 else each
+        means, spreads = (v.to(dtype) for v in pair)
+        cut = device, dtype, of_group, tuple(self._counts)
         if cut not in self._weights:
-            counts = torch.tensor(self._counts, dtype=torch.float32).repeat_interleave(of_group)
+            counts = torch.tensor(self._counts, dtype=dtype).repeat_interleave(of_group)
             self._weights[cut] = counts.to(device, non_blocking=True)
         return torch.batch_norm_gather_stats_with_counts(
             means, means.T, spreads.T, None, None, 0.0, self._eps, self._weights[cut]
@@ -119,15 +126,13 @@ def _pooled(
     parts: list[tuple[torch.Tensor, torch.Tensor]], counts: list[int], groups: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance of each group, [groups], float64, from those of its channels."""
-    device = parts[0][0].device
-    # Apple GPUs have no float64. Elsewhere nothing is waited for.
-    device = device if has_norm_parts(device) else torch.device("cpu")
+    # On the CPU: Apple GPUs have no float64.
     means, variances = (
-        torch.stack(column).to(device).double().unflatten(1, (groups, -1))
+        torch.stack(column).cpu().double().unflatten(1, (groups, -1))
         for column in zip(*parts, strict=True)
     )
-    weights = torch.tensor(counts, dtype=torch.float64) / (sum(counts) * means.shape[2])
-    weights = weights[:, None, None].to(device, non_blocking=True)
+    weights = torch.tensor(counts, dtype=torch.float64)[:, None, None]
+    weights /= sum(counts) * means.shape[2]
     mean = (weights * means).sum((0, 2), keepdim=True)
     variance = (weights * (variances + (means - mean).square())).sum((0, 2))
     return mean.flatten(), variance

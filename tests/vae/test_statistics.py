@@ -31,7 +31,7 @@ def _map(dtype: torch.dtype, layout: torch.memory_format) -> torch.Tensor:
 def test_statistics_are_those_of_the_whole_map(
     dtype: torch.dtype, layout: torch.memory_format, runs: list[int], where: str
 ) -> None:
-    """As on a card: by twins of torch's kernels, which are there alone."""
+    """Where it says card: by twins of torch's kernels, which only cards have."""
     x = _map(dtype, layout)
     with as_on_a_card() if where == "card" else nullcontext():
         stats = GroupStats(6, EPS)
