@@ -19,8 +19,8 @@ from .cuts import HALO_ROWS
 from .ram import Ram, RamStrip
 from .strips import ReadFn, Stage, add_rows_
 
-# A rest that is copied while its strip is at work.
-SHORT = 0.05
+# Shares of a strip that are copied as its rest: while the strip is at work, and with the next one.
+_SHORT_SHARE, _NEXT_SHARE = 0.05, 0.5
 
 
 class Rows(Protocol):
@@ -123,7 +123,7 @@ class Stored:
 
         def read(first: int, last: int, keep: int) -> list[torch.Tensor]:
             if drain and not self._is_one:
-                _shorten(held, first, 0.5)
+                _shorten(held, first, _NEXT_SHARE)
             found = _found(held, first, last)
             while drain and held and held[0].stop <= keep:
                 rows = held.popleft().rows
@@ -131,7 +131,7 @@ class Stored:
                     rows.free()
                 del rows
             if drain and not self._is_one:
-                _shorten(held, keep, SHORT)
+                _shorten(held, keep, _SHORT_SHARE)
             return found
 
         return read
@@ -285,8 +285,8 @@ class Joined:
         made, skip = self._made.open(until, drain=True), self._skip.open(until, drain=True)
 
         def read(first: int, last: int, keep: int) -> list[torch.Tensor]:
-            rows = made(first, last, keep)
-            add_rows_(rows[0], skip(first, last, keep))
-            return rows
+            [rows] = made(first, last, keep)
+            add_rows_(rows, skip(first, last, keep))
+            return [rows]
 
         return read

@@ -15,16 +15,15 @@ from functools import lru_cache
 from ..prefer import PREFERENCES, Prefer, check_prefer
 from .cuts import strip_rows as even_rows
 from .peak import end_elements, level_elements, middle_elements
-from .sizes import LEAST_ROWS, LevelPlan, VaeCall, VaePlan, VaeSizes
+from .sizes import LEAST_ROWS, MOST_ELEMENTS, LevelPlan, VaeCall, VaePlan, VaeSizes
 
-# What strips may add to the peak with the smallest ones, at 1024x1024 and below. To that of a
-# larger picture they add a smaller share, so that their number grows as its side does.
+# What strips may add to the peak with the smallest ones, at 1024x1024 and below, where strips have
+# `LEAST_STRIP_ELEMENTS` even so. To that of a larger picture they add a smaller share, so that
+# their number grows as its side does.
 ROOM = {"speed": 0.19, "balance": 0.21, "smallest": 0.1}
 ROOM_SIDE_PX = 1024
 # Elements of a strip at least: with fewer, a large card is idle in part.
 LEAST_STRIP_ELEMENTS = 2**21
-# No tensor has more elements: torch's kernels for batch norms index with 32 bits.
-MOST_ELEMENTS = 2**31 - 1
 # Share of the rows of an encoder's largest map that is stored.
 SHARES = {"speed": 1.0, "balance": 0.75, "smallest": 0.45}
 # How many sizes of strips are tried when memory runs out, and the factor between them.

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from ..prefer import Prefer
 
 LEAST_ROWS = 2
+# No tensor has more elements: torch's kernels for batch norms index with 32 bits.
+MOST_ELEMENTS = 2**31 - 1
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
 
 import torch
 
@@ -28,15 +27,13 @@ from .attention import Tick, attended_
 from .cuts import strips
 from .layers import AttentionLayers, BlockLayers, ConvLayer, NormLayer, VaeLayers
 from .maps import Joined, Part, Piped, Rows, Stored
-from .plan import LevelPlan
-from .pooled import Pooled
+from .pooled import Pooled, opened_conv
 from .ram import Ram
 from .resample import DownConv, UpConv
+from .sizes import MOST_ELEMENTS, LevelPlan
 from .statistics import GroupStats, Weights
-from .strips import Conv, Pointwise, ResBlock, Stage, inner, kept
+from .strips import Beside, Pointwise, ResBlock, Stage, inner, kept
 
-# A larger tensor needs long indices, which torch's kernels for batch norms lack in part.
-MOST_ELEMENTS = 2**31
 # Takes the strips of the result in order, with the number of their first row.
 RowsWriter = Callable[[int, torch.Tensor], None]
 
@@ -153,12 +150,12 @@ class Steps:
             skip = self._empty(source.height, self.level.limit)
             with ExitStack() as until:
                 across = Pointwise(*shortcut.fetch(until))
-                beside = _Beside(across.of, below=0)
+                beside = Beside(across.of, below=0)
                 hidden, norm2 = self._split(source, norm, block, beside, skip)
         else:
             stats = self._stats(block.norm2)
             is_one = shortcut is None and not self.level.in_ram and first.limit < source.height
-            is_one = is_one and source.height * source.width * source.channels < MOST_ELEMENTS
+            is_one = is_one and source.height * source.width * source.channels <= MOST_ELEMENTS
             hidden = self.store(first, stats, drain=False, is_one=is_one)
             norm2 = Pooled(block.norm2, stats.pooled())
             if shortcut is not None:
@@ -184,8 +181,8 @@ class Steps:
         self, source: Rows, norm: Pooled, norm2: Pooled, block: BlockLayers, limit: int
     ) -> Piped:
         def open_block(until: ExitStack, is_last: bool) -> Stage:
-            first = _conv(source, norm, block.conv1, until)
-            second = _conv(source, norm2, block.conv2, until)
+            first = opened_conv(source, norm, block.conv1, until)
+            second = opened_conv(source, norm2, block.conv2, until)
             shortcut = block.shortcut and Pointwise(*block.shortcut.fetch(until))
             return ResBlock(first, second, shortcut, is_fresh=source.is_fresh)
 
@@ -208,7 +205,7 @@ class Steps:
         """A 3 x 3 convolution of the map, or of its SiLU after the norm."""
         return Piped(
             source,
-            lambda until, is_last: _conv(source, norm, conv, until),
+            lambda until, is_last: opened_conv(source, norm, conv, until),
             conv.channels,
             self.level.later,
         )
@@ -247,7 +244,7 @@ class Steps:
         skip = self._empty(source.height // 2, max(1, self.level.later // 2))
         with ExitStack() as until:
             down = DownConv(*conv.fetch(until), height=source.height)
-            beside = _Beside(down.of, below=1)
+            beside = Beside(down.of, below=1)
             hidden, norm2 = self._split(source, norm, block, beside, skip)
 
         def open_down(until: ExitStack, is_last: bool) -> Stage:
@@ -273,13 +270,16 @@ class Steps:
         return GroupStats(norm.groups, norm.eps, self._weights)
 
     def _split(
-        self, source: Rows, norm: Pooled, block: BlockLayers, beside: _Beside, skip: Stored
+        self, source: Rows, norm: Pooled, block: BlockLayers, beside: Beside, skip: Stored
     ) -> tuple[Stored, Pooled]:
         """A block's hidden map with its norm; beside it fills `skip`, so that the source can go."""
         height, limit = source.height, self.level.limit
         stats, hidden = self._stats(block.norm2), self._empty(height, limit)
         with ExitStack() as until:
-            conv, read = _conv(source, norm, block.conv1, until), source.open(until, drain=True)
+            conv, read = (
+                opened_conv(source, norm, block.conv1, until),
+                source.open(until, drain=True),
+            )
             for first, last in strips(height, limit):
                 above, below = max(first - 1, 0), min(last + 1, height)
                 parts = read(above, below, kept(last, 1, height))
@@ -292,20 +292,3 @@ class Steps:
                 del made
                 self._tick((last - first) / height)
         return hidden, Pooled(block.norm2, stats.pooled())
-
-
-class _Beside(NamedTuple):
-    """What is made of a block's source beside its first convolution.
-
-    made: gives it for the rows of a strip, which it takes from the list.
-    below: how many rows below the strip it needs.
-    """
-
-    made: Callable[[list[torch.Tensor]], torch.Tensor]
-    below: int
-
-
-def _conv(source: Rows, norm: Pooled | None, conv: ConvLayer, until: ExitStack) -> Conv:
-    weight, bias = conv.fetch(until)
-    opened = None if norm is None else norm.open(until)
-    return Conv(weight, bias, height=source.height, norm=opened, is_fresh=source.is_fresh)

@@ -7,7 +7,7 @@ between two calls. So strips may have any size, and the result is that of the wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.nn import functional
@@ -102,25 +102,38 @@ class Conv:
         self, parts: list[torch.Tensor], first: int, last: int, *, is_fresh: bool
     ) -> torch.Tensor:
         """As `make`, from the rows that it would read; empties the list."""
-        window = joined(parts) if self._norm is None else self._normed(parts, is_fresh)
+        norm = self._norm
+        window = joined(parts) if norm is None else _normed(parts, norm, is_fresh=is_fresh)
         return convolved(
             window, self._weight, self._bias, is_above=first > 0, is_below=last < self.height
         )
 
-    def _normed(self, parts: list[torch.Tensor], is_fresh: bool) -> torch.Tensor:
-        assert self._norm is not None
-        one, way = parts[0], layout(parts[0].device)
-        if is_fresh and len(parts) == 1 and one.is_contiguous(memory_format=way):
-            window = one
-        else:
-            _, channels, _, width = one.shape
-            window = torch.empty(
-                (1, channels, sum(part.shape[2] for part in parts), width),
-                dtype=one.dtype, device=one.device, memory_format=way,
-            )  # fmt: skip
-        del one
-        self._norm.write(parts, window)
-        return window
+
+def _normed(parts: list[torch.Tensor], norm: NormSiLU, *, is_fresh: bool) -> torch.Tensor:
+    """The normed rows of several strips as one; empties the list."""
+    one, way = parts[0], layout(parts[0].device)
+    if is_fresh and len(parts) == 1 and one.is_contiguous(memory_format=way):
+        window = one
+    else:
+        _, channels, _, width = one.shape
+        window = torch.empty(
+            (1, channels, sum(part.shape[2] for part in parts), width),
+            dtype=one.dtype, device=one.device, memory_format=way,
+        )  # fmt: skip
+    del one
+    norm.write(parts, window)
+    return window
+
+
+class Beside(NamedTuple):
+    """What is made of a block's source beside its first convolution.
+
+    made: gives it for the rows of a strip, which it takes from the list.
+    below: how many rows below the strip it needs.
+    """
+
+    made: Callable[[list[torch.Tensor]], torch.Tensor]
+    below: int
 
 
 class Pointwise:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from pack.testing.card_tracker import CardTracker
 from pack.testing.launches import Launches
-from pack.testing.vae_models import At, CardTracker, FakeVae, kl_vae, last_conv, lean
+from pack.testing.vae_models import At, FakeVae, kl_vae, last_conv, lean
 from torch.backends import cudnn
 
 pytestmark = pytest.mark.usefixtures("host")
