@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .cuts import HALO_ROWS, query_rows, strip_rows
+from .cuts import HALO_ROWS, query_rows, strip_rows, strips
 from .sizes import LevelPlan, VaeCall, VaePlan, VaeSizes
 
 TAPS = 9
 FUSED_TAPS = 16  # sums of taps: four for each of the four pixels that one becomes
+HALF_FUSED_TAPS = 12  # summed along one side, in float32
 # Strips that a map in RAM takes beside itself: one is read in runs and kept until the last, and
 # one does not fit the ring's end. A strip that comes is no longer than what was read for it.
 RAM_STRIPS = 2
@@ -61,7 +62,11 @@ def _decoder_steps(call: VaeCall, levels: Sequence[LevelPlan], level: int) -> It
     # What the level began with, if it is on the card; and what of it is read with the last strip.
     ends = 0 if level == 0 or levels[level - 1].in_ram else rows * read // 4
     rest = 0 if level == 0 else read // 4
-    up, first, other = TAPS * inputs**2, TAPS * inputs * channels, TAPS * channels**2
+    is_fused = call.dtype_bytes == 4
+    up = (FUSED_TAPS if is_fused else TAPS) * inputs**2
+    first, other = TAPS * inputs * channels, TAPS * channels**2
+    if level and (is_fused or not how.keeps_input):  # while the sums of taps are made
+        yield ends + (FUSED_TAPS + HALF_FUSED_TAPS * 4 // call.dtype_bytes) * inputs**2
     if how.keeps_input:
         if level:
             yield rows * read + (read + 2 * rest + taps * read) * strip + up
@@ -125,12 +130,26 @@ def _encoder_steps(call: VaeCall, levels: Sequence[LevelPlan], level: int) -> It
         yield rows * (own + read) + 2 * one + weights
     else:
         yield kept + 3 * one + weights
+    both = 2 * TAPS * channels**2 + taps * strip
+    halved = own * _halved_rows(rows, how) if level + 1 < len(sizes.widths) else 0
     if adds:
-        yield kept + kept // 4 + one + weights
+        yield kept + kept // 4 + max(one, halved) + both
     elif how.keeps_hidden:
-        yield 2 * rows * own + (1 + (strip < rows)) * one + weights
+        # The hidden map is made; then the sum of both is read, downsampled.
+        yield 2 * rows * own + (1 + (strip < rows)) * one + TAPS * channels**2 + taps * strip
+        yield 2 * rows * own + (halved if strip < rows else one) + both
     else:
         yield kept + 3 * one + weights
+
+
+def _halved_rows(rows: int, how: LevelPlan) -> int:
+    """Rows of a map that downsampling its first strip takes beside it.
+
+    The strip, that with its zeros, and the result. What only that strip needs is free before.
+    """
+    count = strips(rows // 2, max(1, how.later // 2))[0][1]
+    first = strips(rows, how.limit)[0][1]
+    return 4 * count + 3 + count // 2 - (first if first <= 2 * count else 0)
 
 
 def middle_elements(call: VaeCall) -> int:

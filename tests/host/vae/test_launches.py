@@ -41,7 +41,7 @@ DECODES: dict[tuple[int, Prefer], _Most] = {
 # In float32, 1024x1024 had 1,222, 2,085 and 5,661 launches where its parts were pooled one by one.
 FLOATS: dict[Prefer, _Most] = {
     "speed": _Most(740, 30, 1245),
-    "balance": _Most(1500, 30, 655),
+    "balance": _Most(1500, 30, 690),
     "smallest": _Most(4600, 45, 212),
 }
 # The host encodes 1024x1024 with 128 launches, 14 shapes and 774 MiB. Lean VAE had 3,000, 6,200

@@ -14,7 +14,8 @@ from pack.nodes.vae.maps import Stored
 from pack.nodes.vae.peak import lean_vae_peak_bytes, middle_elements, stock_vae_peak_bytes
 from pack.nodes.vae.plan import PREFERENCES, LevelPlan, Prefer, VaePlan
 from pack.nodes.vae.steps import Steps
-from pack.testing.vae_models import CardTracker, FakeVae
+from pack.testing.card_tracker import CardTracker
+from pack.testing.vae_models import FakeVae
 
 MIB = 2**20
 # Peaks to stay below, in MiB, at 512x512, where stock decodes with 324; others: test_launches.py.
@@ -177,12 +178,23 @@ def test_a_batch_holds_one_sample_and_its_results(decoder: FakeVae) -> None:
 
 @pytest.mark.once
 @pytest.mark.slow
-def test_odd_sizes_are_predicted(decoder: FakeVae) -> None:
+def test_odd_sizes_are_predicted(decoder: FakeVae, encoder: FakeVae) -> None:
     draw = random.Random(0)
     for prefer, rows in (("speed", 0), ("balance", 32)):
         height, width = (8 * draw.randrange(60, 80) for _ in range(2))
         measured = decoder.measure(height, width, prefer, strip_rows=rows)
         _assert_predicted(decoder, height, width, measured)
+    for height, width, prefer, rows in ((616, 712, "speed", 100), (280, 256, "balance", 16)):
+        measured = encoder.measure(height, width, prefer, strip_rows=rows)
+        _assert_predicted(encoder, height, width, measured)
+
+
+@pytest.mark.once
+def test_fused_weights_are_predicted(host: Any) -> None:
+    """In float32, the sums of taps take more than a small picture: 32 MiB, where 11 were told."""
+    fake = FakeVae(is_decoder=True, dtype=torch.float32)
+    for height, width, prefer in ((168, 8, "balance"), (32, 72, "speed")):
+        _assert_predicted(fake, height, width, fake.measure(height, width, prefer))
 
 
 @pytest.mark.once
