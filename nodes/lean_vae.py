@@ -38,8 +38,9 @@ class LeanVAE(io.ComfyNode):
                         "quarter of it for a tenth (float32) to a quarter (bf16) more arithmetic. "
                         "smallest: below 0.1 on NVIDIA and AMD cards, where the large maps wait in "
                         "RAM and are copied, for two thirds more arithmetic; elsewhere 0.14 for "
-                        "twice to two and a half times the arithmetic. That is decode; encode: "
-                        "0.5, 0.3 and 0.2 for up to two fifths more."
+                        "twice to two and a half times the arithmetic. That is decode at "
+                        "1024x1024; encode: 0.5, 0.3 and 0.2 for up to two fifths more. Smaller "
+                        "pictures save less."
                     ),
                 ),
                 io.Int.Input(
@@ -50,7 +51,8 @@ class LeanVAE(io.ComfyNode):
                     tooltip=(
                         "Rows of a strip, in pixels of the picture. Fewer save a little memory "
                         "and keep a card less busy. 0 = automatic: the fewest strips that raise "
-                        "the peak by no more than a tenth (smallest) or a fifth."
+                        "the peak by about a tenth (smallest) or a fifth at 1024x1024; by more in "
+                        "small pictures, whose strips must fill a card."
                     ),
                     advanced=True,
                 ),
