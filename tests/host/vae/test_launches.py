@@ -30,10 +30,10 @@ class _Most(NamedTuple):
 DECODES: dict[tuple[int, Prefer], _Most] = {
     (512, "speed"): _Most(680, 30, 164),
     (512, "balance"): _Most(1225, 30, 94),
-    (512, "smallest"): _Most(1800, 45, 46),
+    (512, "smallest"): _Most(1695, 45, 46),
     (1024, "speed"): _Most(686, 30, 620),
     (1024, "balance"): _Most(1480, 30, 330),
-    (1024, "smallest"): _Most(4760, 45, 104),
+    (1024, "smallest"): _Most(4350, 45, 104),
     (2048, "speed"): _Most(1000, 30, 2300),
     (2048, "balance"): _Most(2700, 30, 1200),
     (2048, "smallest"): _Most(9500, 45, 336),
@@ -41,15 +41,15 @@ DECODES: dict[tuple[int, Prefer], _Most] = {
 # In float32, 1024x1024 had 1,222, 2,085 and 5,661 launches where its parts were pooled one by one.
 FLOATS: dict[Prefer, _Most] = {
     "speed": _Most(740, 30, 1245),
-    "balance": _Most(1500, 30, 690),
-    "smallest": _Most(4600, 45, 212),
+    "balance": _Most(1440, 30, 690),
+    "smallest": _Most(4420, 45, 212),
 }
 # The host encodes 1024x1024 with 128 launches, 14 shapes and 774 MiB. Lean VAE had 3,000, 6,200
 # and 13,100 launches.
 ENCODES: dict[Prefer, _Most] = {
     "speed": _Most(635, 30, 390),
     "balance": _Most(1590, 47, 256),
-    "smallest": _Most(3640, 55, 165),
+    "smallest": _Most(3460, 55, 165),
 }
 
 
