@@ -147,13 +147,12 @@ class LeanForward:
 def _without_benchmarks() -> Iterator[None]:
     """Keeps cuDNN from timing its algorithms for each shape of strip, with `--fast autotune`."""
     was_on = cudnn.benchmark
-    # Torch's setter of `cudnn.benchmark`. Its set_flags raises or resets what the user set for
-    # `fp32_precision`.
-    torch._C._set_cudnn_benchmark(False)
+    # Not by set_flags, which raises or resets what the user set for `fp32_precision`.
+    cudnn.benchmark = False
     try:
         yield
     finally:
-        torch._C._set_cudnn_benchmark(was_on)
+        cudnn.benchmark = was_on
 
 
 class _Progress:
