@@ -117,7 +117,7 @@ def plan_for(
     if choice.groups:
         groups = [choice.groups]
     elif is_least:
-        groups = _divisors(sizes.kv_heads)
+        groups = _many_groups(sizes.kv_heads)
     else:
         groups = [1, 2] if choice.chunk_tokens else [1]
     attention = [
@@ -178,5 +178,6 @@ def _chunks(tokens: int, least: int) -> Iterator[int]:
         count += max(1, count // 8)
 
 
-def _divisors(count: int) -> list[int]:
-    return [n for n in range(1, count + 1) if count % n == 0]
+def _many_groups(heads: int) -> list[int]:
+    """Numbers of equal groups that hold little of k and v: up to three heads each."""
+    return [n for n in range(1, heads + 1) if heads % n == 0 and 3 * n >= heads]
