@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import comfy.memory_management as memory
@@ -14,6 +15,7 @@ def is_card(device: torch.device) -> bool:
     return device.type in ("cuda", "xpu")
 
 
+@functools.cache
 def multiprocessors(device: torch.device) -> int | None:
     """Multiprocessors of a card; None where torch does not say."""
     if device.type != "cuda" or not torch.cuda.is_available():
