@@ -32,7 +32,7 @@ BOUNDS = {
         SPEED: (40, 250), BALANCE: (90, 165), AUTO: (164, 97), SMALLEST: (2500, 74),
     },
     Request(512, 512, 4): {
-        SPEED: (100, 104), BALANCE: (100, 104), AUTO: (197, 92), SMALLEST: (1500, 68),
+        SPEED: (100, 104), BALANCE: (100, 104), AUTO: (197, 92), SMALLEST: (1540, 68),
     },
     Request(2048, 2048): {
         SPEED: (70, 1000), BALANCE: (170, 480), AUTO: (381, 327), SMALLEST: (6000, 262),
