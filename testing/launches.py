@@ -29,15 +29,13 @@ from unittest import mock
 import torch
 from pack.nodes.denoiser.sizes import Request
 from pack.nodes.host.base.block_events import add_observer
-from pack.nodes.probe.operations import device_type_of, way_of
+from pack.nodes.probe.operations import device_type_of, has_wrapper, way_of
 from pack.nodes.probe.tracker import tensors_in
 from pack.testing.stock_forward import FakeDenoiser
 from pack.testing.tracker import Tracker
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-_PLAIN = torch._C._disabled_torch_dispatch_impl
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 # They change what torch knows of a tensor, and nothing on the card.
@@ -111,9 +109,8 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for kind in types:
-            if kind is not FakeTensor and kind.__torch_dispatch__ is not _PLAIN:
-                return NotImplemented  # a quantised tensor; its inner operations come back
+        if has_wrapper(types):
+            return NotImplemented
         if func is not _SDPA:
             key, _ = way_of(func, device_type_of(args))
             if key is not None:

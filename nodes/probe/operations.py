@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
+_PLAIN = torch._C._disabled_torch_dispatch_impl
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
 # The softmax of math attention is no composite to autograd, but one to the devices: it allocates in
@@ -14,6 +17,11 @@ _EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
 _SAFE_SOFTMAX = torch.ops.aten._safe_softmax.default
 # `torch.tensor(data)` fills a storage outside the dispatcher and shows it here first.
 LIFT_FRESH = torch.ops.aten.lift_fresh.default
+
+
+def has_wrapper(types: Iterable[Any]) -> bool:
+    """Whether one is a wrapper (a quantised tensor), whose inner operations come back."""
+    return any(kind is not FakeTensor and kind.__torch_dispatch__ is not _PLAIN for kind in types)
 
 
 def device_type_of(args: Any) -> str:

@@ -34,12 +34,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
-from .operations import LIFT_FRESH, device_type_of, way_of
+from .operations import LIFT_FRESH, device_type_of, has_wrapper, way_of
 
-_PLAIN = torch._C._disabled_torch_dispatch_impl
 _USUAL = (torch.Tensor, torch.nn.Parameter)
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 
@@ -121,11 +119,7 @@ class PeakTracker(TorchDispatchMode):
         self._depth -= 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for kind in types:
-            if kind is not FakeTensor and kind.__torch_dispatch__ is not _PLAIN:
-                # A wrapper (a quantised tensor): it runs its inner operations, which come back.
-                return NotImplemented
-        return self._run(func, args, kwargs or {})
+        return NotImplemented if has_wrapper(types) else self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         key, makes = way_of(func, device_type_of(args))
