@@ -47,22 +47,26 @@ def resident_page_bytes(patcher: Any) -> int:
     return max(0, patcher.loaded_size() - patcher.model.model_loaded_weight_memory)
 
 
+def _page_bytes(device: torch.device) -> int:
+    return sum(map(resident_page_bytes, models_on(device)))
+
+
 def allocator_weights_bytes(device: torch.device) -> int:
     """Bytes of weights on the device outside of pages, which torch's allocator counts."""
-    return weights_bytes(device) - sum(map(resident_page_bytes, models_on(device)))
+    return weights_bytes(device) - _page_bytes(device)
 
 
 def may_stream(device: torch.device) -> bool:
-    """Whether weights of a model on the device may come through `copy_buffers`."""
+    """Whether weights of a model on the device may come through copy buffers."""
     return any(is_dynamic(p) and p.loaded_size() < p.model_size() for p in models_on(device))
 
 
-def copy_buffers(device: torch.device) -> list[Any]:
-    """The buffers on a device through which dynamic VRAM streams weights without a page."""
+def copy_buffer_bytes(device: torch.device) -> int:
+    """Bytes of buffers on a device through which dynamic VRAM streams weights without a page."""
     if not memory.aimdo_enabled:
-        return []
+        return 0
     buffers: dict[Any, Any] = getattr(management, "STREAM_AIMDO_CAST_BUFFERS", {})
-    return [one for one in buffers.values() if one.device == device.index]
+    return sum(one.size() for one in buffers.values() if one.device == device.index)
 
 
 def driver_bytes(device: torch.device) -> tuple[int, int]:
@@ -75,8 +79,7 @@ def driver_bytes(device: torch.device) -> tuple[int, int]:
     """
     free, total = getattr(torch, device.type).mem_get_info(device)
     own = allocator_bytes(device, "reserved_bytes")[0]
-    own += sum(map(resident_page_bytes, models_on(device)))
-    own += sum(buffer.size() for buffer in copy_buffers(device))
+    own += _page_bytes(device) + copy_buffer_bytes(device)
     return total - free, max(0, total - free - own)
 
 

@@ -21,7 +21,7 @@ from ...probe.counter import Count
 from ...probe.record import Device, Figure
 from ..base.device import (
     allocator_bytes,
-    copy_buffers,
+    copy_buffer_bytes,
     driver_bytes,
     is_card,
     is_dynamic,
@@ -172,7 +172,7 @@ def _aimdo_figures(device: torch.device) -> Iterator[Figure]:
         yield Figure(name, aimdo.get_total_vram_usage())
     except (AttributeError, RuntimeError) as error:
         yield Figure(name, None, f"comfy-aimdo does not answer ({type(error).__name__})")
-    yield Figure("copy buffers of dynamic VRAM", sum(one.size() for one in copy_buffers(device)))
+    yield Figure("copy buffers of dynamic VRAM", copy_buffer_bytes(device))
 
 
 def _model_figures(patcher: Any) -> Iterator[Figure]:

@@ -11,7 +11,7 @@ import torch
 
 from ...probe.counter import Region
 from ...units import PAGE_BYTES
-from ..base.device import copy_buffers, is_dynamic, models_on
+from ..base.device import copy_buffer_bytes, is_dynamic, models_on
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +52,8 @@ class Regions:
         found = [model.dynamic_vbars.get(self._device) for model in models]
         pages = {id(one): one for one in found if one is not None}
         self._pages = {key: self._try(one, self._pages.get(key)) for key, one in pages.items()}
-        buffers = sum(one.size() for one in copy_buffers(self._device))
         return (
-            Region(0, buffers),
+            Region(0, copy_buffer_bytes(self._device)),
             *(Region(key, read.bytes, read.evictions) for key, read in self._pages.items()),
         )
 
