@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from .cuts import chunks, head_groups, joined
+from .cuts import DenoiserPlan, chunks, joined
 from .rows import Modulation, Projection, RowsFn, clamp_fp16_
 
 # Norm and rotary embedding in place: of q rows, k rows or both, each [T, heads, head_dim] with any
@@ -38,9 +38,7 @@ def add_attention(
     norm_out: RowsFn,
     gate: Modulation,
     heads: Heads,
-    groups: int,
-    chunk_tokens: int,
-    holds_query: bool = False,
+    plan: DenoiserPlan,
     scratch: torch.Tensor | None = None,
 ) -> None:
     """target = source + gate * norm_out(out(attended)), attended from q, k, v of norm_in(source).
@@ -65,11 +63,8 @@ def add_attention(
         norm_out: RMS norm of the result.
         gate: factors of the normed result.
         heads: head counts.
-        groups: into how many groups the heads are cut, >= 1; 1 holds k and v of all heads.
-        chunk_tokens: rows at a time, >= 1, and twice as many where q, k and v are made; a multiple
-            of 64 keeps the CPU's attention bit-exact.
-        holds_query: q of all tokens lives beside k and v, and the source is normed once per group
-            instead of twice.
+        plan: its groups, chunk_tokens and holds_query; a multiple of 64 tokens keeps the CPU's
+            attention bit-exact.
         scratch: [T, D] to overwrite, for what waits; may be a target that is not the source, as
             each row is read before the result is written there. None: a buffer is made if needed.
 
@@ -82,12 +77,10 @@ def add_attention(
     Exact: bit-exact on CPU.
     """
     tokens = source.shape[0]
-    spans = head_groups(heads.key_value, 1 if qkv.is_whole else groups)
-    holds_query = holds_query or qkv.is_whole
+    cut = plan.attention(heads.key_value, is_whole=qkv.is_whole)
     repeats = heads.query // heads.key_value
     width = heads.query * heads.channels
-    # A chunk is held once here, and twice in the end. A product that comes whole is held beside it.
-    runs = chunks(tokens, chunk_tokens if qkv.is_whole else 2 * chunk_tokens)
+    runs = chunks(tokens, cut.made_tokens)
 
     def modulated(start: int, stop: int) -> torch.Tensor:
         return scale.multiply_(norm_in(source[start:stop]), start)
@@ -96,13 +89,13 @@ def add_attention(
         return rows.view(rows.shape[0], -1, heads.channels)
 
     # [T, query heads before the last group's]
-    held_width = spans[-1][0] * repeats * heads.channels
+    held_width = cut.spans[-1][0] * repeats * heads.channels
     held = None
     if held_width:
         held = source.new_empty(tokens, held_width) if scratch is None else scratch
-    for first, last in spans:
+    for first, last in cut.spans:
         begin, end = (head * repeats * heads.channels for head in (first, last))
-        columns = [(begin, end)] if holds_query else []
+        columns = [(begin, end)] if cut.holds_query else []
         for at in (heads.query, heads.query + heads.key_value):
             columns.append(((at + first) * heads.channels, (at + last) * heads.channels))
         widths = [stop - start for start, stop in columns]
@@ -116,9 +109,7 @@ def add_attention(
         del buffer  # where k and v are copied, it is gone
         rotate(queries[0] if queries else None, key, 0)
         key, value = _as_attended(key, repeats), _as_attended(value, repeats)
-        # Of earlier groups a result has fewer columns than of the last, where all are joined.
-        longer = len(spans) if queries and end < width else 1
-        for start, stop in chunks(tokens, chunk_tokens * longer):
+        for start, stop in chunks(tokens, cut.earlier_tokens if end < width else cut.last_tokens):
             if queries:
                 query = queries[0][start:stop]
             else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .cuts import DenoiserPlan, head_groups, longest_chunk
+from .cuts import DenoiserPlan, chunk_count
 from .sizes import MODULATION_DIM, Request, TransformerSizes
 
 # Norm and factors of a chunk; norm, factors and sum of a result.
@@ -189,20 +189,20 @@ def _table(request: Request, tokens: int) -> int:
 
 def _attention_work(request: Request, tokens: int, plan: DenoiserPlan) -> Work:
     sizes = request.sizes
-    cut = _AttentionCuts.of(sizes, tokens, plan)
+    cut = plan.attention(sizes.kv_heads, is_whole=sizes.is_whole)
+    makes, ends = chunk_count(tokens, cut.made_tokens), chunk_count(tokens, cut.last_tokens)
     moved = _Moved(request.dtype_bytes, attention_launches(sizes, tokens, plan))
-    spans = head_groups(sizes.kv_heads, cut.groups)
     repeats, width = sizes.heads // sizes.kv_heads, sizes.dim
     read = _table(request, tokens)
     table = read * (1 if plan.holds_rope else 3)  # gathered: two more
-    for first, last in spans:
+    for first, last in cut.spans:
         is_last = last == sizes.kv_heads
         shared = (last - first) * sizes.head_dim
         queries = shared * repeats
         made = 2 * shared + (queries if cut.holds_query else 0)
-        calls = cut.ends if is_last else cut.longer
+        calls = ends if is_last else chunk_count(tokens, cut.earlier_tokens)
         moved.rows(NORMED_ROWS * tokens * width)
-        moved.product(tokens, width, made, calls=cut.makes, parts=cut.products)
+        moved.product(tokens, width, made, calls=makes, parts=cut.products)
         moved.rows(2 * tokens * (made - shared) + table + read * cut.holds_query)
         if not cut.holds_query:
             moved.rows(NORMED_ROWS * tokens * width)
@@ -211,9 +211,9 @@ def _attention_work(request: Request, tokens: int, plan: DenoiserPlan) -> Work:
         if repeats > 1:
             moved.rows(2 * tokens * (shared + queries))
         moved.attention(tokens, tokens, queries, calls=calls)
-        if len(spans) > 1:  # what waits is written; in the end it is joined
+        if len(cut.spans) > 1:  # what waits is written; in the end it is joined
             moved.rows(2 * tokens * (width if is_last else queries))
-    moved.product(tokens, width, width, calls=cut.ends)
+    moved.product(tokens, width, width, calls=ends)
     moved.rows(ADDED_ROWS * tokens * width)
     return moved.work()
 
@@ -221,7 +221,7 @@ def _attention_work(request: Request, tokens: int, plan: DenoiserPlan) -> Work:
 def _feed_forward_work(request: Request, tokens: int, plan: DenoiserPlan) -> Work:
     sizes = request.sizes
     moved = _Moved(request.dtype_bytes, feed_forward_launches(sizes, tokens, plan))
-    calls = _count(tokens, plan.feed_tokens)
+    calls = chunk_count(tokens, plan.feed_tokens)
     moved.rows((NORMED_ROWS + ADDED_ROWS) * tokens * sizes.dim)
     for inner, columns in 2 * [(sizes.dim, sizes.ffn_dim)] + [(sizes.ffn_dim, sizes.dim)]:
         moved.product(tokens, inner, columns, calls=calls)
@@ -240,59 +240,23 @@ def block_launches(request: Request, plan: DenoiserPlan) -> int:
     return MODULATION + request.batch * each
 
 
-@dataclass(frozen=True)
-class _AttentionCuts:
-    """Of the attention half, for one sample.
-
-    groups: of heads.
-    holds_query: q of a group is made beside k and v.
-    makes: chunks in which q, k and v are made.
-    ends: chunks of queries in the last group.
-    longer: chunks of queries in earlier groups.
-    """
-
-    groups: int
-    holds_query: bool
-    makes: int
-    ends: int
-    longer: int
-
-    @property
-    def products(self) -> int:
-        """That make a chunk's q, k and v; one where their columns join."""
-        return 1 if self.groups == 1 else 2 + self.holds_query
-
-    @classmethod
-    def of(cls, sizes: TransformerSizes, tokens: int, plan: DenoiserPlan) -> _AttentionCuts:
-        groups = len(head_groups(sizes.kv_heads, 1 if sizes.is_whole else plan.groups))
-        holds_query = plan.holds_query or sizes.is_whole
-        lengths = (1 if sizes.is_whole else 2, 1, groups if holds_query else 1)
-        counts = (_count(tokens, plan.chunk_tokens * length) for length in lengths)
-        return cls(groups, holds_query, *counts)
-
-
 def attention_launches(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan) -> int:
     """Launches of the attention half for one sample."""
-    cut = _AttentionCuts.of(sizes, tokens, plan)
+    cut = plan.attention(sizes.kv_heads, is_whole=sizes.is_whole)
+    groups = len(cut.spans)
     table = 0 if plan.holds_rope else 1
     rope = 1 + cut.holds_query
     if not plan.holds_rope:  # a table for each piece
         rope = (rope + 1) * -(-tokens // plan.rope_tokens(sizes.dim, sizes.head_dim))
-    each = cut.makes * (NORMED + cut.products) + rope
+    each = chunk_count(tokens, cut.made_tokens) * (NORMED + cut.products) + rope
     attended = 1 if cut.holds_query else NORMED + 2 + table + 1
-    result = 1 + ADDED + (2 if cut.groups > 1 else 0)
-    earlier = (cut.groups - 1) * cut.longer * (attended + 1)
-    return cut.groups * each + earlier + cut.ends * (attended + result)
+    result = 1 + ADDED + (2 if groups > 1 else 0)
+    earlier = (groups - 1) * chunk_count(tokens, cut.earlier_tokens) * (attended + 1)
+    return groups * each + earlier + chunk_count(tokens, cut.last_tokens) * (attended + result)
 
 
 def feed_forward_launches(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan) -> int:
     """Launches of the feed-forward half for one sample."""
-    blocks = 1 if sizes.is_whole else plan.hidden_blocks
-    runs = _count(tokens, plan.feed_tokens)
+    blocks = plan.feed_blocks(is_whole=sizes.is_whole)
+    runs = chunk_count(tokens, plan.feed_tokens)
     return runs * (NORMED + 2 + 2 * blocks + 1 + ADDED)
-
-
-def _count(tokens: int, chunk_tokens: int) -> int:
-    """How many `chunks` there are. Planning asks often, so no list is made."""
-    joins = longest_chunk(tokens, chunk_tokens) > chunk_tokens
-    return -(-tokens // chunk_tokens) - joins

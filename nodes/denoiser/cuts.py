@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..cuts import pieces
 
@@ -13,6 +14,28 @@ LONG_CHUNK = 256
 # Short of memory, the feed-forward computes its second factor in this many column blocks, so that
 # one and a quarter hidden tensors live at once instead of two.
 HIDDEN_BLOCKS = 4
+
+
+class AttentionCuts(NamedTuple):
+    """How the attention half of a layer is cut.
+
+    spans: key/value heads of each group, (first, last).
+    holds_query: q of a group is made beside its k and v, and held whole.
+    made_tokens: rows at a time where q, k and v are made.
+    earlier_tokens: rows of queries at a time in all groups but the last.
+    last_tokens: in the last group, where the results of all are joined.
+    """
+
+    spans: list[tuple[int, int]]
+    holds_query: bool
+    made_tokens: int
+    earlier_tokens: int
+    last_tokens: int
+
+    @property
+    def products(self) -> int:
+        """Products that make a chunk's q, k and v; one where their columns join."""
+        return 1 if len(self.spans) == 1 else 2 + self.holds_query
 
 
 @dataclass(frozen=True)
@@ -39,6 +62,24 @@ class DenoiserPlan:
         """Rows whose rope table, 8 bytes a channel of a head, is no larger than a chunk's."""
         return max(1, self.chunk_tokens * dim // (4 * head_dim))
 
+    def attention(self, kv_heads: int, *, is_whole: bool) -> AttentionCuts:
+        """The cuts of a layer. Where it `is_whole`, there is one group and q is held.
+
+        Raises:
+            ValueError: groups < 1.
+        """
+        spans = head_groups(kv_heads, 1 if is_whole else self.groups)
+        holds_query = self.holds_query or is_whole
+        # A chunk is held once where it is made, and twice in the end. A product that comes whole is
+        # held beside it. Earlier groups' results have fewer columns than what is joined.
+        made, earlier = 1 if is_whole else 2, len(spans) if holds_query else 1
+        chunk = self.chunk_tokens
+        return AttentionCuts(spans, holds_query, made * chunk, earlier * chunk, chunk)
+
+    def feed_blocks(self, *, is_whole: bool) -> int:
+        """Column blocks of the feed-forward's second factor; one where it comes whole."""
+        return 1 if is_whole else self.hidden_blocks
+
 
 def chunks(tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:
     """Cuts `tokens` rows into chunks of `chunk_tokens`, (start, stop); a short rest joins the last.
@@ -59,6 +100,12 @@ def longest_chunk(tokens: int, chunk_tokens: int) -> int:
     rest = tokens % chunk_tokens
     joins = 0 < rest < SHORTEST_REST and chunk_tokens >= LONG_CHUNK
     return min(tokens, chunk_tokens + (rest if joins else 0))
+
+
+def chunk_count(tokens: int, chunk_tokens: int) -> int:
+    """How many `chunks` there are. Planning asks often, so no list is made."""
+    joins = longest_chunk(tokens, chunk_tokens) > chunk_tokens
+    return -(-tokens // chunk_tokens) - joins
 
 
 def head_groups(kv_heads: int, groups: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from ..cuts import pieces
-from .cuts import chunks
+from .cuts import DenoiserPlan, chunks
 from .rows import Modulation, Projection, RowsFn, clamp_fp16_
 
 
@@ -21,8 +21,7 @@ def add_feed_forward(
     w3: Projection,
     norm_out: RowsFn,
     gate: Modulation,
-    chunk_tokens: int,
-    hidden_blocks: int = 1,
+    plan: DenoiserPlan,
     is_clamped: bool = True,
 ) -> None:
     """target = source + gate * norm_out(w2(silu(w1 h) * (w3 h))), h = norm_in(source) * scale.
@@ -39,23 +38,21 @@ def add_feed_forward(
         w3: D -> H, the other factor.
         norm_out: RMS norm of the result.
         gate: factors of the normed result.
-        chunk_tokens: rows at a time, >= 1.
-        hidden_blocks: w3's output features are computed in so many blocks, >= 1; in one where w3
-            `is_whole`.
+        plan: its feed_tokens and hidden_blocks, >= 1.
         is_clamped: make half-precision results finite after w2, as the host does with modulation.
 
     Raises:
-        ValueError: chunk_tokens or hidden_blocks < 1.
+        ValueError: feed_tokens or hidden_blocks < 1.
 
-    Memory: chunk_tokens * (D + (1 + 1 / hidden_blocks) H) elements; the host 4 (D + H).
+    Memory: feed_tokens * (D + (1 + 1 / hidden_blocks) H) elements; the host 4 (D + H).
     Exact: bit-exact on CPU (rows and output features are independent).
     """
-    if hidden_blocks < 1:
-        raise ValueError(f"hidden_blocks must be >= 1, got {hidden_blocks}")
-    for start, stop in chunks(source.shape[0], chunk_tokens):
+    if plan.hidden_blocks < 1:
+        raise ValueError(f"hidden_blocks must be >= 1, got {plan.hidden_blocks}")
+    for start, stop in chunks(source.shape[0], plan.feed_tokens):
         rows = scale.multiply_(norm_in(source[start:stop]), start)
         hidden = functional.silu(w1(rows), inplace=True)
-        blocks = 1 if w3.is_whole else hidden_blocks
+        blocks = plan.feed_blocks(is_whole=w3.is_whole)
         for first, last in pieces(hidden.shape[1], -(-hidden.shape[1] // blocks)):
             hidden[:, first:last].mul_(w3(rows, first, last))
         del rows  # before w2 allocates its result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .cuts import DenoiserPlan, head_groups, longest_chunk
+from .cuts import DenoiserPlan, longest_chunk
 from .sizes import Request, TransformerSizes
 
 # Of one token in the rope tables of the axes: eight indices of 4 bytes.
@@ -70,18 +70,18 @@ def attention_elements(
     What earlier groups attended to, k and v of one group, q too if it is held, and one or two
     chunks of the stream.
     """
-    chunk = longest_chunk(tokens, plan.chunk_tokens)
-    runs = head_groups(sizes.kv_heads, 1 if sizes.is_whole else plan.groups)
+    cut = plan.attention(sizes.kv_heads, is_whole=sizes.is_whole)
+    chunk = longest_chunk(tokens, cut.last_tokens)
     repeats = sizes.heads // sizes.kv_heads
-    held = runs[-1][0] * repeats * sizes.head_dim
-    group, last = ((stop - start) * sizes.head_dim for start, stop in (runs[0], runs[-1]))
-    queries = repeats if sizes.is_whole or plan.holds_query else 0
+    held = cut.spans[-1][0] * repeats * sizes.head_dim
+    group, last = ((stop - start) * sizes.head_dim for start, stop in (cut.spans[0], cut.spans[-1]))
+    queries = repeats if cut.holds_query else 0
     # The first sample fetches out in its last group.
     before_out = copies.qkv + (copies.out if copies.is_batch else 0)
-    # Two chunks normed; where all features are computed at a time, one and its product.
-    made = longest_chunk(tokens, 2 * plan.chunk_tokens) * sizes.dim
-    if sizes.is_whole:
-        made = chunk * (sizes.dim + (sizes.qkv_dim if chunk < tokens else 0))
+    # A chunk normed; where all features are computed at a time, its product too.
+    normed = longest_chunk(tokens, cut.made_tokens)
+    is_beside = sizes.is_whole and normed < tokens
+    made = normed * (sizes.dim + (sizes.qkv_dim if is_beside else 0))
     # q of a chunk beside what it attended to; or that joined; or that beside its projection.
     ends = 2 * sizes.dim
     shared = 2 if repeats == 1 else 2 * repeats + (2 if queries else 0)
@@ -107,7 +107,7 @@ def feed_forward_elements(
     """
     chunk = longest_chunk(tokens, plan.feed_tokens)
     held = chunk * (sizes.dim + sizes.ffn_dim) + 3 * copies.feed_forward
-    block = chunk * -(-sizes.ffn_dim // (1 if sizes.is_whole else plan.hidden_blocks))
+    block = chunk * -(-sizes.ffn_dim // plan.feed_blocks(is_whole=sizes.is_whole))
     # The first chunk has not fetched w2 where it holds that block.
     is_first = chunk == tokens and not copies.is_batch
     return max(held, held + block - (copies.feed_forward if is_first else 0))

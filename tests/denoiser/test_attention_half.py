@@ -13,6 +13,7 @@ from pack.nodes.denoiser.attention_half import (
     Heads,
     add_attention,
 )
+from pack.nodes.denoiser.cuts import DenoiserPlan
 from pack.nodes.denoiser.rows import Modulation, Projection, RowsFn, columns_of
 from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -99,6 +100,7 @@ class Half:
         return attended.transpose(1, 2).flatten(2)
 
     def run(self, source: torch.Tensor, target: torch.Tensor, **options: Any) -> None:
+        scratch = options.pop("scratch", None)
         add_attention(
             source,
             target,
@@ -111,7 +113,8 @@ class Half:
             norm_out=self.norm("norm_out"),
             gate=self.modulation("gate"),
             heads=self.heads,
-            **options,
+            plan=DenoiserPlan(feed_tokens=1, **options),
+            scratch=scratch,
         )
 
     def oracle(self, source: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pack.nodes.denoiser.cuts import (
     LONG_CHUNK,
     SHORTEST_REST,
+    chunk_count,
     chunks,
     head_groups,
     joined,
@@ -40,6 +41,7 @@ def test_chunks_cover_every_row_once_and_start_at_multiples(tokens: int, chunk: 
     chunk = max(chunk, tokens // 50)
     runs = chunks(tokens, chunk)
     assert [row for run in runs for row in range(*run)] == list(range(tokens))
+    assert chunk_count(tokens, chunk) == len(runs)
     assert all(start % chunk == 0 for start, _ in runs)
     assert longest_chunk(tokens, chunk) == max((stop - start for start, stop in runs), default=0)
     longest = chunk + SHORTEST_REST - 1 if chunk >= LONG_CHUNK else chunk

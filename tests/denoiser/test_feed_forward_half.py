@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.denoiser import reference
-from pack.nodes.denoiser.cuts import HIDDEN_BLOCKS
+from pack.nodes.denoiser.cuts import HIDDEN_BLOCKS, DenoiserPlan
 from pack.nodes.denoiser.feed_forward_half import add_feed_forward
 from pack.nodes.denoiser.rows import ColumnsFn, Modulation, Projection, RowsFn, columns_of
 from pack.testing.tracker import Tracker
@@ -79,6 +79,7 @@ class Half:
         return Modulation([(*span, factors) for span, factors in runs])
 
     def run(self, source: torch.Tensor, target: torch.Tensor, **options: Any) -> None:
+        chunk, blocks = options.pop("chunk_tokens"), options.pop("hidden_blocks", 1)
         add_feed_forward(
             source,
             target,
@@ -87,6 +88,7 @@ class Half:
             **{name: self.projection(name) for name in ("w1", "w2", "w3")},
             norm_out=self.norm("norm_out"),
             gate=self.modulation("gate"),
+            plan=DenoiserPlan(1, 1, chunk, hidden_blocks=blocks),
             **options,
         )
 

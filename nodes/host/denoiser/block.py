@@ -171,9 +171,7 @@ def _attention_half(
                 norm_out=norm_out,
                 gate=gate[sample],
                 heads=heads,
-                groups=plan.groups,
-                chunk_tokens=plan.chunk_tokens,
-                holds_query=plan.holds_query,
+                plan=plan,
                 scratch=None if target is source else target[sample],
             )
 
@@ -201,8 +199,7 @@ def _feed_forward_half(
                 w3=w3,
                 norm_out=norm_out,
                 gate=gate[sample],
-                chunk_tokens=plan.feed_tokens,
-                hidden_blocks=plan.hidden_blocks,
+                plan=plan,
                 is_clamped=block.modulation,
             )
 
