@@ -1,4 +1,4 @@
-"""What Fit to VRAM plans for cards of several sizes, by its formulas alone.
+"""What Fit to VRAM plans for cards of several sizes, by its formulas alone: tables and a plot.
 
     python run.py bench fit_table
 
@@ -9,53 +9,61 @@ it, and times are not measured by this.
 from __future__ import annotations
 
 from bisect import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 from pack.nodes.denoiser.sizes import Request
 from pack.nodes.fit.stages import Models, published_models
 from pack.nodes.fit.what_fits import STEP_PX, fit
-from pack.nodes.units import GIB
+from pack.nodes.units import GIB, size
 
-from .rows import RESULTS_DIR, write
+from .rows import RESULTS_DIR, Row, write
 
-RESULTS = RESULTS_DIR / "fit_table.jsonl"
-BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
+RESULTS, PLOT = RESULTS_DIR / "fit_table.jsonl", RESULTS_DIR / "fit_table.png"
+BUDGETS_GIB = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24)
 PICTURES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1), (4096, 4096, 1))
 TEXT_TOKENS = 256
-# How far is searched.
-LARGEST_PX, LARGEST_BATCH = 8192, 64
+LARGEST_PX = 16384  # what the node takes
+LARGEST_BATCH = 256  # how far is searched
+
+
+def _largest(last: int, fits: Callable[[int], bool]) -> int:
+    return bisect(range(1, last + 1), False, key=lambda number: not fits(number))
 
 
 def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = TEXT_TOKENS) -> int:
     """Side in pixels of the largest square picture that fits with the smallest settings, or 0."""
 
-    def is_too_large(side: int) -> bool:
-        request = Request(side, side, 1, text_tokens)
-        return fit(models, request, budget_bytes, prefer="smallest").verdict != "fits"
+    def fits(steps: int) -> bool:
+        request = Request(steps * STEP_PX, steps * STEP_PX, 1, text_tokens)
+        return fit(models, request, budget_bytes, prefer="smallest").verdict == "fits"
 
-    sides = range(STEP_PX, LARGEST_PX + 1, STEP_PX)
-    return STEP_PX * bisect(sides, False, key=is_too_large)
+    return STEP_PX * _largest(LARGEST_PX // STEP_PX, fits)
 
 
 def largest_batch(models: Models, request: Request, budget_bytes: int) -> int:
     """The largest batch of such pictures that fits with the smallest settings, or 0."""
 
-    def is_too_large(count: int) -> bool:
+    def fits(count: int) -> bool:
         asked = replace(request, batch=count)
-        return fit(models, asked, budget_bytes, prefer="smallest").verdict != "fits"
+        return fit(models, asked, budget_bytes, prefer="smallest").verdict == "fits"
 
-    return bisect(range(1, LARGEST_BATCH + 1), False, key=is_too_large)
+    return _largest(LARGEST_BATCH, fits)
 
 
-def rows() -> list[dict[str, Any]]:
-    """One row per budget and picture, and one per budget with the largest."""
+def least_budget(models: Models, request: Request) -> int:
+    """Bytes of the smallest budget in which the request fits."""
+    return 1 + fit(models, request, 1, prefer="smallest").missing_bytes
+
+
+def rows() -> list[Row]:
+    """One row per budget and picture, one per budget with the largest, one per picture."""
     models, made = published_models(), []
     for gib in BUDGETS_GIB:
-        budget = gib * GIB
+        budget = int(gib * GIB)
         for width, height, batch in PICTURES:
-            request = Request(width, height, batch, TEXT_TOKENS)
-            plan = fit(models, request, budget)
+            plan = fit(models, Request(width, height, batch, TEXT_TOKENS), budget)
             stage = plan.stage("denoise")
             made.append({
                 "budget_gib": gib, "width_px": width, "height_px": height, "batch": batch,
@@ -66,36 +74,73 @@ def rows() -> list[dict[str, Any]]:
             })  # fmt: skip
         made.append({
             "budget_gib": gib,
-            "largest_square_px": largest_square(models, budget, text_tokens=TEXT_TOKENS),
+            "largest_square_px": largest_square(models, budget),
             "largest_batch": largest_batch(
                 models, Request(1024, 1024, 1, TEXT_TOKENS), budget
             ),
         })  # fmt: skip
+    for width, height, batch in PICTURES:
+        request = Request(width, height, batch, TEXT_TOKENS)
+        made.append({
+            "width_px": width, "height_px": height, "batch": batch, "text_tokens": TEXT_TOKENS,
+            "least_bytes": least_budget(models, request),
+        })  # fmt: skip
     return made
 
 
-def table(made: list[dict[str, Any]]) -> str:
-    """Markdown: a line per budget."""
-    heads = [f"{w}x{h}" + (f", batch {b}" if b > 1 else "") for w, h, b in PICTURES]
-    columns = [*heads, "largest square", "largest batch of 1024x1024"]
+def table(made: Sequence[Row]) -> str:
+    """Markdown: a line per budget, and one with the smallest budgets."""
+    columns = [f"{w}x{h}" + (f", batch {b}" if b > 1 else "") for w, h, b in PICTURES]
+    columns += ["largest square", "largest batch of 1024x1024"]
     lines = [f"| budget | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for gib in BUDGETS_GIB:
-        of_budget = [row for row in made if row["budget_gib"] == gib]
+        *pictures, most = (row for row in made if row.get("budget_gib") == gib)
         cells = []
-        for row in of_budget[:-1]:
+        for row in pictures:
             streamed = row["streamed_bytes"]
             cell = f"{streamed / GIB:.2f} GiB" if streamed else "0"
             cells.append(cell if row["verdict"] == "fits" else row["verdict"])
-        side, batch = of_budget[-1]["largest_square_px"], of_budget[-1]["largest_batch"]
+        side, batch = most["largest_square_px"], most["largest_batch"]
         cells.append(f"{side} px" if side < LARGEST_PX else f"{side} px or more")
         cells.append(f"{batch}" if batch < LARGEST_BATCH else f"{batch} or more")
         lines.append(f"| {gib} GiB | {' | '.join(cells)} |")
+    least = [size(row["least_bytes"]) for row in made if "least_bytes" in row]
+    lines.append(f"| smallest budget that fits | {' | '.join([*least, '', ''])} |")
     return "\n".join(lines)
+
+
+def draw(made: Sequence[Row], path: Path) -> None:
+    """The largest square and the largest batch, a bar per budget."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    most = [row for row in made if "largest_batch" in row]
+    names = [f"{row['budget_gib']:g}" for row in most]
+    figure, both = pyplot.subplots(1, 2, figsize=(11, 4.2))
+    shown = (
+        ("largest_square_px", LARGEST_PX, "Largest square picture, side in px"),
+        ("largest_batch", LARGEST_BATCH, "Largest batch of 1024x1024"),
+    )
+    for axes, (key, last, title) in zip(both, shown, strict=True):
+        values = [row[key] for row in most]
+        bars = axes.bar(names, values, color="#4c78a8")
+        words = [f"{value}" if value < last else f"{value}+" for value in values]
+        axes.bar_label(bars, words, fontsize=8)
+        axes.set(title=title, xlabel="budget in GiB: weights, activations and workspaces")
+        axes.margins(y=0.1)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.suptitle("Fit to VRAM, prefer smallest, bfloat16: planned by formula, not measured")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def main() -> None:
     made = rows()
     write(RESULTS, made)
+    draw(made, PLOT)
     print(
         f"Weights streamed from RAM in each step, as planned (prefer balance; bfloat16, "
         f"{TEXT_TOKENS} text tokens), and the largest that fits (prefer smallest).\n"
