@@ -13,6 +13,7 @@ from .host.fit import budget
 from .host.fit.inputs import planner_for
 from .host.fit.patch import NAME, with_plan, with_planned_vae
 from .host.fit.route import UI_KEY
+from .host.fit.text_encoder import with_limit
 from .prefer import PREFERENCES, Prefer
 from .units import GIB
 
@@ -100,6 +101,15 @@ class FitToVRAM(io.ComfyNode):
                         "A shorter prompt needs a little less memory."
                     ),
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip=(
+                        "Its text encoder keeps to the budget too, and its embedding table (0.74 "
+                        "GiB) stays in RAM where not all fits. Connect the output to the prompt "
+                        "nodes. Without it, ComfyUI's own encode is shown and not limited."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The planned model, for a sampler."),
@@ -109,6 +119,7 @@ class FitToVRAM(io.ComfyNode):
                     display_name="report",
                     tooltip="The plan as a text table: peaks by stage in GiB, settings, streaming.",
                 ),
+                io.Clip.Output(tooltip="The planned CLIP; empty if no CLIP is connected."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -125,6 +136,7 @@ class FitToVRAM(io.ComfyNode):
         vae=None,
         latent=None,
         conditioning=None,
+        clip=None,
     ) -> io.NodeOutput:
         asked = Request(width, height, batch_size, TEXT_TOKENS)
         planner = planner_for(
@@ -133,16 +145,19 @@ class FitToVRAM(io.ComfyNode):
             named_bytes=int(budget_gib * GIB),
             prefer=prefer,
             vae=vae,
+            clip=clip,
             latent=latent,
             conditioning=conditioning,
         )
         device, node_id = model.load_device, cls.hidden.unique_id if cls.hidden else None
         plan = planner.plan(planner.request, budget.room_bytes(device))
+        budget.check_ram(plan, [model] if clip is None else [model, clip.patcher])
         others, headline = what_else(plan), report.headline(plan)
         speed, notes = budget.copy_bytes_per_s(device), budget.notes(model)
         text = report.text(plan, others=others, copy_bytes_per_s=speed, notes=notes)
         shown = report.as_json(plan, others=others, card_bytes=budget.card_bytes(device))
         patched = with_plan(model, planner, node_id)
         lean = None if vae is None else with_planned_vae(vae, planner, node_id)
+        text_encoder = None if clip is None else with_limit(clip, planner, node_id, name=NAME)
         NodeLog(NAME, node_id).say(headline)
-        return io.NodeOutput(patched, lean, text, ui={UI_KEY: [shown]})
+        return io.NodeOutput(patched, lean, text, text_encoder, ui={UI_KEY: [shown]})

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -132,6 +132,50 @@ class FakeCard:
 
     def reset_peak(self) -> None:
         self.peak = self.allocated
+
+
+class Pages:
+    """Real pages on the fake card for weights of those sizes, in place of a model's own.
+
+    Args:
+        patcher: of the model.
+        refused: calls of `set_watermark` that raise.
+    """
+
+    def __init__(
+        self,
+        patcher: Any,
+        sizes: Sequence[int],
+        *,
+        refused: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        from comfy_aimdo.model_vbar import ModelVBAR
+
+        class Refusing(ModelVBAR):
+            def set_watermark(self, size_bytes: int) -> None:
+                if refused(size_bytes):
+                    raise RuntimeError("VBAR set_watermark failed")  # as comfy_aimdo 0.6.0
+                super().set_watermark(size_bytes)
+
+        self.vbar = Refusing(2 * sum(sizes), 0)
+        self.weights = [self.vbar.alloc(size) for size in sizes]
+        self.resident: list[int] = []
+        patcher.model.dynamic_vbars = {patcher.load_device: self.vbar}
+
+    def forward(self) -> int:
+        """Asks for each weight, as a forward does; returns how much is resident then."""
+        from comfy_aimdo.model_vbar import vbar_fault, vbar_unpin
+
+        for weight in self.weights:
+            if vbar_fault(weight) is not None:
+                vbar_unpin(weight)
+        self.resident.append(self.vbar.loaded_size())
+        return self.resident[-1]
+
+    def load(self) -> int:
+        """As the host does at each load."""
+        self.vbar.prioritize()
+        return self.forward()
 
 
 def forward(model: Any) -> None:

@@ -1,7 +1,7 @@
 // The question to Fit to VRAM: its inputs, read from the open graph or from a prompt.
 //
-// A question is { width, height, batch_size, budget_gib, prefer, has_vae }. Sizes that are known only
-// in the run, such as those of a loaded picture, are null. No page is needed here.
+// A question is { width, height, batch_size, budget_gib, prefer, has_vae, has_clip }. Sizes that are
+// known only in the run, such as those of a loaded picture, are null. No page is needed here.
 
 export const SIZES = ["width", "height", "batch_size"];
 const SUBGRAPH_INPUT = -10; // the origin of a link that comes from outside of a subgraph
@@ -17,7 +17,7 @@ export function questionOf(node, outerOf = () => null) {
   const latent = latentOf(node);
   const origin = latent && originOf(node, latent, outerOf)?.node;
   const ofLatent = origin && RUNS.has(origin.mode) ? asks(origin) : () => null;
-  return question(latent ? ofLatent : own, own, linkOf(node, "vae") !== undefined);
+  return question(latent ? ofLatent : own, own, (name) => linkOf(node, name) !== undefined);
 }
 
 /** The node's input for a latent where something is wired to it. */
@@ -35,15 +35,15 @@ export function questionInPrompt(nodes, id) {
     const value = inputs?.[name];
     return Array.isArray(value) ? linked(value)?.value : value;
   };
-  return question(asks("latent" in own ? linked(own.latent) : own), asks(own), "vae" in own);
+  return question(asks("latent" in own ? linked(own.latent) : own), asks(own), (name) => name in own);
 }
 
-function question(sized, own, hasVae) {
+function question(sized, own, has) {
   const sizes = SIZES.map((name) => [name, sized(name)]);
   const isKnown = sizes.every(([, value]) => typeof value === "number");
   const asked = Object.fromEntries(sizes.map(([name, value]) => [name, isKnown ? value : null]));
   const set = { budget_gib: own("budget_gib") ?? null, prefer: own("prefer") ?? null };
-  return { ...asked, ...set, has_vae: hasVae };
+  return { ...asked, ...set, has_vae: has("vae"), has_clip: has("clip") };
 }
 
 /** The value of a node's widget, or of what is wired to it. */

@@ -13,39 +13,47 @@ from ..denoiser.need import TEXT_TOKENS, denoiser_live_bytes, of_latent
 from ..denoiser.plan import DenoiserChoice, denoiser_plan
 from ..denoiser.sizes import Request
 from ..prefer import PREFERENCES, Prefer
-from ..units import GIB
+from ..units import GIB, size
 from ..vae.choice import VaeChoice
 from ..vae.plan import VaeCall
 from . import report
-from .stages import Models
-from .what_fits import WHOLE_RUN, Alternative, Fit, Run, alternatives, fit
+from .stages import Models, Stage
+from .what_fits import WHOLE_RUN, Alternative, Fit, Run, alternatives, fit, text_within
 
 
 @dataclass(frozen=True)
-class Decision:
-    """The plan of one sampling, as it is enforced.
+class Allowance:
+    """The plan of one call of a model, as it is enforced.
 
-    choice: of the lean blocks.
-    live_bytes: least and most predicted bytes of live tensors at the peak, weights excluded. They
-        differ because the host may compute prompts one by one, and holds a block's weights where it
-        casts or streams them.
     need_bytes: everything but weights.
     peak_bytes: everything.
     limit_bytes: the most weights on the card; None where no budget is named or all weights fit.
     budget_bytes: for everything, less the models that are loaded with it; None where no budget is
         named.
     text: for the node and the log.
-    is_warning: the sampling may run out of memory.
+    is_warning: the call may run out of memory.
     """
 
-    choice: DenoiserChoice
-    live_bytes: tuple[int, int]
     need_bytes: int
     peak_bytes: int
     limit_bytes: int | None
     budget_bytes: int | None
     text: str
     is_warning: bool
+
+
+@dataclass(frozen=True)
+class Decision(Allowance):
+    """The plan of one sampling.
+
+    choice: of the lean blocks.
+    live_bytes: least and most predicted bytes of live tensors at the peak, weights excluded. They
+        differ because the host may compute prompts one by one, and holds a block's weights where it
+        casts or streams them.
+    """
+
+    choice: DenoiserChoice
+    live_bytes: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -146,21 +154,55 @@ class Planner:
         text = f"{report.headline(plan)} · {stage.setting}"
         if others:
             text += f" · what would fit: {report.either(others)}"
-        resident = stage.resident_bytes(limit)
         how = denoiser_plan(plan.request, plan.choice, fill=self.models.fill_tokens)
         one = denoiser_live_bytes(plan.request, how, is_plain=is_plain)
         return Decision(
+            *self._enforced(stage, limit),
+            text,
+            plan.verdict != "fits",
             plan.choice,
             (
                 one.peak(has_copies=stage.is_cast),
                 stage.activation_bytes + stage.held_bytes(limit),
             ),
+        )
+
+    def decide_text(self, tokens: int, room_bytes: int | None, *, weight_bytes: int) -> Allowance:
+        """The plan of a prompt's encoding that begins.
+
+        Args:
+            tokens: of the prompt.
+            room_bytes: see `decide`.
+            weight_bytes: of the text encoder with its LoRAs.
+
+        Raises:
+            ValueError: it cannot run in the budget.
+        """
+        models = replace(self.models, text_weight_bytes=weight_bytes)
+        limit = self.budget_bytes(room_bytes)
+        stage = text_within(models, tokens, limit, run=self.run)
+        text = f"text encode, {tokens} tokens: {stage.setting}"
+        if limit is not None and stage.hard_least_bytes > limit:
+            raise ValueError(
+                f"Fit to VRAM: {text}: the budget must be at least {size(stage.hard_least_bytes)}, "
+                f"got {size(limit)}: raise budget_gib, or shorten the prompt"
+            )
+        is_tight = limit is not None and stage.least_bytes > limit
+        return Allowance(*self._enforced(stage, limit), text, is_tight)
+
+    def text_stage(self, room_bytes: int | None) -> Stage:
+        """The encoding of a prompt of the assumed length, for `Run.has_clip`."""
+        limit = self.budget_bytes(room_bytes)
+        return text_within(self.models, self.request.text_tokens, limit, run=self.run)
+
+    def _enforced(self, stage: Stage, limit: int | None) -> tuple[int, int, int | None, int | None]:
+        """The first four fields of an `Allowance`."""
+        resident = stage.resident_bytes(limit)
+        return (
             stage.need_bytes,
             stage.peak_bytes(limit),
             None if not self.named_bytes or resident == stage.weight_bytes else resident,
             limit if self.named_bytes else None,
-            text,
-            plan.verdict != "fits",
         )
 
     def vae_choice(self, call: VaeCall, room_bytes: int | None) -> VaeChoice:
@@ -198,8 +240,8 @@ def answer(
     """The plan for a question of the page.
 
     Args:
-        asked: the node's inputs width, height, batch_size, budget_gib and prefer, and has_vae:
-            whether a VAE is connected, which then becomes Lean VAE.
+        asked: the node's inputs width, height, batch_size, budget_gib and prefer, and has_vae and
+            has_clip: whether a VAE and a CLIP are connected, which then keep to the budget.
         room_bytes: on the card; None without one.
         margin_bytes: see `Planner`.
         models: as they are published.
@@ -211,7 +253,7 @@ def answer(
     sides = (int(asked["width"]), int(asked["height"]), int(asked["batch_size"]))
     request = Request(*sides, TEXT_TOKENS)
     named = int(float(asked["budget_gib"]) * GIB)
-    run = Run(has_lean_vae=bool(asked["has_vae"]))
+    run = Run(has_lean_vae=bool(asked["has_vae"]), has_clip=bool(asked.get("has_clip")))
     planner = Planner(models, request, named, margin_bytes, asked["prefer"], run=run)
     plan = planner.plan(request, room_bytes)
     return report.as_json(plan, others=list(alternatives(plan)), card_bytes=card_bytes)

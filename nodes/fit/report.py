@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..units import size
+from .sharing import fetched_again
 from .stages import ASSUMED_CARD, Stage
 from .what_fits import Alternative, Fit
 
@@ -60,6 +61,8 @@ def text(
             f"Each step streams {size(streamed)} of weights from RAM: {streamed / speed:.2f} s at "
             f"{speed / 1e9:.1f} GB/s ({how}), less what hides behind the arithmetic."
         )
+    if again := again_text(plan):
+        lines.append(again)
     lines += [
         f"Pinned RAM: {stage.setting} keeps {size(stage.ram_bytes)} of maps there while it runs."
         for stage in plan.stages
@@ -68,6 +71,17 @@ def text(
     if others:
         lines.append(f"What would fit: {either(others)}.")
     return "\n".join([*lines, *notes]).rstrip()
+
+
+def again_text(plan: Fit) -> str:
+    """What the next picture fetches again, in words; empty where all stays on the card."""
+    again = fetched_again(plan.stages, plan.budget_bytes)
+    words = [f"{size(count)} of {name}" for name, count in again.items() if count]
+    if not words:
+        return ""
+    unless = " A prompt that did not change needs none." if again.get("text encode") else ""
+    besides = "The next picture fetches again, besides what each step streams"
+    return f"{besides}: {', '.join(words)}.{unless}"
 
 
 def either(others: Sequence[Alternative]) -> str:

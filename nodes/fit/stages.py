@@ -15,7 +15,7 @@ from ..vae.choice import VaeChoice
 from ..vae.need import VAE_RESERVED, vae_need_bytes
 from ..vae.peak import lean_vae_ram_bytes, vae_parameters, vae_peak_bytes
 from ..vae.plan import VaeCall, VaeSizes
-from .text_encoder import QWEN3_4B, text_encoder_peak_bytes
+from .text_encoder import QWEN3_4B, TextEncoderSizes, text_encoder_peak_bytes
 
 # What Fit to VRAM chooses from: each can be set on Apply Gradient Checkpoint.
 DENOISER_CHOICES = (
@@ -122,6 +122,7 @@ class Models:
     """The models of a run.
 
     denoiser_weight_bytes, text_weight_bytes, vae_weight_bytes: as stored on disk or in RAM.
+    text_table_bytes: of the text encoder's embedding table; 0 if it cannot stay in RAM.
     vae_dtype_bytes: of one element in the VAE's arithmetic.
     text_adds_in_place: see `text_encoder_peak_bytes`.
     has_ram, is_unrolled: of the card, see `VaeCall`.
@@ -132,7 +133,9 @@ class Models:
     denoiser_weight_bytes: int
     text_weight_bytes: int
     vae_weight_bytes: int
+    text_table_bytes: int = 2 * QWEN3_4B.table
     denoiser: TransformerSizes = Z_IMAGE
+    text: TextEncoderSizes = QWEN3_4B
     decoder: VaeSizes = FLUX_DECODER
     vae_dtype_bytes: int = 2
     has_ram: bool = True
@@ -164,17 +167,31 @@ def published_models(*, weight_bits: float = 16) -> Models:
     )
 
 
-def text_stage(models: Models, tokens: int) -> Stage:
-    """The encoding of one prompt, which is the host's own."""
-    live = text_encoder_peak_bytes(tokens, adds_in_place=models.text_adds_in_place)
-    embedding = QWEN3_4B.vocabulary * QWEN3_4B.hidden
+def text_stage(
+    models: Models, tokens: int, *, is_limited: bool = False, gathers_rows: bool = False
+) -> Stage:
+    """The encoding of one prompt, which is the host's own.
+
+    Args:
+        is_limited: its weights are kept within the budget.
+        gathers_rows: the embedding table stays in RAM, where the prompt's rows are gathered.
+    """
+    sizes = models.text
+    live = text_encoder_peak_bytes(tokens, sizes, adds_in_place=models.text_adds_in_place)
+    table = models.text_table_bytes
+    layers = models.text_weight_bytes - table
+    largest = layers * sizes.largest_matrix // (sizes.parameters - (sizes.table if table else 0))
+    setting = "ComfyUI's own, limited" if is_limited else "ComfyUI's own, not limited"
+    buffers = models.buffers_bytes(largest)
+    if gathers_rows:
+        setting += "; embedding table in RAM"
+    else:
+        buffers = max(buffers, models.buffers_bytes(table, count=1))
     return Stage(
         "text encode",
-        "ComfyUI's own, not limited",
-        weight_bytes=models.text_weight_bytes,
-        buffer_bytes=models.buffers_bytes(
-            models.text_weight_bytes * embedding // QWEN3_4B.parameters, count=1
-        ),
+        setting,
+        weight_bytes=layers if gathers_rows else models.text_weight_bytes,
+        buffer_bytes=buffers,
         activation_bytes=live,
         stock_bytes=live,
         workspace_bytes=int((VAE_RESERVED - 1) * live),

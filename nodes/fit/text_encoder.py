@@ -25,18 +25,30 @@ class TextEncoderSizes:
     vocabulary: int = 151936
 
     @property
+    def table(self) -> int:
+        """Elements of the embedding table."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def largest_matrix(self) -> int:
+        """Elements of the largest matrix of a layer."""
+        return self.hidden * max(self.ffn, self.heads * self.head_dim)
+
+    @property
     def parameters(self) -> int:
         """Elements of all weights."""
         attention = 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim
         norms = 2 * self.hidden + 2 * self.head_dim
         layer = attention + 3 * self.hidden * self.ffn + norms
-        return self.vocabulary * self.hidden + self.layers * layer + self.hidden
+        return self.table + self.layers * layer + self.hidden
 
 
 QWEN3_4B = TextEncoderSizes()
 
 
-def text_encoder_peak_bytes(tokens: int, *, adds_in_place: bool = False) -> int:
+def text_encoder_peak_bytes(
+    tokens: int, sizes: TextEncoderSizes = QWEN3_4B, *, adds_in_place: bool = False
+) -> int:
     """The peak of encoding one prompt in the host, in bytes; weights and workspaces excluded.
 
     The peak is in a feed-forward, which holds a matrix in float32. In long prompts it is in an
@@ -53,14 +65,14 @@ def text_encoder_peak_bytes(tokens: int, *, adds_in_place: bool = False) -> int:
     """
     if tokens < 1:
         raise ValueError(f"tokens must be >= 1, got {tokens}")
-    sizes, rotary = QWEN3_4B, 3 * QWEN3_4B.head_dim
+    rotary = 3 * sizes.head_dim
     masks = 2 * tokens**2
     streams = 4 - adds_in_place
     queries, shared = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     # The embedding, the stream twice (in place: once), the normed input and the tapped layer; the
     # largest matrix.
     feed_forward = tokens * ((streams + 1) * sizes.hidden + rotary + 2 * sizes.ffn)
-    feed_forward += sizes.hidden * max(sizes.ffn, queries)
+    feed_forward += sizes.largest_matrix
     # q, k and v for every head, q scaled; scores, their softmax and what was masked in a byte.
     attention = tokens * (streams * sizes.hidden + rotary + 4 * queries + 2 * shared)
     attention += sizes.heads * tokens**2 * 9 // 4

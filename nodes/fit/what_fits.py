@@ -31,6 +31,7 @@ class Run:
     """The stages of a run.
 
     has_text: the prompt is still to be encoded.
+    has_clip: the text encoder is kept within the budget.
     has_encode: a picture is encoded first.
     has_decode: a picture is decoded at the end.
     has_lean_vae: Lean VAE decodes; otherwise the host's own decode is shown but not judged.
@@ -40,6 +41,7 @@ class Run:
     """
 
     has_text: bool = True
+    has_clip: bool = True
     has_encode: bool = False
     has_decode: bool = True
     has_lean_vae: bool = True
@@ -133,7 +135,9 @@ def fit(
         [choice for choice, stage in denoise.items() if fits(stage)] or [DENOISER_CHOICES[-1]],
         key=lambda choice: (denoise[choice].step_seconds(budget_bytes), denoise[choice].need_bytes),
     )
-    stages = [text_stage(models, request.text_tokens)] if run.has_text else []
+    stages = []
+    if run.has_text:
+        stages.append(text_within(models, request.text_tokens, budget_bytes, run=run))
     decode = vae_stages(models, request) if run.has_decode else ()
     encode = vae_stages(models, request, is_decode=False) if run.has_encode else ()
     chosen_vae = max(
@@ -147,6 +151,15 @@ def fit(
     elif decode:
         stages.append(vae_stage(models, request, None))
     return Fit(models, request, run, budget_bytes, prefer, tuple(stages), chosen)
+
+
+def text_within(models: Models, tokens: int, budget_bytes: int | None, *, run: Run) -> Stage:
+    """The encoding of a prompt; the embedding table waits in RAM where not all weights fit."""
+    whole = text_stage(models, tokens, is_limited=run.has_clip)
+    can_gather = run.has_clip and models.text_table_bytes > 0
+    if not can_gather or not whole.streamed_bytes(budget_bytes):
+        return whole
+    return text_stage(models, tokens, is_limited=True, gathers_rows=True)
 
 
 def _with_least(stage: Stage, need_bytes: int) -> Stage:

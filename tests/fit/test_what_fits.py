@@ -26,6 +26,7 @@ from pack.nodes.fit.stages import (
 )
 from pack.nodes.fit.text_encoder import text_encoder_peak_bytes
 from pack.nodes.fit.what_fits import (
+    WHOLE_RUN,
     Alternative,
     Fit,
     Run,
@@ -47,9 +48,10 @@ def plan(
     *,
     prefer: Prefer = "balance",
     models: Models = MODELS,
+    run: Run = WHOLE_RUN,
 ) -> Fit:
     budget = None if gib is None else int(gib * GIB)
-    return fit(models, Request(width, height, batch), budget, prefer=prefer)
+    return fit(models, Request(width, height, batch), budget, prefer=prefer, run=run)
 
 
 def settings(made: Fit) -> list[str]:
@@ -256,14 +258,16 @@ def test_what_would_fit_does_and_a_little_more_does_not():
 
 
 def test_smaller_weights_are_named_where_they_help():
-    """The text encoder's embedding must be on the card as a whole: 742 MiB in bfloat16."""
-    small = plan(512, 512, gib=0.8)
+    """The host's own text encoder needs its embedding on the card as a whole: 742 MiB in bf16."""
+    assert plan(512, 512, gib=0.8).verdict == "fits"
+    assert plan(512, 512, gib=0.8, run=Run(has_clip=False)).verdict == "too large"
+    small = plan(512, 512, gib=0.4)
     assert small.verdict == "too large"
     assert [other.differs_in for other in alternatives(small)] == ["fp8"]
     in_fp8 = replace(
         published_models(weight_bits=8), text_weight_bytes=MODELS.text_weight_bytes // 2
     )
-    assert plan(512, 512, gib=0.8, models=in_fp8, prefer="smallest").verdict == "fits"
+    assert plan(512, 512, gib=0.4, models=in_fp8, prefer="smallest").verdict == "fits"
 
 
 def test_planning_takes_less_than_50_ms():

@@ -7,7 +7,7 @@ import { barsOf, highest } from "../../js/fit/bars.js";
 import { questionInPrompt, questionOf } from "../../js/fit/question.js";
 
 const SET = { budget_gib: 8, prefer: "balance", width: 1024, height: 768, batch_size: 2 };
-const OWN = { ...SET, has_vae: false };
+const OWN = { ...SET, has_vae: false, has_clip: false };
 const widgets = (values) => Object.entries(values).map(([name, value]) => ({ name, value }));
 
 /** A graph as the page has it: nodes by id, and links [id, origin, slot, target, slot]. */
@@ -84,6 +84,7 @@ test("a prompt asks the same as the graph that it was made of", () => {
     10: { inputs: { ...SET, latent: ["8", 0] } },
     11: { inputs: SET },
     13: { inputs: { ...SET, vae: ["7", 0] } },
+    14: { inputs: { ...SET, clip: ["7", 1] } },
   };
   const asked = { ...OWN, width: 512, height: 640, batch_size: 4 };
   const unknown = { ...OWN, width: null, height: null, batch_size: null };
@@ -91,6 +92,7 @@ test("a prompt asks the same as the graph that it was made of", () => {
   assert.deepEqual(questionInPrompt(prompt, "10"), unknown);
   assert.deepEqual(questionInPrompt(prompt, "11"), OWN);
   assert.deepEqual(questionInPrompt(prompt, "13"), { ...OWN, has_vae: true });
+  assert.deepEqual(questionInPrompt(prompt, "14"), { ...OWN, has_clip: true });
   const decoded = fitNode();
   decoded.inputs.push({ name: "vae", link: 6 });
   graphOf({ 1: decoded });

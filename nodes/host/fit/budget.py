@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -13,6 +13,7 @@ import comfy.model_management as management
 import torch
 from comfy.cli_args import args
 
+from ...fit.what_fits import Fit
 from ...units import size
 from ..attention.patch import holds_scores
 from ..base.device import driver_bytes, is_card, is_dynamic, weights_bytes
@@ -107,6 +108,26 @@ def _lift(pages: Any) -> None:
             "Fit to VRAM: the limit on a model's pages stays until ComfyUI loads the model again, "
             "comfy-aimdo refused to lift it: %s",
             error,
+        )
+
+
+def check_ram(plan: Fit, patchers: Sequence[Any]) -> None:
+    """Raises a `ValueError` where RAM is too small for what must wait there.
+
+    That is the maps of Lean VAE, and where the host loads by estimate the weights that leave the
+    card. Pages of dynamic VRAM are copies of what is in RAM or in a file.
+    """
+    leaves = sum(
+        max(0, patcher.loaded_size() - plan.stage(name).resident_bytes(plan.budget_bytes))
+        for name, patcher in zip(("denoise", "text encode"), patchers, strict=False)
+        if is_card(patcher.load_device) and not is_dynamic(patcher)
+    )
+    maps = max(stage.ram_bytes for stage in plan.stages)
+    free = int(management.get_free_memory(torch.device("cpu")))
+    if leaves + maps > free:
+        raise ValueError(
+            f"Fit to VRAM: RAM must have {size(leaves + maps)} free for weights and maps that wait "
+            f"there, got {size(free)}: close other programs, or raise budget_gib"
         )
 
 

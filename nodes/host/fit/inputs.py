@@ -22,6 +22,7 @@ from ..denoiser.block import fill_on
 from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
 from ..vae.patch import decoder_sizes
 from . import budget
+from .text_encoder import check_is_text_encoder, table_bytes, text_encoder_sizes
 
 # Hosts after 0.30.0 write a text encoder block's result over its input.
 ADDS_IN_PLACE = "output" in llama.TransformerBlock.forward.__code__.co_varnames
@@ -44,6 +45,7 @@ def planner_for(
     named_bytes: int,
     prefer: Prefer,
     vae: Any,
+    clip: Any,
     latent: dict[str, Any] | None,
     conditioning: Any,
 ) -> Planner:
@@ -53,11 +55,12 @@ def planner_for(
         asked: the widgets' picture and batch, and the prompt's length to assume.
         named_bytes: the budget; 0 for what the card has free.
         vae: what is connected, or None.
+        clip: likewise.
         latent: likewise; it overrides the widgets.
         conditioning: likewise; it overrides the prompt's length.
 
     Raises:
-        ValueError: the model is not Z-Image, or the latent is not a picture's.
+        ValueError: the model or the CLIP is not Z-Image's, or the latent is not a picture's.
     """
     check_is_z_image(model)
     sizes = transformer_sizes(model)
@@ -74,6 +77,14 @@ def planner_for(
         is_dynamic=is_dynamic(model),
         fill_tokens=fill_on(model.load_device, sizes),
     )
+    if clip is not None:
+        check_is_text_encoder(clip)
+        models = replace(
+            models,
+            text=text_encoder_sizes(clip),
+            text_weight_bytes=budget.weight_bytes(clip.patcher),
+            text_table_bytes=table_bytes(clip),
+        )
     decoder = None if vae is None else decoder_sizes(vae)  # None: the VAE cannot be lean
     if vae is not None:
         models = replace(
@@ -89,7 +100,11 @@ def planner_for(
         budget.margin_bytes(),
         prefer,
         floor_bytes=budget.floor_bytes(model),
-        run=Run(has_text=conditioning is None, has_lean_vae=decoder is not None),
+        run=Run(
+            has_text=clip is not None or conditioning is None,
+            has_clip=clip is not None,
+            has_lean_vae=decoder is not None,
+        ),
     )
 
 

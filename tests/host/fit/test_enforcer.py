@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import torch
 from pack.nodes.units import GIB, MIB, PAGE_BYTES
 from pack.testing import lean_models
-from pack.testing.fake_card import FakeCard, on_fake_card
+from pack.testing.fake_card import FakeCard, Pages, on_fake_card
 from pack.testing.lean_models import prepare, sample
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -36,44 +36,19 @@ def as_card(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "weight_bytes", lambda patcher: WEIGHTS * WEIGHT_BYTES)
 
 
-class Pages:
-    """Real pages on the fake card, asked for at each call of the model; `refused` calls raise."""
+def pages_of(model: Any, **options: Any) -> Pages:
+    """Pages for the model's weights, asked for at each call of it."""
+    from comfy.patcher_extension import WrappersMP
 
-    def __init__(self, model: Any, *, refused: Callable[[int], bool] = lambda _: False) -> None:
-        from comfy.patcher_extension import WrappersMP
-        from comfy_aimdo.model_vbar import ModelVBAR
+    pages = Pages(model, [WEIGHT_BYTES] * WEIGHTS, **options)
 
-        class Refusing(ModelVBAR):
-            def set_watermark(self, size_bytes: int) -> None:
-                if refused(size_bytes):
-                    raise RuntimeError("VBAR set_watermark failed")  # as comfy_aimdo 0.6.0
-                super().set_watermark(size_bytes)
-
-        self.vbar = Refusing(2 * WEIGHTS * WEIGHT_BYTES, 0)
-        self.weights = [self.vbar.alloc(WEIGHT_BYTES) for _ in range(WEIGHTS)]
-        self.resident: list[int] = []
-        model.model.dynamic_vbars = {model.load_device: self.vbar}
-        model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "test")
-        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", self.call)
-
-    def call(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        self.forward()
+    def call(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        pages.forward()
         return executor(*args, **kwargs)
 
-    def forward(self) -> int:
-        """Asks for each weight; returns how much is resident then."""
-        from comfy_aimdo.model_vbar import vbar_fault, vbar_unpin
-
-        for weight in self.weights:
-            if vbar_fault(weight) is not None:
-                vbar_unpin(weight)
-        self.resident.append(self.vbar.loaded_size())
-        return self.resident[-1]
-
-    def load(self) -> int:
-        """As the host does at each load."""
-        self.vbar.prioritize()
-        return self.forward()
+    model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "test")
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", call)
+    return pages
 
 
 def limited(model: Any) -> tuple[Any, int]:
@@ -83,8 +58,8 @@ def limited(model: Any) -> tuple[Any, int]:
     from pack.nodes.host.fit.patch import with_plan
 
     planner = planner_for(
-        model, Request(384, 384), named_bytes=0, prefer="speed", vae=None, latent=None,
-        conditioning=lean_models.prompt(),
+        model, Request(384, 384), named_bytes=0, prefer="speed", vae=None, clip=None,
+        latent=None, conditioning=lean_models.prompt(),
     )  # fmt: skip
     stage = planner.plan(planner.request, None).stage("denoise")
     budget_bytes = stage.least_bytes + stage.weight_bytes // 4
@@ -98,7 +73,7 @@ def limited(model: Any) -> tuple[Any, int]:
 def test_the_limit_holds_from_step_to_step_and_no_longer(loaded: Any, as_card: None) -> None:
     """Bug: the library rounds up, so a limit that is no multiple of a page was exceeded."""
     FakeCard(16 * GIB)
-    pages = Pages(loaded)
+    pages = pages_of(loaded)
     patched, limit = limited(loaded)
     assert limit % PAGE_BYTES == 0
     for _ in range(2):
@@ -132,7 +107,7 @@ def test_the_limit_is_lifted_where_a_sampling_does_not_end(
         management.throw_exception_if_processing_interrupted()
 
     FakeCard(16 * GIB)
-    pages = Pages(loaded, refused=lambda size: is_refused and size > GIB * 4)
+    pages = pages_of(loaded, refused=lambda size: is_refused and size > GIB * 4)
     error = management.InterruptProcessingException if is_cancelled else ValueError
     # In the first step, and after the limit was set but before there is a step.
     for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREPARE_SAMPLING):
@@ -154,7 +129,7 @@ def test_a_limit_that_is_refused_is_said_and_the_sampling_goes_on(
     loaded: Any, as_card: None, caplog: Any
 ) -> None:
     FakeCard(16 * GIB)
-    pages = Pages(loaded, refused=lambda size: size < GIB * 4)
+    pages = pages_of(loaded, refused=lambda size: size < GIB * 4)
     patched, _ = limited(loaded)
     with caplog.at_level(logging.WARNING):
         assert torch.isfinite(sample(patched).latent).all()
@@ -234,6 +209,39 @@ def test_a_host_that_loads_by_estimate_never_goes_beyond_the_limit(
     assert other.loaded_size() == other.model_size()
 
 
+def test_a_text_encoder_that_is_loaded_by_estimate_keeps_to_its_limit(
+    host: Any, small_folder: Path, estimated: Estimated
+) -> None:
+    """Bug: it loaded all weights that the card had room for, whatever the budget."""
+    from pack.nodes.denoiser.sizes import Request
+    from pack.nodes.fit.stages import text_stage
+    from pack.nodes.host.fit.inputs import planner_for
+    from pack.nodes.host.fit.text_encoder import token_count, with_limit
+
+    own = lean_models.from_loader(host, small_folder)
+    clip = own.clip
+    planner = planner_for(
+        own.model, Request(64, 64), named_bytes=0, prefer="smallest", vae=None, clip=clip,
+        latent=None, conditioning=None,
+    )  # fmt: skip
+    stage = text_stage(planner.models, 512, is_limited=True, gathers_rows=True)
+    half = stage.weight_bytes // 2
+    named = stage.least_bytes + half
+    planner = replace(planner, named_bytes=named)
+    limited = with_limit(clip, planner, None, name="test")
+    tokens = limited.tokenize("a " * 500)
+    limit = planner.decide_text(
+        token_count(tokens), None, weight_bytes=clip.patcher.model_size()
+    ).limit_bytes
+    assert limit is not None and 0.5 * half < limit < stage.weight_bytes
+    clip.patcher.detach()  # without a card it is loaded at once
+    estimated.added(limited.patcher)
+    for _ in range(2):
+        with limited._encoding():
+            limited.load_model(tokens)
+            assert 0.5 * limit < limited.patcher.loaded_size() <= limit
+
+
 @pytest.mark.parametrize(
     ("factor", "end"), [(1.0, "MiB"), (1.5, "50 % apart"), (0.5, "50 % apart"), (0.0, None)]
 )
@@ -249,8 +257,8 @@ def test_the_peak_is_compared_with_the_plan(
     from pack.nodes.host.fit.patch import with_plan
 
     planner = planner_for(
-        loaded, Request(384, 384), named_bytes=0, prefer="balance", vae=None, latent=None,
-        conditioning=lean_models.prompt(),
+        loaded, Request(384, 384), named_bytes=0, prefer="balance", vae=None, clip=None,
+        latent=None, conditioning=lean_models.prompt(),
     )  # fmt: skip
     plan = planner.plan(planner.request, None)
     how = denoiser_plan(planner.request, plan.choice)

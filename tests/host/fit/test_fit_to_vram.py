@@ -33,7 +33,7 @@ def loaded(host: Any, small_folder: Path) -> Any:
 def fit(model: Any, **options: Any) -> tuple[Any, Any, str]:
     from pack.nodes.fit_to_vram import FitToVRAM
 
-    return FitToVRAM.execute(model, **options).args
+    return FitToVRAM.execute(model, **options).args[:3]
 
 
 def wire(side: int = 48, *, channels: int = 16, batch: int = 1) -> dict[str, torch.Tensor]:
@@ -295,6 +295,7 @@ def test_a_stock_vae_is_planned_with_its_own_dtype_and_weights(loaded):
         planner = planner_for(
             loaded.model, Request(384, 384), named_bytes=0, prefer="speed", vae=vae, latent=None,
             conditioning=prompt(),
+            clip=None,
         )  # fmt: skip
         return planner.plan(planner.request, None).stage("VAE decode")
 
