@@ -20,9 +20,10 @@ pytestmark = pytest.mark.browser
 
 EXAMPLES = REPO / "example_workflows"
 PLAIN, LOW_VRAM, PROBES = "z_image_turbo", "z_image_turbo_low_vram", "z_image_turbo_probes"
-LARGE, EIGHT_GIB = "z_image_turbo_2048", "z_image_turbo_8gib"
+LARGE = "z_image_turbo_2048"
+ONE_GIB, EIGHT_GIB = "z_image_turbo_1gib", "z_image_turbo_8gib"
 NODE_TYPE = "ZImageTurboLoader"
-# Ids of the workflows' nodes; PLAIN ends with SAVE, LEAN_VAE is in LARGE and FIT in EIGHT_GIB only.
+# Ids of the workflows' nodes; PLAIN ends with SAVE, LEAN_VAE is in LARGE, FIT in the two GIB only.
 LOADER, SAMPLER, SIZE, SAVE, CHECKPOINT, SLICE, LEAN_VAE = 1, 5, 4, 7, 9, 10, 11
 FIT = 9
 OURS = {
@@ -76,7 +77,8 @@ def _smaller(workflow: dict[str, Any]) -> dict[str, Any]:
         pytest.param(LOW_VRAM, True, id="low vram"),
         pytest.param(PROBES, True, id="probes", marks=ONCE),
         pytest.param(LARGE, True, id="2048", marks=ONCE),
-        pytest.param(EIGHT_GIB, True, id="8 gib"),
+        pytest.param(ONE_GIB, True, id="1 gib"),
+        pytest.param(EIGHT_GIB, True, id="8 gib", marks=ONCE),
     ],
 )
 def test_example_runs_to_a_picture(open_page, server, artifacts, name, nodes_2):
@@ -103,12 +105,10 @@ def test_example_runs_to_a_picture(open_page, server, artifacts, name, nodes_2):
         reports[LEAN_VAE] = ("predicted at 2048x2048", "decode")
     if name in (LOW_VRAM, LARGE):
         reports |= {CHECKPOINT: ("predicted at 2048x2048", "activations"), SLICE: ("heads",)}
-    if name == EIGHT_GIB:
-        reports[FIT] = (
-            "budget 8.00 GiB: fits",
-            f"{SIDE_PX}x{SIDE_PX}",
-            "Apply Gradient Checkpoint",
-        )
+    if name in (ONE_GIB, EIGHT_GIB):
+        budget = "1.00" if name == ONE_GIB else "8.00"
+        words = (f"budget {budget} GiB: fits", f"{SIDE_PX}x{SIDE_PX}", "Apply Gradient Checkpoint")
+        reports[FIT] = words
     for node_id, words in reports.items():
         report = page.node(node_id)["texts"][-1]
         assert [word for word in words if word not in report] == []
@@ -222,7 +222,7 @@ def test_absent_files_are_listed_with_their_folders(open_page, workflow, artifac
 
 def test_templates_offer_the_examples(open_page, server, artifacts):
     names = server.get_json("/workflow_templates")["z-image-low-vram"]
-    assert sorted(names) == [PLAIN, LARGE, EIGHT_GIB, LOW_VRAM, PROBES]
+    assert sorted(names) == [PLAIN, ONE_GIB, LARGE, EIGHT_GIB, LOW_VRAM, PROBES]
     page = open_page(nodes_2=False, fresh=True)
     page.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.page.get_by_text("Z-Image Low VRAM").first.click()
