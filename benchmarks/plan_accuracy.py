@@ -4,9 +4,10 @@
 
 No weights and no GPU are needed: the host's own classes, and ours in them, run on fake tensors of a
 card, and the storages alive are counted exactly. Pictures have sides from 256 to 4096 in steps of
-16, prompts 1 to 512 tokens; batches, settings and types are drawn too. Encoded prompts go to 1024
-tokens in even steps, in float32 as the host encodes; Lean VAE runs in bfloat16 only. A case is
-drawn from its stage, seed and number, so a list that grows stays the same. Rows measured before are
+16, prompts 1 to 512 tokens; batches, settings and types are drawn too. Encoded prompts go to 4096
+tokens in even steps, with bfloat16 weights and in float32 as the host encodes; attention keeps
+scores in every other. Lean VAE runs in bfloat16 only. A case is drawn from its stage, seed and
+number, so a list that grows stays the same. Rows measured before are
 kept; the time to plan is measured again each time.
 """
 
@@ -33,6 +34,7 @@ RESULTS = RESULTS_DIR / "plan_accuracy.jsonl"
 CASES = {"text encode": 60, "denoise": 81, "denoise, stock": 60, "VAE": 40, "VAE, stock": 60}
 GROUPS, CHUNKS = (0, 0, 0, 1, 2, 3, 6, 30), (0, 0, 0, 256, 512, 1024, 2048)
 PREFERENCES = ("speed", "balance", "smallest")
+KERNELS = ("math", "efficient")
 BATCHES = (1, 1, 1, 1, 2, 3, 4, 8)
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Requests in more parts take minutes on fake tensors: another is drawn.
@@ -68,7 +70,8 @@ def _drawn(chance: random.Random, stage: str, number: int) -> dict[str, Any]:
         "dtype": chance.choice(("bfloat16", "bfloat16", "float16", "float32")),
     }
     if stage == "text encode":
-        return {"text_tokens": number * 1024 // (CASES[stage] - 1) or 1, "dtype": "float32"}
+        tokens = number * 4096 // (CASES[stage] - 1) or 1
+        return {"text_tokens": tokens, "dtype": "float32", "attention": KERNELS[number % 2]}
     if stage == "denoise":
         case |= {"groups": chance.choice(GROUPS), "chunk_tokens": chance.choice(CHUNKS)}
         case["prefer"] = chance.choice(PREFERENCES)
@@ -99,12 +102,14 @@ class Measures:
         return self._vae(case)
 
     def _text(self, case: dict[str, Any]) -> tuple[int, int]:
-        from pack.nodes.fit.text_encoder import text_encoder_peak_bytes
+        from pack.nodes.fit.text_encoder import FUSED_SCORE, MATH_SCORE, text_encoder_peak_bytes
         from pack.testing.fake_text_encoder import FakeTextEncoder
 
         self._encoder = self._encoder or FakeTextEncoder()
-        tokens = case["text_tokens"]
-        return text_encoder_peak_bytes(tokens), self._encoder.measure(tokens).peak_bytes
+        tokens, kernel = case["text_tokens"], case["attention"]
+        held = MATH_SCORE if kernel == "math" else FUSED_SCORE
+        measured = self._encoder.measure(tokens, attention=kernel).peak_bytes
+        return text_encoder_peak_bytes(tokens, bytes_per_score=held), measured
 
     def _denoise(self, case: dict[str, Any]) -> tuple[int, int]:
         from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes

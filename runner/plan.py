@@ -47,6 +47,10 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
         "CUDA context and other programs: not measured, on top of the budget. Name what is free.",
         "Pinned RAM: ComfyUI pins what it streams, where RAM allows.",
     ]
+    if fit_report.scores_text(plan.stage("text encode")):
+        notes.append(
+            "Where torch has a fused attention for float32 with a mask, no scores are kept."
+        )
     speed = options.copy_gbs and options.copy_gbs * 1e9
     text = fit_report.text(plan, others=others, copy_bytes_per_s=speed, notes=notes)
     return text, plan.verdict != "too large"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,10 +29,10 @@ class FakeTextEncoder:
                 device="cuda", dtype=torch.bfloat16, model_options=options
             )
 
-    def measure(self, tokens: int) -> Tracker:
-        """One prompt, as SDClipModel.forward has it; scores are kept, as float32 with a mask is."""
+    def measure(self, tokens: int, *, attention: Literal["math", "efficient"] = "math") -> Tracker:
+        """One prompt, as SDClipModel.forward has it; with math, its attention keeps scores."""
         transformer = self.model.transformer
-        with torch.inference_mode(), self.mode, Tracker(attention="math") as tracker:
+        with torch.inference_mode(), self.mode, Tracker(attention=attention) as tracker:
             prompt = torch.zeros(1, tokens, dtype=torch.long, device="cuda")
             embeds = transformer.get_input_embeddings()(prompt, out_dtype=torch.float32)
             del prompt

@@ -12,10 +12,16 @@ from pack.nodes.probe.tracker import PeakTracker, tensors_in
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-_BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
+_BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 _EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention.default
+_EFFICIENT = torch.ops.aten._scaled_dot_product_efficient_attention.default
+_MASK_ELEMENTS = 8  # rows of a mask begin at a multiple of so many for the efficient kernel
 
 
 class Lifetime(NamedTuple):
@@ -34,10 +40,11 @@ class Tracker(PeakTracker):
         print(tracker.peak_bytes, tracker.peak_op)
 
     Args:
-        attention: "flash" or "math" runs torch's scaled_dot_product_attention with that kernel and
-            raises where it cannot; None leaves the choice to torch, which is flash for CPU tensors,
-            fake ones too, unless the mask has three dimensions. Flash counts its output and the
-            logsumexp (4 bytes per query and head), math its scores, in float32 for half types.
+        attention: "flash", "efficient" or "math" runs torch's scaled_dot_product_attention with
+            that kernel and raises where it cannot; None leaves the choice to torch, which is flash
+            for CPU tensors, fake ones too, unless the mask has three dimensions. Flash counts its
+            output and the logsumexp (4 bytes per query and head), efficient its output and a mask
+            that it pads, math its scores, in float32 for half types.
         opened: namespaces of custom operations written in Python that run in view, instead of
             counting as their outputs: "comfy_kitchen" shows the float32 copies of its eager form.
         log, device: as for `PeakTracker`.
@@ -46,13 +53,13 @@ class Tracker(PeakTracker):
     def __init__(
         self,
         *,
-        attention: Literal["flash", "math"] | None = None,
+        attention: Literal["flash", "efficient", "math"] | None = None,
         opened: Collection[str] = (),
         log: bool = False,
         device: str | None = None,
     ) -> None:
         if attention is not None and attention not in _BACKENDS:
-            raise ValueError(f"attention must be flash, math or None, got {attention!r}")
+            raise ValueError(f"attention must be flash, efficient, math or None, got {attention!r}")
         super().__init__(log=log, device=device)
         self._attention, self._opened = attention, frozenset(opened)
         self._kernel = ExitStack()
@@ -90,10 +97,16 @@ class Tracker(PeakTracker):
             self._kernel.close()
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        is_named = func is _SDPA and self._attention == "flash" and device_type_of(args) == "cuda"
-        if is_named and isinstance(args[0], FakeTensor) and not _has_mask(args, kwargs):
-            with self:  # torch would ask the device, which need not be here
+        is_fake = (
+            func is _SDPA and device_type_of(args) == "cuda" and isinstance(args[0], FakeTensor)
+        )
+        # Torch would ask the device, which need not be here.
+        if is_fake and self._attention == "flash" and _mask_of(args, kwargs) is None:
+            with self:
                 return _FLASH(*args[:3], scale=kwargs.get("scale"))[0]
+        if is_fake and self._attention == "efficient":
+            with self:
+                return _efficient(*args[:3], _mask_of(args, kwargs), kwargs.get("scale"))
         if func.namespace in self._opened and _is_written_in_python(func):
             with self:
                 return func._op_dk(_EXPLICIT, *args, **kwargs)
@@ -104,5 +117,15 @@ def _is_written_in_python(func: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _EXPLICIT.name)
 
 
-def _has_mask(args: Any, kwargs: Any) -> bool:
-    return kwargs.get("attn_mask", args[3] if len(args) > 3 else None) is not None
+def _mask_of(args: Any, kwargs: Any) -> torch.Tensor | None:
+    return kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+
+
+def _efficient(q: Any, k: Any, v: Any, mask: torch.Tensor | None, scale: float | None) -> Any:
+    """Source: preprocess_mask in torch's aten/src/ATen/native/transformers/attention.cpp."""
+    if mask is not None:
+        if beyond := mask.shape[-1] % _MASK_ELEMENTS:
+            padded = torch.nn.functional.pad(mask, (0, _MASK_ELEMENTS - beyond))
+            mask = padded[..., : mask.shape[-1]]
+        mask = mask.expand(*q.shape[:3], k.shape[2])
+    return _EFFICIENT(q, k, v, mask, False, scale=scale)[0]

@@ -61,6 +61,9 @@ def text(
             f"Each step streams {size(streamed)} of weights from RAM: {streamed / speed:.2f} s at "
             f"{speed / 1e9:.1f} GB/s ({how}), less what hides behind the arithmetic."
         )
+    lines += [
+        f"The {stage.name}: {words}." for stage in plan.stages if (words := scores_text(stage))
+    ]
     if again := again_text(plan):
         lines.append(again)
     lines += [
@@ -71,6 +74,16 @@ def text(
     if others:
         lines.append(f"What would fit: {either(others)}.")
     return "\n".join([*lines, *notes]).rstrip()
+
+
+def scores_text(stage: Stage) -> str:
+    """What a long prompt's attention scores take, in words; empty where they are no matter."""
+    if 2 * stage.score_bytes < stage.activation_bytes:
+        return ""
+    return (
+        f"{size(stage.score_bytes)} of its activations are attention scores, which grow with the "
+        "square of the prompt's length"
+    )
 
 
 def again_text(plan: Fit) -> str:

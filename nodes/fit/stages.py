@@ -15,7 +15,7 @@ from ..vae.choice import VaeChoice
 from ..vae.need import VAE_RESERVED, vae_need_bytes
 from ..vae.peak import lean_vae_ram_bytes, vae_parameters, vae_peak_bytes
 from ..vae.plan import VaeCall, VaeSizes
-from .text_encoder import QWEN3_4B, TextEncoderSizes, text_encoder_peak_bytes
+from .text_encoder import MATH_SCORE, QWEN3_4B, TextEncoderSizes, text_encoder_peak_bytes
 
 # What Fit to VRAM chooses from: each can be set on Apply Gradient Checkpoint.
 DENOISER_CHOICES = (
@@ -53,6 +53,7 @@ class Stage:
     is_judged: it counts for what fits. The host's own decode does not: it tiles when it must.
     copy_bytes: of the buffers, what torch's allocator holds.
     is_cast: resident weights are copied at each use too, which is part of the activations.
+    score_bytes: of the text encoder's attention, which may be a part of the activations.
     work: of one step, where that decides between settings.
     """
 
@@ -69,6 +70,7 @@ class Stage:
     is_judged: bool = True
     copy_bytes: int = 0
     is_cast: bool = False
+    score_bytes: int = 0
     work: Work = NO_WORK
 
     @property
@@ -124,7 +126,7 @@ class Models:
     denoiser_weight_bytes, text_weight_bytes, vae_weight_bytes: as stored on disk or in RAM.
     text_table_bytes: of the text encoder's embedding table; 0 if it cannot stay in RAM.
     vae_dtype_bytes: of one element in the VAE's arithmetic.
-    text_adds_in_place: see `text_encoder_peak_bytes`.
+    text_adds_in_place, text_bytes_per_score: see `text_encoder_peak_bytes`.
     has_ram, is_unrolled: of the card, see `VaeCall`.
     is_dynamic: the host keeps weights in pages (dynamic VRAM).
     fill_tokens: rows with which a product fills the card, see `plan_for`.
@@ -140,6 +142,7 @@ class Models:
     vae_dtype_bytes: int = 2
     has_ram: bool = True
     text_adds_in_place: bool = False
+    text_bytes_per_score: int = MATH_SCORE
     is_unrolled: bool = False
     is_dynamic: bool = True
     fill_tokens: int = FILL_TOKENS
@@ -177,7 +180,12 @@ def text_stage(
         gathers_rows: the embedding table stays in RAM, where the prompt's rows are gathered.
     """
     sizes = models.text
-    live = text_encoder_peak_bytes(tokens, sizes, adds_in_place=models.text_adds_in_place)
+    live = text_encoder_peak_bytes(
+        tokens,
+        sizes,
+        adds_in_place=models.text_adds_in_place,
+        bytes_per_score=models.text_bytes_per_score,
+    )
     table = models.text_table_bytes
     layers = models.text_weight_bytes - table
     largest = layers * sizes.largest_matrix // (sizes.parameters - (sizes.table if table else 0))
@@ -196,6 +204,7 @@ def text_stage(
         stock_bytes=live,
         workspace_bytes=int((VAE_RESERVED - 1) * live),
         page_bytes=models.page_bytes,
+        score_bytes=models.text_bytes_per_score * sizes.heads * tokens**2,
     )
 
 

@@ -46,19 +46,30 @@ class TextEncoderSizes:
 QWEN3_4B = TextEncoderSizes()
 
 
+# Bytes held for each score by torch's math, the host's basic and a fused attention: the score, its
+# softmax or the scaled score, and in math a byte that says whether it is masked.
+MATH_SCORE, BASIC_SCORE, FUSED_SCORE = 9, 8, 0
+
+
 def text_encoder_peak_bytes(
-    tokens: int, sizes: TextEncoderSizes = QWEN3_4B, *, adds_in_place: bool = False
+    tokens: int,
+    sizes: TextEncoderSizes = QWEN3_4B,
+    *,
+    adds_in_place: bool = False,
+    bytes_per_score: int = MATH_SCORE,
 ) -> int:
     """The peak of encoding one prompt in the host, in bytes; weights and workspaces excluded.
 
     The peak is in a feed-forward, which holds a matrix in float32. In long prompts it is in an
-    attention, which holds scores: float32 with a mask has no flash kernel.
+    attention that keeps scores.
 
     Source: Llama2_, MLP and Attention in the host's comfy/text_encoders/llama.py.
 
     Args:
         adds_in_place: a block writes its result over its input, as in hosts after 0.30.0. Without
             a host to ask, the plan counts the stream that this saves: 2 to 3 % too much, not less.
+        bytes_per_score: torch's math, the host's basic attention, or a fused kernel for float32
+            with a mask. Without a card to ask, the plan counts the most.
 
     Raises:
         ValueError: tokens < 1.
@@ -69,11 +80,13 @@ def text_encoder_peak_bytes(
     masks = 2 * tokens**2
     streams = 4 - adds_in_place
     queries, shared = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    # The embedding, the stream twice (in place: once), the normed input and the tapped layer; the
-    # largest matrix.
+    # The embedding, the stream twice (in place: once), the normed input and the tapped layer; two
+    # hidden tensors, and the largest matrix or their product.
     feed_forward = tokens * ((streams + 1) * sizes.hidden + rotary + 2 * sizes.ffn)
-    feed_forward += sizes.largest_matrix
-    # q, k and v for every head, q scaled; scores, their softmax and what was masked in a byte.
-    attention = tokens * (streams * sizes.hidden + rotary + 4 * queries + 2 * shared)
-    attention += sizes.heads * tokens**2 * 9 // 4
-    return COMPUTE_BYTES * (max(feed_forward, attention) + masks)
+    feed_forward += max(sizes.largest_matrix, tokens * sizes.ffn)
+    # q, k and v for every head, and q scaled or the result; a fused kernel may pad the mask.
+    copies = 3 if bytes_per_score == BASIC_SCORE else 4
+    attention = tokens * (streams * sizes.hidden + rotary + copies * queries + 2 * shared)
+    attention += 0 if bytes_per_score else tokens**2
+    attention = COMPUTE_BYTES * attention + bytes_per_score * sizes.heads * tokens**2
+    return max(COMPUTE_BYTES * feed_forward, attention) + COMPUTE_BYTES * masks

@@ -24,7 +24,7 @@ from pack.nodes.fit.stages import (
     vae_stage,
     vae_stages,
 )
-from pack.nodes.fit.text_encoder import text_encoder_peak_bytes
+from pack.nodes.fit.text_encoder import FUSED_SCORE, text_encoder_peak_bytes
 from pack.nodes.fit.what_fits import (
     WHOLE_RUN,
     Alternative,
@@ -268,6 +268,27 @@ def test_smaller_weights_are_named_where_they_help():
         published_models(weight_bits=8), text_weight_bytes=MODELS.text_weight_bytes // 2
     )
     assert plan(512, 512, gib=0.4, models=in_fp8, prefer="smallest").verdict == "fits"
+
+
+@pytest.mark.parametrize("prefer", ["balance", "smallest"])
+@pytest.mark.parametrize(("side", "gib"), [(1024, 1), (2048, 1.5), (4096, 4)])
+def test_the_whole_run_fits_where_that_is_promised(side: int, gib: float, prefer: Prefer):
+    made = plan(side, side, gib=gib, prefer=prefer)
+    assert made.verdict == "fits"
+    assert all(stage.peak_bytes(made.budget_bytes) <= gib * GIB for stage in made.stages)
+    assert "not limited" not in report.text(made)
+
+
+def test_a_long_prompt_says_what_its_scores_take():
+    """4.5 GiB of them at 4096 tokens, where the attention keeps them; else 1.4 GiB are enough."""
+    long = Request(1024, 1024, text_tokens=4096)
+    kept = fit(MODELS, long, GIB)
+    assert kept.verdict == "too large"
+    assert "The text encode: 4.50 GiB of its activations are attention scores" in report.text(kept)
+    fused = fit(replace(MODELS, text_bytes_per_score=FUSED_SCORE), long, int(1.4 * GIB))
+    assert fused.verdict == "fits"
+    assert "scores" not in report.text(fused)
+    assert "scores" not in report.text(plan(1024, 1024, gib=1))
 
 
 def test_planning_takes_less_than_50_ms():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
 from pack.nodes.denoiser.sizes import Z_IMAGE
 from pack.nodes.fit.stages import FLUX_DECODER, FLUX_ENCODER, text_stage
-from pack.nodes.fit.text_encoder import QWEN3_4B
+from pack.nodes.fit.text_encoder import BASIC_SCORE, FUSED_SCORE, MATH_SCORE, QWEN3_4B
 from pack.nodes.vae.peak import vae_parameters
 from pack.testing.fake_text_encoder import FakeTextEncoder
 from pack.testing.stock_forward import FakeDenoiser
@@ -29,11 +30,29 @@ def test_elements_of_all_weights() -> None:
     assert FakeTextEncoder(QWEN3_4B.layers).parameters == QWEN3_4B.parameters
 
 
-def test_peak_of_a_prompt() -> None:
+@pytest.mark.parametrize(
+    ("name", "kernel", "held"),
+    [
+        ("attention_basic", "math", BASIC_SCORE),
+        ("attention_pytorch", "math", MATH_SCORE),
+        ("attention_pytorch", "efficient", FUSED_SCORE),
+    ],
+    ids=["basic", "math", "fused"],
+)
+def test_peak_of_a_prompt(
+    monkeypatch: pytest.MonkeyPatch, name: str, kernel: Literal["math", "efficient"], held: int
+) -> None:
+    """Bug: of 4096 tokens, 4.3 GiB of scores were planned for a card that keeps none."""
+    import comfy.ldm.modules.attention as attention
+    from comfy.text_encoders import llama
     from pack.nodes.host.fit.inputs import models_here
 
-    encoder, models = FakeTextEncoder(), models_here()
-    for tokens in (1, 17, 256, 511):
-        measured = encoder.measure(tokens).peak_bytes
+    chosen = getattr(attention, name)
+    monkeypatch.setattr(llama, "optimized_attention_for_device", lambda *_, **__: chosen)
+    encoder, models = FakeTextEncoder(), replace(models_here(), text_bytes_per_score=held)
+    for tokens in (1, 17, 256, 511, 1024, 2049, 4096):
+        measured = encoder.measure(tokens, attention=kernel).peak_bytes
         planned = text_stage(models, tokens).activation_bytes
-        assert planned == pytest.approx(measured, rel=0.003), tokens
+        # Where scores decide, hosts before 0.30.0 take 2 to 3 % less: the keys and values of shared
+        # heads go when they are repeated.
+        assert planned == pytest.approx(measured, rel=0.003 if tokens < 512 else 0.03), tokens
