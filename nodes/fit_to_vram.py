@@ -151,7 +151,7 @@ class FitToVRAM(io.ComfyNode):
         )
         device, node_id = model.load_device, cls.hidden.unique_id if cls.hidden else None
         plan = planner.plan(planner.request, budget.room_bytes(device))
-        budget.check_ram(plan, [model] if clip is None else [model, clip.patcher])
+        budget.check_ram(plan, model, None if clip is None else clip.patcher)
         others, headline = what_else(plan), report.headline(plan)
         speed, notes = budget.copy_bytes_per_s(device), budget.notes(model)
         text = report.text(plan, others=others, copy_bytes_per_s=speed, notes=notes)

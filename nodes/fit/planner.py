@@ -57,6 +57,16 @@ class Decision(Allowance):
 
 
 @dataclass(frozen=True)
+class TextDecision(Allowance):
+    """The plan of one prompt's encoding.
+
+    gathers_rows: the embedding table stays in RAM.
+    """
+
+    gathers_rows: bool
+
+
+@dataclass(frozen=True)
 class Planner:
     """Makes a plan for each sampling, each decode and each encode when it begins.
 
@@ -167,33 +177,34 @@ class Planner:
             ),
         )
 
-    def decide_text(self, tokens: int, room_bytes: int | None, *, weight_bytes: int) -> Allowance:
+    def decide_text(
+        self, tokens: int, room_bytes: int | None, *, weight_bytes: int, table_bytes: int
+    ) -> TextDecision:
         """The plan of a prompt's encoding that begins.
 
         Args:
             tokens: of the prompt.
             room_bytes: see `decide`.
             weight_bytes: of the text encoder with its LoRAs.
+            table_bytes: of its embedding table; 0 if that cannot stay in RAM.
 
         Raises:
             ValueError: it cannot run in the budget.
         """
-        models = replace(self.models, text_weight_bytes=weight_bytes)
+        models = replace(self.models, text_weight_bytes=weight_bytes, text_table_bytes=table_bytes)
         limit = self.budget_bytes(room_bytes)
         stage = text_within(models, tokens, limit, run=self.run)
         text = f"text encode, {tokens} tokens: {stage.setting}"
         if limit is not None and stage.hard_least_bytes > limit:
+            words = report.scores_text(stage)
             raise ValueError(
                 f"Fit to VRAM: {text}: the budget must be at least {size(stage.hard_least_bytes)}, "
-                f"got {size(limit)}: raise budget_gib, or shorten the prompt"
+                f"got {size(limit)}{words and f' ({words})'}: raise budget_gib, or shorten the "
+                "prompt"
             )
         is_tight = limit is not None and stage.least_bytes > limit
-        return Allowance(*self._enforced(stage, limit), text, is_tight)
-
-    def text_stage(self, room_bytes: int | None) -> Stage:
-        """The encoding of a prompt of the assumed length, for `Run.has_clip`."""
-        limit = self.budget_bytes(room_bytes)
-        return text_within(self.models, self.request.text_tokens, limit, run=self.run)
+        gathers_rows = stage.weight_bytes < weight_bytes
+        return TextDecision(*self._enforced(stage, limit), text, is_tight, gathers_rows)
 
     def _enforced(self, stage: Stage, limit: int | None) -> tuple[int, int, int | None, int | None]:
         """The first four fields of an `Allowance`."""

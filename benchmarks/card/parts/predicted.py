@@ -89,8 +89,10 @@ def run(job: Job, rows: Recorder) -> None:
 
 def encode_texts(host: Host, rows: Recorder, clip: Any) -> None:
     """Rows of one encoding of a short and of a long prompt by the host."""
-    from pack.nodes.fit.text_encoder import text_encoder_peak_bytes
+    from pack.nodes.fit.text_encoder import QWEN3_4B, text_encoder_peak_bytes
+    from pack.nodes.host.fit.text_encoder import bytes_per_score
 
+    held = bytes_per_score(host.device, QWEN3_4B)
     for repeats in REPEATS:
         case = f"text encode, prompt {repeats}x"
         if rows.has(case, HOST):
@@ -103,10 +105,10 @@ def encode_texts(host: Host, rows: Recorder, clip: Any) -> None:
             cond = clip.encode_from_tokens_scheduled(tokens)
             seconds = meter.seconds(begin, meter.mark())
             count = cond[0][0].shape[1]
-            predicted, measured = text_encoder_peak_bytes(count), meter.memory()["peak_bytes"]
+            predicted = text_encoder_peak_bytes(count, bytes_per_score=held)
             figures |= {
                 "text_tokens": count, "seconds": seconds,
-                **_against(predicted, measured),
+                **_against(predicted, meter.memory()["peak_bytes"]),
             }  # fmt: skip
 
 

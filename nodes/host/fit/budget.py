@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -111,16 +111,19 @@ def _lift(pages: Any) -> None:
         )
 
 
-def check_ram(plan: Fit, patchers: Sequence[Any]) -> None:
+def check_ram(plan: Fit, model: Any, text_encoder: Any | None) -> None:
     """Raises a `ValueError` where RAM is too small for what must wait there.
 
     That is the maps of Lean VAE, and where the host loads by estimate the weights that leave the
     card. Pages of dynamic VRAM are copies of what is in RAM or in a file.
     """
+    patchers = {"denoise": model, "text encode": text_encoder}
     leaves = sum(
-        max(0, patcher.loaded_size() - plan.stage(name).resident_bytes(plan.budget_bytes))
-        for name, patcher in zip(("denoise", "text encode"), patchers, strict=False)
-        if is_card(patcher.load_device) and not is_dynamic(patcher)
+        max(0, patcher.loaded_size() - stage.resident_bytes(plan.budget_bytes))
+        for stage in plan.stages
+        if (patcher := patchers.get(stage.name)) is not None
+        and is_card(patcher.load_device)
+        and not is_dynamic(patcher)
     )
     maps = max(stage.ram_bytes for stage in plan.stages)
     free = int(management.get_free_memory(torch.device("cpu")))

@@ -14,6 +14,7 @@ from ...denoiser.need import of_latent
 from ...denoiser.sizes import Z_IMAGE, Request
 from ...fit.planner import Planner
 from ...fit.stages import Models, published_models
+from ...fit.text_encoder import QWEN3_4B
 from ...fit.what_fits import Run
 from ...prefer import Prefer
 from ...vae.devices import has_ram, is_unrolled
@@ -22,7 +23,7 @@ from ..denoiser.block import fill_on
 from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
 from ..vae.patch import decoder_sizes
 from . import budget
-from .text_encoder import check_is_text_encoder, table_bytes, text_encoder_sizes
+from .text_encoder import bytes_per_score, check_is_text_encoder, table_bytes, text_encoder_sizes
 
 # Hosts after 0.30.0 write a text encoder block's result over its input.
 ADDS_IN_PLACE = "output" in llama.TransformerBlock.forward.__code__.co_varnames
@@ -30,11 +31,13 @@ ADDS_IN_PLACE = "output" in llama.TransformerBlock.forward.__code__.co_varnames
 
 def models_here() -> Models:
     """The published models as this host runs them."""
+    device = management.get_torch_device()
     return replace(
         published_models(),
         text_adds_in_place=ADDS_IN_PLACE,
+        text_bytes_per_score=bytes_per_score(device, QWEN3_4B),
         is_dynamic=memory.aimdo_enabled,
-        fill_tokens=fill_on(management.get_torch_device(), Z_IMAGE),
+        fill_tokens=fill_on(device, Z_IMAGE),
     )
 
 
@@ -77,13 +80,17 @@ def planner_for(
         is_dynamic=is_dynamic(model),
         fill_tokens=fill_on(model.load_device, sizes),
     )
+    is_text_here = True
     if clip is not None:
         check_is_text_encoder(clip)
+        is_text_here = clip.patcher.load_device == model.load_device
+        text = text_encoder_sizes(clip)
         models = replace(
             models,
-            text=text_encoder_sizes(clip),
+            text=text,
             text_weight_bytes=budget.weight_bytes(clip.patcher),
             text_table_bytes=table_bytes(clip),
+            text_bytes_per_score=bytes_per_score(model.load_device, text),
         )
     decoder = None if vae is None else decoder_sizes(vae)  # None: the VAE cannot be lean
     if vae is not None:
@@ -101,8 +108,8 @@ def planner_for(
         prefer,
         floor_bytes=budget.floor_bytes(model),
         run=Run(
-            has_text=clip is not None or conditioning is None,
-            has_clip=clip is not None,
+            has_text=is_text_here and (clip is not None or conditioning is None),
+            has_clip=is_text_here and clip is not None,
             has_lean_vae=decoder is not None,
         ),
     )

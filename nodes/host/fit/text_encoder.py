@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import comfy.ldm.modules.attention as attention
 import comfy.model_management as management
 import comfy.ops
 import comfy.sd
@@ -18,9 +20,11 @@ from torch import nn
 from torch.nn import functional
 
 from ...fit.planner import Planner
-from ...fit.text_encoder import TextEncoderSizes
+from ...fit.text_encoder import BASIC_SCORE, FUSED_SCORE, MATH_SCORE, TextEncoderSizes
+from ..base.device import is_card, is_dynamic
 from ..base.fetch import is_plain
 from ..base.reserve import make_room
+from ..base.sdpa import sdpa_choice
 from ..base.server import NodeLog
 from . import budget
 
@@ -62,14 +66,10 @@ class RowsInRam(nn.Module):
 
 @dataclass(frozen=True)
 class Limiter:
-    """What one Fit to VRAM node limits with.
-
-    table: the embedding table's name in the text encoder, where it stays in RAM; else None.
-    """
+    """What one Fit to VRAM node limits with."""
 
     planner: Planner
     log: NodeLog
-    table: str | None
 
 
 class LimitedCLIP(comfy.sd.CLIP):
@@ -104,8 +104,8 @@ class LimitedCLIP(comfy.sd.CLIP):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Text by the host's own CLIP, which multiplies by the whole table."""
         stock = super().clone()
-        if self._limiter.table is not None:
-            stock.patcher.object_patches.pop(self._limiter.table, None)
+        stock.patcher.object_patches.pop(_table(self)[0], None)
+        self._limiter.log.say_once("generate", "text is generated without the budget")
         return stock.generate(*args, **kwargs)
 
     def load_model(self, tokens: Mapping[str, Any] = NO_TOKENS) -> Any:
@@ -113,16 +113,22 @@ class LimitedCLIP(comfy.sd.CLIP):
         if not self._is_encoding:
             return super().load_model(tokens)
         patcher, limiter = self.patcher, self._limiter
-        if limiter.table is not None and f"{limiter.table}.weight" in patcher.patches:
-            # A LoRA of a node behind ours changes the table, so the host applies it to its own.
-            patcher.object_patches.pop(limiter.table, None)
         allowed = limiter.planner.decide_text(
             token_count(tokens),
             budget.room_bytes(patcher.load_device),
             weight_bytes=budget.weight_bytes(patcher),
+            table_bytes=table_bytes(self),
         )
         level = logging.WARNING if allowed.is_warning else logging.INFO
         limiter.log.say(allowed.text, level)
+        name, table = _table(self)
+        if allowed.gathers_rows:
+            if getattr(table, "comfy_patched_weights", False) and not is_dynamic(patcher):
+                # The host has loaded it by estimate, and would see no table to move back to RAM.
+                patcher.detach()
+            patcher.add_object_patch(name, RowsInRam(table))
+        else:
+            patcher.object_patches.pop(name, None)
         make_room([patcher], allowed.peak_bytes, allowed.budget_bytes)
         with budget.loading_within(patcher, allowed.limit_bytes):
             management.load_models_gpu([patcher], memory_required=allowed.need_bytes)
@@ -157,23 +163,29 @@ def check_is_text_encoder(clip: Any) -> None:
         )
 
 
-def with_limit(clip: Any, planner: Planner, node_id: str | None, *, name: str) -> LimitedCLIP:
+def with_limit(clip: Any, planner: Planner, node_id: str | None, *, name: str) -> Any:
     """A CLIP whose encodes keep to the planner's budget; the CLIP is left as it is.
 
-    Raises:
-        ValueError: the CLIP is not Z-Image's.
+    One that computes on another device than the budget's stays stock.
     """
-    check_is_text_encoder(clip)
-    table, module = _table(clip)
-    stage = planner.text_stage(budget.room_bytes(clip.patcher.load_device))
-    gathers = stage.weight_bytes < planner.models.text_weight_bytes
-    limiter = Limiter(planner, NodeLog(name, node_id), table if gathers else None)
-    limited = LimitedCLIP.of(comfy.sd.CLIP.clone(clip), limiter)
-    if gathers:
-        limited.patcher.add_object_patch(table, RowsInRam(module))
-    else:
-        limited.patcher.object_patches.pop(table, None)  # of another Fit to VRAM
-    return limited
+    log = NodeLog(name, node_id)
+    if not planner.run.has_clip:
+        log.say(f"the text encoder is not in the budget: it computes on {clip.patcher.load_device}")
+        return clip
+    return LimitedCLIP.of(comfy.sd.CLIP.clone(clip), Limiter(planner, log))
+
+
+@functools.cache
+def bytes_per_score(device: torch.device, sizes: TextEncoderSizes) -> int:
+    """What the attention of a prompt holds for each score there; the most without a card to ask."""
+    chosen = attention.optimized_attention_for_device(device, mask=True, small_input=True)
+    if chosen is attention.attention_basic:
+        return BASIC_SCORE
+    if not is_card(device) or chosen is not attention.attention_pytorch:
+        return MATH_SCORE
+    one = torch.empty(1, sizes.heads, 8, sizes.head_dim, device=device)  # in float32, as the host
+    is_fused = sdpa_choice(one, one, one, one[:, :1, :, :8]) == "fused"
+    return FUSED_SCORE if is_fused else MATH_SCORE
 
 
 def text_encoder_sizes(clip: Any) -> TextEncoderSizes:

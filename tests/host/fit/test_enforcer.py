@@ -210,36 +210,51 @@ def test_a_host_that_loads_by_estimate_never_goes_beyond_the_limit(
 
 
 def test_a_text_encoder_that_is_loaded_by_estimate_keeps_to_its_limit(
-    host: Any, small_folder: Path, estimated: Estimated
+    host: Any, small_folder: Path, estimated: Estimated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bug: it loaded all weights that the card had room for, whatever the budget."""
+    """Also where Load CLIP put all of it on the card, and the transformer came in between.
+
+    Bugs: it loaded all weights that the card had room for, whatever the budget; an embedding table
+    that was on the card stayed there.
+    """
+    import comfy.model_management as management
     from pack.nodes.denoiser.sizes import Request
     from pack.nodes.fit.stages import text_stage
+    from pack.nodes.host.base import reserve
     from pack.nodes.host.fit.inputs import planner_for
-    from pack.nodes.host.fit.text_encoder import token_count, with_limit
+    from pack.nodes.host.fit.text_encoder import table_bytes, token_count, with_limit
 
+    monkeypatch.setattr(reserve, "is_card", lambda device: True)
     own = lean_models.from_loader(host, small_folder)
-    clip = own.clip
+    clip, model = own.clip, estimated.added(own.model)
+    clip.patcher.detach()  # without a card it is loaded at once
+    estimated.added(clip.patcher)
     planner = planner_for(
-        own.model, Request(64, 64), named_bytes=0, prefer="smallest", vae=None, clip=clip,
+        model, Request(64, 64), named_bytes=0, prefer="smallest", vae=None, clip=clip,
         latent=None, conditioning=None,
     )  # fmt: skip
+    management.load_models_gpu([clip.patcher])
+    table = clip.cond_stage_model.qwen3_4b.transformer.get_input_embeddings()
+    assert clip.patcher.loaded_size() == clip.patcher.model_size() and table.comfy_patched_weights
     stage = text_stage(planner.models, 512, is_limited=True, gathers_rows=True)
-    half = stage.weight_bytes // 2
-    named = stage.least_bytes + half
-    planner = replace(planner, named_bytes=named)
+    planner = replace(planner, named_bytes=stage.least_bytes + stage.weight_bytes // 2)
     limited = with_limit(clip, planner, None, name="test")
     tokens = limited.tokenize("a " * 500)
-    limit = planner.decide_text(
-        token_count(tokens), None, weight_bytes=clip.patcher.model_size()
-    ).limit_bytes
-    assert limit is not None and 0.5 * half < limit < stage.weight_bytes
-    clip.patcher.detach()  # without a card it is loaded at once
-    estimated.added(limited.patcher)
+    plan = planner.decide_text(
+        token_count(tokens), None, weight_bytes=clip.patcher.model_size(),
+        table_bytes=table_bytes(clip),
+    )  # fmt: skip
+    assert plan.limit_bytes is not None and plan.gathers_rows
     for _ in range(2):
         with limited._encoding():
             limited.load_model(tokens)
-            assert 0.5 * limit < limited.patcher.loaded_size() <= limit
+        assert 0.5 * plan.limit_bytes < limited.patcher.loaded_size() <= plan.limit_bytes
+        assert not hasattr(table, "comfy_patched_weights")
+        assert plan.peak_bytes <= planner.named_bytes
+        # Padding tokens and the like, which ComfyUI does not unload.
+        assert model.loaded_size() < model.model_size() // 1000
+        management.load_models_gpu([model])
+        assert model.loaded_size() == model.model_size()
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from pack.nodes.fit.what_fits import fit
 from pack.nodes.units import GIB, MIB, PAGE_BYTES
 from pack.testing import lean_models
 from pack.testing.fake_card import FakeCard, Pages, on_fake_card
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 pytestmark = pytest.mark.usefixtures("host")
 WORDS = "a lighthouse at dusk, oil on canvas"
 LORA = "qwen3_4b.transformer.model.layers.0.mlp.up_proj.weight"
+TABLE = "qwen3_4b.transformer.model.embed_tokens.weight"
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +120,7 @@ def test_lora_before_and_after_the_node(loaded: Any, published: int) -> None:
 
 def test_a_lora_on_the_table_is_applied(loaded: Any, published: int) -> None:
     """A table in RAM would have ignored it."""
-    key = "qwen3_4b.transformer.model.embed_tokens.weight"
-    patch = {key: (torch.full_like(table_of(loaded.clip).weight, 0.5),)}
+    patch = {TABLE: (torch.full_like(table_of(loaded.clip).weight, 0.5),)}
     with_lora = loaded.clip.clone()
     with_lora.add_patches(patch)
     expected = encoded(with_lora)
@@ -127,6 +128,92 @@ def test_a_lora_on_the_table_is_applied(loaded: Any, published: int) -> None:
     after = planned(loaded).clone()
     assert after.add_patches(patch)
     assert torch.equal(encoded(after), expected)
+
+
+def test_where_the_table_is_is_decided_at_each_encode(
+    loaded: Any, published: int, caplog: Any
+) -> None:
+    """Bug: it was decided for the assumed length, and plans counted on a table in RAM that was not.
+
+    A short prompt fits whole, a long one does not. With a LoRA on the table it needs the host's.
+    """
+    clip = planned(loaded, gib=1.05)
+    with_lora = clip.clone()
+    with_lora.add_patches({TABLE: (torch.zeros_like(table_of(loaded.clip).weight),)})
+    for one, words, in_ram in (
+        (clip, WORDS, False),
+        (clip, "a cat " * 2000, True),
+        (clip, WORDS, False),
+        (with_lora, "a cat " * 2000, False),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO), one._encoding():
+            one.load_model(one.tokenize(words))
+        assert is_patched(one) == ("embedding table in RAM" in caplog.text) == in_ram, words[:20]
+
+
+def test_a_text_encoder_on_another_device_is_left_alone(loaded: Any, caplog: Any) -> None:
+    """It takes nothing of the card: a long prompt must not be refused for the card's budget."""
+    from pack.nodes.fit_to_vram import FitToVRAM
+
+    elsewhere = loaded.clip.clone()
+    elsewhere.patcher.load_device = torch.device("meta")
+    with caplog.at_level(logging.INFO):
+        made = FitToVRAM.execute(loaded.model, 0.75, width=64, height=64, clip=elsewhere).args
+    assert made[3] is elsewhere and "text encode" not in made[2]
+    assert "the text encoder is not in the budget: it computes on meta" in caplog.text
+
+
+def test_scores_are_counted_unless_the_attention_is_fused(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU stands for a card: its kernel takes float32 with a mask too."""
+    import comfy.ldm.modules.attention as attention
+    from pack.nodes.fit.text_encoder import BASIC_SCORE, FUSED_SCORE, MATH_SCORE, QWEN3_4B
+    from pack.nodes.host.fit import text_encoder
+
+    for name, has_card, backend, held in (
+        ("attention_pytorch", True, SDPBackend.FLASH_ATTENTION, FUSED_SCORE),
+        ("attention_pytorch", True, SDPBackend.MATH, MATH_SCORE),
+        ("attention_pytorch", False, SDPBackend.FLASH_ATTENTION, MATH_SCORE),
+        ("attention_basic", True, SDPBackend.FLASH_ATTENTION, BASIC_SCORE),
+    ):
+        chosen = getattr(attention, name)
+        monkeypatch.setattr(
+            attention, "optimized_attention_for_device", lambda *_, chosen=chosen, **__: chosen
+        )
+        monkeypatch.setattr(text_encoder, "is_card", lambda device, has_card=has_card: has_card)
+        with sdpa_kernel(backend):
+            asked = text_encoder.bytes_per_score.__wrapped__(torch.device("cpu"), QWEN3_4B)
+        assert asked == held, (name, has_card, backend)
+
+
+def test_an_unchanged_prompt_is_not_encoded_again(loaded: Any, published: int, host: Any) -> None:
+    """The node's CLIP stays in the host's cache: the next picture costs a sampling and a decode."""
+    from pack.testing import probe_prompts
+
+    probe_prompts.shelf(model=loaded.model, clip=loaded.clip)
+    sides = {"width": 64, "height": 64, "batch_size": 1}
+    fit = {"model": ["model", 0], "clip": ["clip", 0], "budget_gib": 0.75, "prefer": "smallest"}
+    prompt = {
+        "model": probe_prompts.source("model"),
+        "clip": probe_prompts.source("clip"),
+        "fit": {"class_type": "ZImageFitToVRAM", "inputs": {**fit, **sides}},
+        "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["fit", 3], "text": WORDS}},
+        "latent": {"class_type": "EmptyLatentImage", "inputs": sides},
+    }
+    encodes: list[Any] = []
+    transformer = loaded.clip.cond_stage_model.qwen3_4b.transformer
+    handle = transformer.register_forward_pre_hook(lambda *_: encodes.append(1))
+    with probe_prompts.bench(host) as bench:
+        for seed, words, count in ((1, WORDS, 1), (2, WORDS, 1), (2, "another", 2)):
+            prompt["text"]["inputs"]["text"] = words
+            prompt["sampler"] = probe_prompts.sampler(["fit", 0], steps=1, seed=seed)
+            prompt["shown"] = {"class_type": "PreviewAny", "inputs": {"source": ["sampler", 0]}}
+            bench.run(prompt)
+            assert bench.error is None
+            assert len(encodes) == count
+    handle.remove()
 
 
 def test_the_last_of_two_nodes_counts(loaded: Any, published: int) -> None:
@@ -137,15 +224,16 @@ def test_the_last_of_two_nodes_counts(loaded: Any, published: int) -> None:
     assert is_patched(twice)
 
 
-def test_text_that_is_generated_is_the_hosts_own(loaded: Any, published: int) -> None:
+def test_text_that_is_generated_is_the_hosts_own(loaded: Any, published: int, caplog: Any) -> None:
     if not hasattr(type(loaded.clip), "generate"):
         pytest.skip("this host generates no text")
     made = []
     for clip in (loaded.clip, planned(loaded)):
-        with torch.inference_mode():
+        with torch.inference_mode(), caplog.at_level(logging.INFO):
             tokens = clip.tokenize(WORDS)
             made.append(clip.generate(tokens, do_sample=False, max_length=3))
     assert made[0] == made[1]
+    assert caplog.text.count("text is generated without the budget") == 1
 
 
 def test_the_clip_of_another_model_is_refused(loaded: Any) -> None:
@@ -191,7 +279,7 @@ def test_ram_that_is_too_small_is_asked_for_first(
     planned(loaded)
     decoded = fit(published_models(), Request(4096, 4096), 4 * GIB, prefer="smallest")
     with pytest.raises(ValueError, match=r"RAM must have .* free for .*, got 1.0 MiB: close"):
-        budget.check_ram(decoded, [])
+        budget.check_ram(decoded, loaded.model, None)
     monkeypatch.setattr(budget, "is_card", lambda device: True)
     monkeypatch.setattr(budget, "room_bytes", lambda device: 24 * GIB)
     monkeypatch.setattr(budget, "card_bytes", lambda device: 24 * GIB)
