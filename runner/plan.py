@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..nodes.denoiser import sizes
+from ..nodes.denoiser import need, sizes
 from ..nodes.fit import report as fit_report
 from ..nodes.fit import stages, what_fits
 from ..nodes.units import GIB
@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefer", choices=stages.PREFERENCES, default="balance")
     parser.add_argument("--weights", choices=list(WEIGHT_BITS), default="bf16")
     parser.add_argument("--text-tokens", type=positive, default=256, metavar="N")
+    parser.add_argument("--references", type=positive, default=0, metavar="N", help="pictures")
     parser.add_argument("--img2img", action="store_true", help="a picture is encoded first")
     parser.add_argument("--copy-gbs", type=above_zero, metavar="GB_PER_S", help="RAM to card")
 
@@ -37,6 +38,8 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     request = sizes.Request(
         options.width, options.height, options.batch, text_tokens=options.text_tokens
     )
+    shape = request.latent_shape
+    request = need.with_reference_latents(request, [shape] * options.references, ())
     models = stages.published_models(weight_bits=WEIGHT_BITS[options.weights])
     run = what_fits.Run(has_encode=options.img2img)
     plan = what_fits.fit(models, request, int(options.vram * GIB), prefer=options.prefer, run=run)

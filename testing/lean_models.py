@@ -118,13 +118,13 @@ def latent(side: int = 48, *, seed: int = 1, batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, 16, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-def prepare(model: Any, noise: torch.Tensor) -> None:
-    """What a sampler does before its first step."""
+def prepare(model: Any, noise: torch.Tensor, **more: Any) -> None:
+    """What a sampler does before its first step; `more` goes to the prompt."""
     import comfy.model_patcher
     import comfy.sampler_helpers
 
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
-    conds = {"positive": comfy.sampler_helpers.convert_cond(prompt())}
+    conds = {"positive": comfy.sampler_helpers.convert_cond(prompt(**more))}
     comfy.sampler_helpers.prepare_model_patcher(model, conds, options)
     comfy.sampler_helpers.prepare_sampling(model, noise.shape, conds, model_options=options)
 

@@ -153,7 +153,8 @@ class FakeDenoiser:
         """Runs one forward as in sampling, without gradients, and returns what it held.
 
         Args:
-            request: sizes of the call; its `sizes` are replaced by this model's.
+            request: sizes of the call; its `sizes` are replaced by this model's. Its reference
+                pictures are as large as the picture and have no texts.
             patcher: a clone of `patcher()` that nodes patched; None runs the host alone.
             route: `model` or `apply`, see above.
             around: makes what is called instead of the transformer (`model`) or apply_model.
@@ -186,10 +187,18 @@ class FakeDenoiser:
                     **options, "cond_or_uncond": [0], "sigmas": inputs.sigma[:1],
                 },
             }  # fmt: skip
+            references = self._references(request)
+            if references:
+                keywords["ref_latents"] = references
             with tracker:
-                tracker.watch(*inputs)
+                tracker.watch(*inputs, *references)
                 call(inputs.latent, inputs.sigma, **keywords)
         return tracker
+
+    def _references(self, request: Request) -> list[torch.Tensor]:
+        count = request.reference_tokens // request.padded_image_tokens
+        shape = (1, *request.latent_shape[1:])
+        return [torch.empty(shape, dtype=self.dtype) for _ in range(count)]
 
     def _inputs(self, request: Request, route: Route) -> Inputs:
         return Inputs(

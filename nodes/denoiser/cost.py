@@ -113,7 +113,7 @@ def step_work(request: Request, plan: DenoiserPlan | None) -> Work:
     The text's refiners count as if they were modulated.
     """
     sizes = request.sizes
-    image, text = request.padded_image_tokens, request.padded_text_tokens
+    image, text = request.refined
     refiners = block_work(request, plan, tokens=image) + block_work(request, plan, tokens=text)
     return block_work(request, plan) * sizes.layers + refiners * sizes.refiner_layers
 

@@ -10,7 +10,7 @@ from ..units import MIB
 from .cuts import DenoiserPlan
 from .peak import lean_peak_bytes, stock_peak_bytes
 from .plan import FILL_TOKENS, DenoiserChoice, denoiser_plan
-from .sizes import PIXELS_PER_LATENT, Request
+from .sizes import PIXELS_PER_LATENT, Request, round_up
 
 # Text length to assume where the prompt is not known.
 TEXT_TOKENS = 512
@@ -73,6 +73,25 @@ def of_latent(request: Request, latent_shape: Sequence[int]) -> Request:
     """The request for a latent [B, C, H, W]."""
     height, width = (side * PIXELS_PER_LATENT for side in latent_shape[-2:])
     return replace(request, width_px=width, height_px=height, batch=latent_shape[0])
+
+
+def with_reference_latents(
+    request: Request, shapes: Sequence[Sequence[int]], texts: Sequence[int]
+) -> Request:
+    """The request with reference latents [B, C, H, W].
+
+    Args:
+        texts: tokens of their texts; without one the host pads. More texts go with the picture.
+    """
+    if not shapes:
+        return request
+    sizes = request.sizes
+    pictures = (height * width // sizes.patch**2 for *_, height, width in shapes)
+    lengths = [*texts, *(1 for _ in range(len(shapes) - len(texts)))]
+    pictures, texts = (
+        sum(round_up(count, sizes.pad_multiple) for count in each) for each in (pictures, lengths)
+    )
+    return replace(request, reference_tokens=pictures, reference_text_tokens=texts)
 
 
 def predicted_savings(

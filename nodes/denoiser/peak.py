@@ -48,9 +48,17 @@ def lean_peak_bytes(request: Request, plan: DenoiserPlan, *, has_copies: bool = 
     """
     tokens = request.tokens
     copies = Copies.of(request) if has_copies else NO_COPIES
-    block = max(block_elements(request.sizes, length, plan, copies) for length in request.lengths)
+    # Patches of other nodes get the pictures as they were before the first block, and the table. In
+    # the main blocks that is the drawn picture alone.
+    kept = request.padded_image_tokens, request.refined[0], 0
+    row = request.batch * request.sizes.dim * request.has_patches
+    block = max(
+        block_elements(request.sizes, length, plan, copies) + begin * row
+        for length, begin in zip(request.lengths, kept, strict=True)
+    )
     elements = request.batch * tokens * request.sizes.dim + block
-    rope = request.rope_bytes if plan.holds_rope else ROPE_INDEX_BYTES * tokens
+    holds_rope = plan.holds_rope or request.has_patches
+    rope = request.rope_bytes if holds_rope else ROPE_INDEX_BYTES * tokens
     return elements * request.dtype_bytes + _latent_and_text_bytes(request) + rope
 
 
@@ -133,7 +141,7 @@ def stock_peak_bytes(request: Request, *, has_copies: bool = False) -> int:
     def hidden_bytes(tokens: int) -> int:
         return 2 * tokens * hidden_row_bytes + max(2 * tokens * hidden_row_bytes, copy_bytes)
 
-    image, text = request.padded_image_tokens, request.padded_text_tokens
+    image, text = request.refined
     main = hidden_bytes(request.tokens) + 4 * request.tokens * row_bytes + request.rope_bytes
     refiner = hidden_bytes(image) + (5 * image + 2 * text) * row_bytes
     # The host's copy of the latent, filled up to whole patches.
@@ -145,4 +153,5 @@ def _latent_and_text_bytes(request: Request) -> int:
     """The caller holds these."""
     _, channels, height, width = request.latent_shape
     elements = channels * height * width + request.text_tokens * request.sizes.cap_dim
+    elements += request.reference_tokens * request.sizes.patch_dim
     return request.batch * elements * request.dtype_bytes

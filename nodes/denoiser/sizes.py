@@ -79,6 +79,9 @@ class Request:
     batch: samples in the call, the unconditional ones of guidance included.
     text_tokens: prompt length before padding.
     dtype_bytes: bytes per activation element (2 in bfloat16).
+    reference_tokens, reference_text_tokens: of all reference pictures and of their texts, per
+        sample, with padding.
+    has_patches: patches of other nodes run between the blocks (ControlNet).
     """
 
     width_px: int
@@ -87,6 +90,9 @@ class Request:
     text_tokens: int = 256
     dtype_bytes: int = 2
     sizes: TransformerSizes = Z_IMAGE
+    reference_tokens: int = 0
+    reference_text_tokens: int = 0
+    has_patches: bool = False
 
     def __post_init__(self) -> None:
         least = {"width_px": PIXELS_PER_LATENT, "height_px": PIXELS_PER_LATENT}
@@ -109,23 +115,29 @@ class Request:
 
     @property
     def padded_image_tokens(self) -> int:
-        """Image tokens with padding, per sample: the length in the image refiner."""
+        """Image tokens with padding, per sample."""
         return round_up(self.image_tokens, self.sizes.pad_multiple)
 
     @property
     def padded_text_tokens(self) -> int:
-        """Text tokens with padding, per sample: the length in the text refiner."""
+        """Text tokens with padding, per sample."""
         return round_up(self.text_tokens, self.sizes.pad_multiple)
 
     @property
     def tokens(self) -> int:
         """Length of the sequence in the main blocks, per sample."""
-        return self.padded_text_tokens + self.padded_image_tokens
+        return sum(self.refined)
+
+    @property
+    def refined(self) -> tuple[int, int]:
+        """Tokens per sample in the image refiner and the text refiner."""
+        image = self.padded_image_tokens + self.reference_tokens
+        return image, self.padded_text_tokens + self.reference_text_tokens
 
     @property
     def lengths(self) -> tuple[int, int, int]:
         """Tokens per sample in the main blocks, the image refiner and the text refiner."""
-        return self.tokens, self.padded_image_tokens, self.padded_text_tokens
+        return (self.tokens, *self.refined)
 
     @property
     def stream_bytes(self) -> int:

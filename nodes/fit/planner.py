@@ -9,7 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..denoiser.need import TEXT_TOKENS, denoiser_live_bytes, of_latent
+from ..denoiser.need import (
+    TEXT_TOKENS,
+    denoiser_live_bytes,
+    of_latent,
+    with_reference_latents,
+)
 from ..denoiser.plan import DenoiserChoice, denoiser_plan
 from ..denoiser.sizes import Request
 from ..prefer import PREFERENCES, Prefer
@@ -128,6 +133,8 @@ class Planner:
         *,
         prompts: int,
         text_tokens: int | None,
+        references: tuple[Sequence[Sequence[int]], Sequence[int]] = ((), ()),
+        has_patches: bool = False,
         weight_bytes: int,
         other_bytes: int,
         is_plain: bool,
@@ -139,6 +146,8 @@ class Planner:
             room_bytes: free on the card without any of the host's models; None without a card.
             prompts: of one picture that may go in one call.
             text_tokens: of the longest prompt; None if no prompt has a length.
+            references: shapes [B, C, H, W] of the reference latents, and tokens of their texts.
+            has_patches: see `Request`.
             weight_bytes: of the model with its LoRAs.
             other_bytes: of the models that are loaded with it.
             is_plain: no patch or control asks for the host's own forward.
@@ -147,7 +156,10 @@ class Planner:
             ValueError: it cannot run in the budget.
         """
         request = of_latent(self.request, latent_shape)
-        request = replace(request, text_tokens=text_tokens or request.text_tokens)
+        request = replace(
+            request, text_tokens=text_tokens or request.text_tokens, has_patches=has_patches
+        )
+        request = with_reference_latents(request, *references)
 
         def planned(prompts: int) -> Fit:
             # The other stages are planned when they begin.

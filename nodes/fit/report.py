@@ -29,6 +29,8 @@ def headline(plan: Fit) -> str:
     asked = f"{request.width_px}x{request.height_px}, batch {request.batch}, "
     if plan.run.prompts > 1:
         asked += f"{plan.run.prompts} prompts at a time, "
+    if request.reference_tokens:
+        asked += f"{request.reference_tokens} reference tokens, "
     asked += f"{request.text_tokens} text tokens, prefer {plan.prefer}"
     if plan.budget_bytes is None:
         return f"{asked}; no budget: nothing to fit to"

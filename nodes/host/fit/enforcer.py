@@ -18,7 +18,7 @@ from ..base.device import allocator_bytes, allocator_weights_bytes, is_card
 from ..base.options import FIT, OPTIONS_KEY
 from ..base.reserve import make_room, reserved
 from ..base.server import NodeLog
-from ..denoiser.forward import HANDOVER_PATCHES
+from ..denoiser.forward import has_patches
 from . import budget
 
 # Predicted and measured may differ by this share without a warning.
@@ -50,9 +50,11 @@ class Enforcer:
             budget.room_bytes(model.load_device),
             prompts=_prompts(conds, is_guided=is_guided),
             text_tokens=_text_tokens(each),
+            references=_references(each),
+            has_patches=has_patches(options.get("transformer_options", {})),
             weight_bytes=budget.weight_bytes(model),
             other_bytes=sum(map(self._on_card_bytes, together)),
-            is_plain=_is_plain(each, options.get("transformer_options", {})),
+            is_plain=_is_plain(each),
         )
         if not is_inner:
             self._decision, self._limit = decision, None
@@ -155,12 +157,15 @@ def _text_tokens(conds: Sequence[Mapping[str, Any]]) -> int | None:
     return max((text.shape[1] for text in texts if getattr(text, "ndim", 0) == 3), default=None)
 
 
-def _is_plain(conds: Sequence[Mapping[str, Any]], transformer_options: Mapping[str, Any]) -> bool:
-    patches = transformer_options.get("patches", {})
-    is_handed_over = any(patches.get(name) for name in HANDOVER_PATCHES)
-    return not is_handed_over and not any(
-        "control" in cond or "reference_latents" in cond for cond in conds
-    )
+def _references(conds: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Shapes of the reference latents of a prompt that has most of them, and of their texts."""
+    found = max((cond.get("reference_latents") or () for cond in conds), key=len, default=())
+    texts = max((c.get("reference_latents_text_embeds") or () for c in conds), key=len, default=())
+    return [tuple(one.shape) for one in found], [one.shape[1] for one in texts]
+
+
+def _is_plain(conds: Sequence[Mapping[str, Any]]) -> bool:
+    return not any("control" in cond for cond in conds)
 
 
 def _mib(count: int) -> str:

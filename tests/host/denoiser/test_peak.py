@@ -12,6 +12,7 @@ import pytest
 import torch
 from pack.nodes.denoiser.cost import block_launches
 from pack.nodes.denoiser.cuts import DenoiserPlan, chunks, longest_chunk
+from pack.nodes.denoiser.need import with_reference_latents
 from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
 from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
 from pack.nodes.denoiser.sizes import Z_IMAGE, Request
@@ -125,6 +126,35 @@ def test_cost_is_below_its_bounds_and_as_predicted(
         assert round(run.tracker.peak_bytes / MIB) <= mib
         assert run.block.launches == block_launches(request_, plan) <= launches
         assert run.block.host_waits == 0
+
+
+def test_peak_beside_a_patch_of_another_node(two_blocks: FakeDenoiser) -> None:
+    """Bug: the host's own forward ran around the blocks: 215 MiB for 123, at 1024x1024."""
+    request = Request(1024, 1024, has_patches=True)
+    for choice, bound in ((BALANCE, 1.35), (SPEED, 1.35), (SMALLEST, 1.5)):
+        patcher = _patched(two_blocks, choice)
+        plain = two_blocks.measure(request, patcher=patcher).peak_bytes
+        patcher.set_model_double_block_patch(lambda args: {"img": args["img"].add_(1)})
+        measured = two_blocks.measure(request, patcher=patcher).peak_bytes
+        _assert_near(request, measured, denoiser_plan(request, choice))
+        assert measured <= bound * plain
+
+
+@pytest.mark.parametrize("references", [1, 2])
+def test_peak_with_reference_pictures(stock_denoiser: FakeDenoiser, references: int) -> None:
+    """Bug: they sent a request to the host's own forward. Two: at most 1.1 x of so many tokens."""
+    alone = Request(1024, 1024)
+    shapes = [alone.latent_shape] * references
+    request = with_reference_latents(alone, shapes, ())
+    patcher = _patched(stock_denoiser)
+    measured = stock_denoiser.measure(request, patcher=patcher).peak_bytes
+    plan = denoiser_plan(request, BALANCE)
+    _assert_near(request, measured, plan)
+    as_long = Request(1024, 1024, text_tokens=request.tokens - alone.padded_image_tokens)
+    assert measured <= 1.1 * lean_peak_bytes(as_long, denoiser_plan(as_long, BALANCE))
+    stock = stock_denoiser.measure(request).peak_bytes
+    assert stock_peak_bytes(request) == pytest.approx(stock, rel=0.03)
+    assert measured < 0.3 * stock
 
 
 @pytest.mark.parametrize("choice", [SPEED, BALANCE, SMALLEST], ids=str)

@@ -198,21 +198,32 @@ def test_the_prompts_of_another_guider_count(loaded, caplog):
     assert (max(batches), planned_prompts(caplog)) == (3, 3)
 
 
-def test_patches_that_need_the_hosts_forward_are_reckoned_with(loaded, caplog):
+def needed(model: Any, **more: Any) -> float:
+    """Bytes that the host is told to keep for a sampling of 2048x2048 pixels."""
+    from comfy.patcher_extension import WrappersMP
+
     needs = []
-    for has_patch in (False, True):
-        patched, _, _ = fit(loaded.model, budget_gib=2.0)
-        if has_patch:
-            patched.set_model_double_block_patch(lambda args: {})
-        from comfy.patcher_extension import WrappersMP
 
-        def noted(executor: Any, model: Any, shape: Any, *args: Any, **kwargs: Any) -> Any:
-            needs.append(model.model.memory_required(list(shape)))
-            return executor(model, shape, *args, **kwargs)
+    def noted(executor: Any, model: Any, shape: Any, *args: Any, **kwargs: Any) -> Any:
+        needs.append(model.model.memory_required(list(shape)))
+        return executor(model, shape, *args, **kwargs)
 
-        patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "test", noted)
-        prepare(patched, torch.empty(1, 16, 512, 512, device="meta"))
-    assert needs[1] > 1.5 * needs[0]
+    noting = model.clone()
+    noting.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "test", noted)
+    prepare(noting, torch.empty(1, 16, 256, 256, device="meta"), **more)
+    return needs[0]
+
+
+def test_patches_and_reference_pictures_are_reckoned_with(loaded, caplog):
+    """Patches hold the picture's part of the stream; references lengthen it."""
+    patched, _, _ = fit(loaded.model, budget_gib=2.0, prefer="smallest")
+    plain = needed(patched)
+    with_patch = patched.clone()
+    with_patch.set_model_double_block_patch(lambda args: {})
+    assert 1.2 * plain < needed(with_patch) < 2 * plain
+    with caplog.at_level(logging.INFO):
+        needed(patched, reference_latents=[torch.empty(1, 16, 256, 256, device="meta")])
+    assert "2048x2048, batch 1, 16384 reference tokens, 7 text tokens" in caplog.text
 
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
