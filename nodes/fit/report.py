@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..units import size
-from .sharing import fetched_again
+from .sharing import shared
 from .stages import ASSUMED_CARD, Stage
 from .what_fits import Alternative, Fit
 
@@ -66,8 +66,7 @@ def text(
     lines += [
         f"The {stage.name}: {words}." for stage in plan.stages if (words := scores_text(stage))
     ]
-    if again := again_text(plan):
-        lines.append(again)
+    lines.append(shared_text(plan))
     lines += [
         f"Pinned RAM: {stage.setting} keeps {size(stage.ram_bytes)} of maps there while it runs."
         for stage in plan.stages
@@ -88,15 +87,21 @@ def scores_text(stage: Stage) -> str:
     )
 
 
-def again_text(plan: Fit) -> str:
-    """What the next picture fetches again, in words; empty where all stays on the card."""
-    again = fetched_again(plan.stages, plan.budget_bytes)
-    words = [f"{size(count)} of {name}" for name, count in again.items() if count]
-    if not words:
-        return ""
-    unless = " A prompt that did not change needs none." if again.get("text encode") else ""
-    besides = "The next picture fetches again, besides what each step streams"
-    return f"{besides}: {', '.join(words)}.{unless}"
+def shared_text(plan: Fit) -> str:
+    """What stays on the card for the next picture and what it fetches again, in words."""
+    found = shared(plan.stages, plan.budget_bytes)
+
+    def words(of: Mapping[str, int]) -> str:
+        return ", ".join(f"{size(count)} of {name}" for name, count in of.items() if count)
+
+    stays = words({name: one.stays for name, one in found.items()})
+    again = words({name: one.again for name, one in found.items()})
+    text = f"On the card for the next picture: {stays or 'no weights'}."
+    if again:
+        text += f" Fetched again, besides what each step streams: {again}."
+    if "text encode" in found and found["text encode"].again:
+        text += " A prompt that did not change needs none."
+    return text
 
 
 def either(others: Sequence[Alternative]) -> str:

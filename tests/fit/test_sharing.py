@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pack.nodes.fit.sharing import fetched_again
+from pack.nodes.fit.sharing import shared
 from pack.nodes.fit.stages import Stage
 
 MODEL = Stage(
@@ -20,20 +20,24 @@ TEXT, DENOISE, DECODE = (
 STAGES = TEXT, DENOISE, DECODE
 
 
+def fetched_again(budget_bytes: int | None) -> dict[str, int]:
+    return {name: found.again for name, found in shared(STAGES, budget_bytes).items()}
+
+
 def test_nothing_where_all_have_room():
-    assert fetched_again(STAGES, None) == fetched_again(STAGES, 242) == dict.fromkeys(
+    assert fetched_again(None) == fetched_again(242) == dict.fromkeys(
         ("text", "denoise", "decode"), 0
     )  # fmt: skip
 
 
 def test_the_model_used_longest_ago_leaves_first():
     # At 200 the decode, which takes 52, moves 42 of the text encoder's 75 away.
-    assert fetched_again(STAGES, 200) == {"text": 42, "denoise": 0, "decode": 0}
+    assert fetched_again(200) == {"text": 42, "denoise": 0, "decode": 0}
     # At 155 denoise leaves 35 of the text encoder, decode those 35 and 12 of the denoiser; the next
     # text takes 30 more of the denoiser, the next denoise the decoder and 40 of the text encoder.
-    assert fetched_again(STAGES, 155) == {"text": 75, "denoise": 42, "decode": 2}
+    assert fetched_again(155) == {"text": 75, "denoise": 42, "decode": 2}
 
 
 def test_what_is_streamed_once_counts_and_what_each_step_streams_does_not():
     # 60: each model alone is too large. Text and denoise keep 35 of their weights.
-    assert fetched_again(STAGES, 60) == {"text": 75, "denoise": 35, "decode": 2}
+    assert fetched_again(60) == {"text": 75, "denoise": 35, "decode": 2}

@@ -115,7 +115,8 @@ def check_ram(plan: Fit, model: Any, text_encoder: Any | None) -> None:
     """Raises a `ValueError` where RAM is too small for what must wait there.
 
     That is the maps of Lean VAE, and where the host loads by estimate the weights that leave the
-    card. Pages of dynamic VRAM are copies of what is in RAM or in a file.
+    card. Pages of dynamic VRAM are copies of what is in RAM or in a file, as is what it pins, which
+    makes room for maps.
     """
     patchers = {"denoise": model, "text encode": text_encoder}
     leaves = sum(
@@ -127,6 +128,8 @@ def check_ram(plan: Fit, model: Any, text_encoder: Any | None) -> None:
     )
     maps = max(stage.ram_bytes for stage in plan.stages)
     free = int(management.get_free_memory(torch.device("cpu")))
+    if is_dynamic(model):
+        free += int(management.TOTAL_PINNED_MEMORY)
     if leaves + maps > free:
         raise ValueError(
             f"Fit to VRAM: RAM must have {size(leaves + maps)} free for weights and maps that wait "

@@ -280,6 +280,13 @@ def test_ram_that_is_too_small_is_asked_for_first(
     decoded = fit(published_models(), Request(4096, 4096), 4 * GIB, prefer="smallest")
     with pytest.raises(ValueError, match=r"RAM must have .* free for .*, got 1.0 MiB: close"):
         budget.check_ram(decoded, loaded.model, None)
+    # What dynamic VRAM pins for streaming is no less free: it is unpinned for the maps.
+    monkeypatch.setattr(management, "TOTAL_PINNED_MEMORY", 16 * GIB)
+    with monkeypatch.context() as dynamic:
+        dynamic.setattr(budget, "is_dynamic", lambda patcher: True)
+        budget.check_ram(decoded, loaded.model, None)
+    with pytest.raises(ValueError, match=r"got 1\.0 MiB"):
+        budget.check_ram(decoded, loaded.model, None)
     monkeypatch.setattr(budget, "is_card", lambda device: True)
     monkeypatch.setattr(budget, "room_bytes", lambda device: 24 * GIB)
     monkeypatch.setattr(budget, "card_bytes", lambda device: 24 * GIB)
