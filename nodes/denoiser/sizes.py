@@ -55,13 +55,22 @@ class TransformerSizes:
         return self.patch * self.patch * self.channels
 
     @property
+    def block_parameters(self) -> int:
+        """Elements of the weights of a block that is not modulated."""
+        block = self.dim * self.qkv_dim + self.dim**2 + 2 * self.head_dim
+        return block + 3 * self.dim * self.ffn_dim + 4 * self.dim
+
+    @property
+    def modulation_parameters(self) -> int:
+        """Elements of the weights that a modulated block has besides."""
+        return (MODULATION_DIM + 1) * 4 * self.dim
+
+    @property
     def parameters(self) -> int:
         """Elements of all weights."""
-        block = self.dim * self.qkv_dim + self.dim**2 + 2 * self.head_dim
-        block += 3 * self.dim * self.ffn_dim + 4 * self.dim
-        modulation = (MODULATION_DIM + 1) * 4 * self.dim
         blocks = self.layers + 2 * self.refiner_layers
-        total = blocks * block + (blocks - self.refiner_layers) * modulation
+        total = blocks * self.block_parameters
+        total += (blocks - self.refiner_layers) * self.modulation_parameters
         total += (self.patch_dim + 2) * self.dim + self.patch_dim  # patches in and out
         total += self.patch_dim * self.dim + (MODULATION_DIM + 1) * self.dim
         total += self.cap_dim + (self.cap_dim + 1) * self.dim + self.dim  # text, padding

@@ -55,10 +55,12 @@ class Decision(Allowance):
     live_bytes: least and most predicted bytes of live tensors at the peak, weights excluded. They
         differ because the host may compute prompts one by one, and holds a block's weights where it
         casts or streams them.
+    prefetches: a block's weights are copied while another computes.
     """
 
     choice: DenoiserChoice
     live_bytes: tuple[int, int]
+    prefetches: bool
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ class Planner:
                 one.peak(has_copies=stage.is_cast),
                 stage.activation_bytes + stage.held_bytes(limit),
             ),
+            stage.prefetches,
         )
 
     def decide_text(

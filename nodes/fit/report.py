@@ -59,9 +59,11 @@ def text(
     if streamed := plan.stage("denoise").streamed_bytes(plan.budget_bytes):
         speed = copy_bytes_per_s or ASSUMED_CARD.copy_bytes_per_s
         how = "measured" if copy_bytes_per_s else "assumed, not measured"
+        fast = plan.stage("denoise").prefetches
+        hides = "each block is copied while one computes" if fast else "each weight by itself"
         lines.append(
             f"Each step streams {size(streamed)} of weights from RAM: {streamed / speed:.2f} s at "
-            f"{speed / 1e9:.1f} GB/s ({how}), less what hides behind the arithmetic."
+            f"{speed / 1e9:.1f} GB/s ({how}), less what hides behind the arithmetic: {hides}."
         )
     lines += [
         f"The {stage.name}: {words}." for stage in plan.stages if (words := scores_text(stage))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..denoiser.cost import NO_WORK, RTX_3060, Work, seconds, step_work
 from ..denoiser.need import casts_weights, denoiser_live_bytes, denoiser_need_bytes
@@ -52,6 +52,9 @@ class Stage:
     is_repeated: the stage runs once per sampling step, and streams weights each time.
     is_judged: it counts for what fits. The host's own decode does not: it tiles when it must.
     copy_bytes: of the buffers, what torch's allocator holds.
+    prefetch_bytes: room for the weights in use where a block's are copied while another computes; 0
+        where the host cannot do that.
+    prefetches: that room is taken.
     is_cast: resident weights are copied at each use too, which is part of the activations.
     score_bytes: of the text encoder's attention, which may be a part of the activations.
     work: of one step, where that decides between settings.
@@ -69,6 +72,8 @@ class Stage:
     is_repeated: bool = False
     is_judged: bool = True
     copy_bytes: int = 0
+    prefetch_bytes: int = 0
+    prefetches: bool = False
     is_cast: bool = False
     score_bytes: int = 0
     work: Work = NO_WORK
@@ -77,6 +82,17 @@ class Stage:
     def need_bytes(self) -> int:
         """Everything but weights."""
         return self.activation_bytes + self.workspace_bytes
+
+    def within(self, budget_bytes: int | None) -> Stage:
+        """The stage with prefetch, where the budget has the room; else as it is.
+
+        It costs resident weights, at most 0.5 GiB of the published model in bfloat16.
+        """
+        if not self.prefetch_bytes:
+            return self
+        # What is prefetched lies in the buffer of its block, so that none is copied from there.
+        fast = replace(self, buffer_bytes=self.prefetch_bytes, copy_bytes=0, prefetches=True)
+        return fast if budget_bytes is None or fast.least_bytes <= budget_bytes else self
 
     @property
     def least_bytes(self) -> int:
@@ -129,6 +145,7 @@ class Models:
     text_adds_in_place, text_bytes_per_score: see `text_encoder_peak_bytes`.
     has_ram, is_unrolled: of the card, see `VaeCall`.
     is_dynamic: the host keeps weights in pages (dynamic VRAM).
+    has_prefetch: the host can prefetch blocks of such a model.
     fill_tokens: rows with which a product fills the card, see `plan_for`.
     """
 
@@ -145,6 +162,7 @@ class Models:
     text_bytes_per_score: int = MATH_SCORE
     is_unrolled: bool = False
     is_dynamic: bool = True
+    has_prefetch: bool = True
     fill_tokens: int = FILL_TOKENS
 
     @property
@@ -219,6 +237,10 @@ def denoise_stages(
     largest = sizes.dim * max(sizes.qkv_dim, sizes.ffn_dim)
     buffers = models.buffers_bytes(models.denoiser_weight_bytes * largest // sizes.parameters)
     is_cast = casts_weights(request, models.denoiser_weight_bytes)
+    block = sizes.block_parameters + sizes.modulation_parameters
+    block = models.denoiser_weight_bytes * block // sizes.parameters
+    has_prefetch = models.has_prefetch and models.is_dynamic
+    prefetch = models.buffers_bytes(block) if has_prefetch else 0
 
     def stage(choice: DenoiserChoice) -> Stage:
         plan = denoiser_plan(request, choice, fill=models.fill_tokens)
@@ -235,6 +257,7 @@ def denoise_stages(
             page_bytes=models.page_bytes,
             is_repeated=True,
             copy_bytes=copies,
+            prefetch_bytes=prefetch,
             is_cast=is_cast,
             work=step_work(request, plan),
         )

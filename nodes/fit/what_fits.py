@@ -126,7 +126,7 @@ def fit(
 
     called = replace(request, batch=request.batch * run.prompts)
     denoise = {
-        choice: _with_least(stage, run.least_need_bytes)
+        choice: _with_least(stage, run.least_need_bytes).within(budget_bytes)
         for choice, stage in denoise_stages(
             models, called, prefer=prefer, is_plain=run.is_plain
         ).items()

@@ -63,6 +63,7 @@ def test_decides_each_sampling_by_what_is_there_then():
     assert bounded.limit_bytes % PAGE_BYTES == 0
     by_estimate = replace(named, models=replace(MODELS, is_dynamic=False))
     assert by_estimate.decide(**situation(1024, room=6)).peak_bytes == 6 * GIB
+    named = replace(named, models=replace(MODELS, has_prefetch=False))  # buffers of one size
     with_lora = named.decide(**situation(1024, weight_bytes=MODELS.denoiser_weight_bytes + GIB))
     assert with_lora.limit_bytes is not None
     with_control = named.decide(**situation(1024, other_bytes=3 * GIB))
@@ -108,6 +109,9 @@ def test_prompts_that_do_not_fit_together_are_not_refused():
 def test_weights_of_a_block_count_where_they_are_streamed_or_cast():
     """The host's allocator holds copies beside the activations, up to a feed-forward's 225 MiB."""
     planner = Planner(MODELS, Request(1024, 1024), 0, 0, "speed")
+    prefetched = planner.decide(**situation(1024, room=6))
+    assert prefetched.prefetches and len(set(prefetched.live_bytes)) == 1
+    planner = replace(planner, models=replace(MODELS, has_prefetch=False))
     assert len(set(planner.decide(**situation(1024)).live_bytes)) == 1
     streamed = planner.decide(**situation(1024, room=6)).live_bytes
     # Not the 112.5 MiB of the attention alone; not the whole 225, as the peaks differ in place.

@@ -191,10 +191,12 @@ def test_weights_and_what_they_come_through_fill_the_budget():
     assert stage.peak_bytes(None) == stage.need_bytes + stage.weight_bytes
 
 
+@pytest.mark.parametrize("has_prefetch", [False, True])
 @pytest.mark.parametrize("gib", [2, 6, 11.5, 11.6, 11.7, 12])
-def test_dynamic_vram_takes_whole_pages(gib):
+def test_dynamic_vram_takes_whole_pages(gib, has_prefetch):
     """11.46 GiB of weights take 367 pages, of which the last is not full."""
-    stage = plan(1024, 1024, gib=gib).stage("denoise")
+    models = replace(MODELS, has_prefetch=has_prefetch)
+    stage = plan(1024, 1024, gib=gib, models=models).stage("denoise")
     budget, page = int(gib * GIB), 32 * MIB
     resident = stage.resident_bytes(budget)
     if resident < stage.weight_bytes:
@@ -203,8 +205,22 @@ def test_dynamic_vram_takes_whole_pages(gib):
     else:
         assert stage.weights_on_card_bytes(budget) == 367 * page > stage.weight_bytes
         assert stage.peak_bytes(budget) <= budget
-    # qkv's 84.4 MiB, in two buffers that grow by 16 MiB.
-    assert stage.buffer_bytes - stage.copy_bytes == 2 * 96 * MIB
+    # In two buffers that grow by 16 MiB: qkv's 84.4 MiB, or the block's 344.8.
+    assert stage.prefetches == has_prefetch
+    assert stage.buffer_bytes - stage.copy_bytes == 2 * (352 if has_prefetch else 96) * MIB
+
+
+def test_blocks_are_prefetched_where_there_is_room_for_two():
+    """It must not be what makes a plan too large, nor choose other settings."""
+    least = fit(MODELS, Request(1024, 1024), 1).missing_bytes + 1
+    assert plan(1024, 1024, gib=least / GIB).verdict == "fits"
+    for gib, prefetches in ((least / GIB, False), (0.8, False), (1, True), (8, True)):
+        stage = plan(1024, 1024, gib=gib).stage("denoise")
+        assert stage.prefetches == prefetches, gib
+        without = plan(1024, 1024, gib=gib, models=replace(MODELS, has_prefetch=False))
+        assert without.stage("denoise").setting == stage.setting
+    by_estimate = plan(1024, 1024, gib=8, models=replace(MODELS, is_dynamic=False))
+    assert not by_estimate.stage("denoise").prefetches
 
 
 def test_cast_weights_and_requests_that_are_not_plain_need_more():

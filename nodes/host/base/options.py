@@ -10,6 +10,8 @@ OPTIONS_KEY = "z_image_low_vram"
 SLICE = "attention_slice"
 # Of Fit to VRAM: its choice for the denoiser.
 FIT = "fit_to_vram"
+# Of Fit to VRAM: whether blocks are prefetched, which takes room for two.
+PREFETCH = "prefetch"
 _IS_GROUPED = "is_grouped"
 
 

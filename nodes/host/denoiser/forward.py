@@ -20,6 +20,7 @@ from ..base.block_events import block_ended
 from .block import BlockSettings, eager, is_untouched, run_block
 from .heads import RopeFn, views_of
 from .positions import rope_table
+from .prefetch import prefetching
 from .projections import projection
 from .sequence import Layout, embed, layout_of
 
@@ -186,6 +187,7 @@ def _run_blocks(
         for index, block in enumerate(getattr(model, stack)):
             if stack == "layers":
                 transformer_options["block_index"] = index
+            announce(block)
             run_block(
                 block,
                 part,
@@ -236,18 +238,23 @@ def _run_blocks(
     of_pictures, of_all = layout.timed
     first_feature = layout.text_tokens
     first_picture = first_feature + layout.feature_tokens
-    run("context_refiner", 0, first_feature, None, None)
+    stacks = ["context_refiner", "noise_refiner", "layers"]
     if first_picture > first_feature and model.siglip_refiner is not None:
-        run("siglip_refiner", first_feature, first_picture, None, None)
-    patch = patched("noise_refiner", first_picture, first_feature, block_type="noise_refiner")
-    run("noise_refiner", first_picture, tokens, t, of_pictures, patch)
-    # The host's forward sets these for the patches of other nodes.
-    transformer_options["total_blocks"] = len(model.layers)
-    transformer_options["block_type"] = "double"
-    drawn = tokens - layout.drawn.tokens
-    patch = None  # its copy goes before the next is made
-    patch = patched("double_block", drawn, drawn)
-    run("layers", 0, tokens, t, of_all, patch)
+        stacks.insert(1, "siglip_refiner")
+    blocks = [block for stack in stacks for block in getattr(model, stack)]
+    with prefetching(blocks, stream.device, transformer_options) as announce:
+        run("context_refiner", 0, first_feature, None, None)
+        if "siglip_refiner" in stacks:
+            run("siglip_refiner", first_feature, first_picture, None, None)
+        patch = patched("noise_refiner", first_picture, first_feature, block_type="noise_refiner")
+        run("noise_refiner", first_picture, tokens, t, of_pictures, patch)
+        # The host's forward sets these for the patches of other nodes.
+        transformer_options["total_blocks"] = len(model.layers)
+        transformer_options["block_type"] = "double"
+        drawn = tokens - layout.drawn.tokens
+        patch = None  # its copy goes before the next is made
+        patch = patched("double_block", drawn, drawn)
+        run("layers", 0, tokens, t, of_all, patch)
 
 
 def _final(model: Any, image: torch.Tensor, t: torch.Tensor, plan: DenoiserPlan) -> torch.Tensor:

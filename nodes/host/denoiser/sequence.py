@@ -8,7 +8,7 @@ Source: embed_cap, embed_all and patchify_and_embed of the host's NextDiT.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -190,7 +190,7 @@ def embed(model: Any, x: torch.Tensor, layout: Layout, plan: DenoiserPlan) -> to
             text = model.cap_embedder(part.given)
             run[:, : part.filled] = comfy.utils.repeat_to_batch_size(text, batch)
             del text
-        _fill(run, part, "cap_pad_token", model)
+        _fill(run, part, lambda: model.cap_pad_token)
         first += part.tokens
     for part in layout.features:
         run = stream[:, first : first + part.tokens]
@@ -200,7 +200,7 @@ def embed(model: Any, x: torch.Tensor, layout: Layout, plan: DenoiserPlan) -> to
             seen = model.siglip_embedder(seen)
             run[:, : part.filled] = comfy.utils.repeat_to_batch_size(seen, batch)
             del seen
-        _fill(run, part, "siglip_pad_token", model)
+        _fill(run, part, lambda: model.siglip_pad_token)
         first += part.tokens
     with ExitStack() as until:
         embedder = projection(model.x_embedder, stream, until)
@@ -211,14 +211,14 @@ def embed(model: Any, x: torch.Tensor, layout: Layout, plan: DenoiserPlan) -> to
                 for start, stop in chunks(part.filled, plan.chunk_tokens):
                     run[sample, start:stop] = embedder(patches[sample, start:stop])
             del patches
-            _fill(run, part, "x_pad_token", model)
+            _fill(run, part, lambda: model.x_pad_token)
             first += part.tokens
     return stream
 
 
-def _fill(run: torch.Tensor, part: Part, token: str, model: Any) -> None:
+def _fill(run: torch.Tensor, part: Part, token: Callable[[], torch.Tensor]) -> None:
     if part.tokens > part.filled:
-        run[:, part.filled :] = getattr(model, token).to(run)
+        run[:, part.filled :] = token().to(run)
 
 
 def _patches(model: Any, latent: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from comfy.samplers import CFGGuider
 from ...fit.planner import Decision, Planner
 from ...units import MIB
 from ..base.device import allocator_bytes, allocator_weights_bytes, is_card
-from ..base.options import FIT, OPTIONS_KEY
+from ..base.options import FIT, OPTIONS_KEY, PREFETCH
 from ..base.reserve import make_room, reserved
 from ..base.server import NodeLog
 from ..denoiser.forward import has_patches
@@ -61,7 +61,8 @@ class Enforcer:
         self._say(decision.text, is_warning=decision.is_warning)
         # The lean blocks read the choice in the options of this sampling alone.
         asked = options.setdefault("transformer_options", {})
-        asked[OPTIONS_KEY] = {**asked.get(OPTIONS_KEY, {}), FIT: decision.choice}
+        planned = {FIT: decision.choice, PREFETCH: decision.prefetches}
+        asked[OPTIONS_KEY] = {**asked.get(OPTIONS_KEY, {}), **planned}
         make_room([model, *together], decision.peak_bytes, decision.budget_bytes)
         _, estimate = sampler_helpers.estimate_memory(model, noise_shape, conds)
         limit = self._limit = _least(self._limit, decision.limit_bytes)

@@ -21,6 +21,7 @@ from ...vae.devices import has_ram, is_unrolled
 from ..base.device import is_dynamic
 from ..denoiser.block import fill_on
 from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
+from ..denoiser.prefetch import HAS_PREFETCH
 from ..vae.patch import decoder_sizes
 from . import budget
 from .text_encoder import bytes_per_score, check_is_text_encoder, table_bytes, text_encoder_sizes
@@ -37,6 +38,7 @@ def models_here() -> Models:
         text_adds_in_place=ADDS_IN_PLACE,
         text_bytes_per_score=bytes_per_score(device, QWEN3_4B),
         is_dynamic=memory.aimdo_enabled,
+        has_prefetch=HAS_PREFETCH,
         fill_tokens=fill_on(device, Z_IMAGE),
     )
 
