@@ -204,9 +204,9 @@ def text_stage(
         adds_in_place=models.text_adds_in_place,
         bytes_per_score=models.text_bytes_per_score,
     )
-    table = models.text_table_bytes
+    table = models.text_table_bytes or models.text_weight_bytes * sizes.table // sizes.parameters
     layers = models.text_weight_bytes - table
-    largest = layers * sizes.largest_matrix // (sizes.parameters - (sizes.table if table else 0))
+    largest = layers * sizes.largest_matrix // (sizes.parameters - sizes.table)
     setting = "ComfyUI's own, limited" if is_limited else "ComfyUI's own, not limited"
     buffers = models.buffers_bytes(largest)
     if gathers_rows:

@@ -295,6 +295,16 @@ def test_the_whole_run_fits_where_that_is_promised(side: int, gib: float, prefer
     assert "not limited" not in report.text(made)
 
 
+def test_a_table_that_cannot_stay_in_ram_is_streamed_whole():
+    """Bug: with a LoRA on it or in a type that is not gathered, its 742 MiB were not counted."""
+    kept, moved = (
+        plan(512, 512, gib=0.8, prefer="smallest", models=replace(MODELS, text_table_bytes=count))
+        for count in (MODELS.text_table_bytes, 0)
+    )
+    assert kept.verdict == "fits" and moved.verdict == "too large"
+    assert moved.stage("text encode").buffer_bytes >= 742 * MIB > 7 * kept.stages[0].buffer_bytes
+
+
 def test_a_long_prompt_says_what_its_scores_take():
     """4.5 GiB of them at 4096 tokens, where the attention keeps them; else 1.4 GiB are enough."""
     long = Request(1024, 1024, text_tokens=4096)

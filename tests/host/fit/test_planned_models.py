@@ -14,6 +14,7 @@ from pack.nodes.vae.peak import vae_parameters
 from pack.testing.fake_text_encoder import FakeTextEncoder
 from pack.testing.stock_forward import FakeDenoiser
 from pack.testing.vae_models import FakeVae
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 pytestmark = [
     pytest.mark.usefixtures("host"),
@@ -56,3 +57,26 @@ def test_peak_of_a_prompt(
         # Where scores decide, hosts before 0.30.0 take 2 to 3 % less: the keys and values of shared
         # heads go when they are repeated.
         assert planned == pytest.approx(measured, rel=0.003 if tokens < 512 else 0.03), tokens
+
+
+def test_scores_are_counted_unless_the_attention_is_fused(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU stands for a card: its kernel takes float32 with a mask too."""
+    import comfy.ldm.modules.attention as attention
+    from pack.nodes.host.fit import text_encoder
+
+    for name, has_card, backend, held in (
+        ("attention_pytorch", True, SDPBackend.FLASH_ATTENTION, FUSED_SCORE),
+        ("attention_pytorch", True, SDPBackend.MATH, MATH_SCORE),
+        ("attention_pytorch", False, SDPBackend.FLASH_ATTENTION, MATH_SCORE),
+        ("attention_basic", True, SDPBackend.FLASH_ATTENTION, BASIC_SCORE),
+    ):
+        chosen = getattr(attention, name)
+        monkeypatch.setattr(
+            attention, "optimized_attention_for_device", lambda *_, chosen=chosen, **__: chosen
+        )
+        monkeypatch.setattr(text_encoder, "is_card", lambda device, has_card=has_card: has_card)
+        with sdpa_kernel(backend):
+            asked = text_encoder.bytes_per_score.__wrapped__(torch.device("cpu"), QWEN3_4B)
+        assert asked == held, (name, has_card, backend)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pack.nodes.denoiser.sizes import Request
-from pack.nodes.fit.stages import published_models
+from pack.nodes.fit.stages import published_models, text_stage
 from pack.nodes.fit.text_encoder import text_encoder_peak_bytes
 from pack.nodes.fit.what_fits import fit
 from pack.nodes.units import GIB, MIB, PAGE_BYTES
 from pack.testing import lean_models
 from pack.testing.fake_card import FakeCard, Pages, on_fake_card
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 pytestmark = pytest.mark.usefixtures("host")
 WORDS = "a lighthouse at dusk, oil on canvas"
+LONG = "a cat " * 1250
 LORA = "qwen3_4b.transformer.model.layers.0.mlp.up_proj.weight"
 TABLE = "qwen3_4b.transformer.model.embed_tokens.weight"
 
@@ -35,6 +36,23 @@ def planned(loaded: Any, *, clip: Any = None, gib: float = 0.75, **options: Any)
     options = {"width": 64, "height": 64, "prefer": "smallest", **options}
     made = FitToVRAM.execute(loaded.model, gib, clip=clip or loaded.clip, **options)
     return made.args[3]
+
+
+def limited(loaded: Any, *, clip: Any = None) -> Any:
+    """A CLIP with the smallest budget for `LONG` with its table on the card, and a LoRA on that."""
+    from pack.nodes.host.fit.inputs import planner_for
+    from pack.nodes.host.fit.text_encoder import token_count, with_limit
+
+    clip = clip or loaded.clip
+    planner = planner_for(
+        loaded.model, Request(64, 64), named_bytes=0, prefer="smallest", vae=None, clip=clip,
+        latent=None, conditioning=None,
+    )  # fmt: skip
+    weights = 2 * loaded.clip.patcher.model_size()
+    models = replace(planner.models, text_table_bytes=0, text_weight_bytes=weights)
+    stage = text_stage(models, token_count(clip.tokenize(LONG)), is_limited=True)
+    planner = replace(planner, named_bytes=stage.hard_least_bytes)
+    return with_limit(clip, planner, None, name="test")
 
 
 @pytest.fixture
@@ -118,33 +136,33 @@ def test_lora_before_and_after_the_node(loaded: Any, published: int) -> None:
     assert torch.equal(encoded(after), expected)
 
 
-def test_a_lora_on_the_table_is_applied(loaded: Any, published: int) -> None:
+def test_a_lora_on_the_table_is_applied(loaded: Any) -> None:
     """A table in RAM would have ignored it."""
     patch = {TABLE: (torch.full_like(table_of(loaded.clip).weight, 0.5),)}
     with_lora = loaded.clip.clone()
     with_lora.add_patches(patch)
-    expected = encoded(with_lora)
-    assert torch.equal(encoded(planned(loaded, clip=with_lora)), expected)
-    after = planned(loaded).clone()
+    expected = encoded(with_lora, LONG)
+    assert torch.equal(encoded(limited(loaded, clip=with_lora), LONG), expected)
+    before = limited(loaded)
+    assert torch.equal(encoded(before, LONG), encoded(loaded.clip, LONG)) and is_patched(before)
+    after = before.clone()
     assert after.add_patches(patch)
-    assert torch.equal(encoded(after), expected)
+    assert torch.equal(encoded(after, LONG), expected)
 
 
-def test_where_the_table_is_is_decided_at_each_encode(
-    loaded: Any, published: int, caplog: Any
-) -> None:
+def test_where_the_table_is_is_decided_at_each_encode(loaded: Any, caplog: Any) -> None:
     """Bug: it was decided for the assumed length, and plans counted on a table in RAM that was not.
 
     A short prompt fits whole, a long one does not. With a LoRA on the table it needs the host's.
     """
-    clip = planned(loaded, gib=1.05)
+    clip = limited(loaded)
     with_lora = clip.clone()
     with_lora.add_patches({TABLE: (torch.zeros_like(table_of(loaded.clip).weight),)})
     for one, words, in_ram in (
         (clip, WORDS, False),
-        (clip, "a cat " * 2000, True),
+        (clip, LONG, True),
         (clip, WORDS, False),
-        (with_lora, "a cat " * 2000, False),
+        (with_lora, LONG, False),
     ):
         caplog.clear()
         with caplog.at_level(logging.INFO), one._encoding():
@@ -162,30 +180,6 @@ def test_a_text_encoder_on_another_device_is_left_alone(loaded: Any, caplog: Any
         made = FitToVRAM.execute(loaded.model, 0.75, width=64, height=64, clip=elsewhere).args
     assert made[3] is elsewhere and "text encode" not in made[2]
     assert "the text encoder is not in the budget: it computes on meta" in caplog.text
-
-
-def test_scores_are_counted_unless_the_attention_is_fused(
-    host: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The CPU stands for a card: its kernel takes float32 with a mask too."""
-    import comfy.ldm.modules.attention as attention
-    from pack.nodes.fit.text_encoder import BASIC_SCORE, FUSED_SCORE, MATH_SCORE, QWEN3_4B
-    from pack.nodes.host.fit import text_encoder
-
-    for name, has_card, backend, held in (
-        ("attention_pytorch", True, SDPBackend.FLASH_ATTENTION, FUSED_SCORE),
-        ("attention_pytorch", True, SDPBackend.MATH, MATH_SCORE),
-        ("attention_pytorch", False, SDPBackend.FLASH_ATTENTION, MATH_SCORE),
-        ("attention_basic", True, SDPBackend.FLASH_ATTENTION, BASIC_SCORE),
-    ):
-        chosen = getattr(attention, name)
-        monkeypatch.setattr(
-            attention, "optimized_attention_for_device", lambda *_, chosen=chosen, **__: chosen
-        )
-        monkeypatch.setattr(text_encoder, "is_card", lambda device, has_card=has_card: has_card)
-        with sdpa_kernel(backend):
-            asked = text_encoder.bytes_per_score.__wrapped__(torch.device("cpu"), QWEN3_4B)
-        assert asked == held, (name, has_card, backend)
 
 
 def test_an_unchanged_prompt_is_not_encoded_again(loaded: Any, published: int, host: Any) -> None:
