@@ -108,14 +108,16 @@ def seconds(work: Work, card: Card, *, streamed_bytes: int = 0) -> float:
 
 
 def step_work(request: Request, plan: DenoiserPlan | None) -> Work:
-    """Work of all blocks and refiners in one step; plan None: the host's own blocks.
+    """Work of all blocks, refiners and ControlNets in one step; plan None: the host's own blocks.
 
     The text's refiners count as if they were modulated.
     """
     sizes = request.sizes
     image, text = request.refined
     refiners = block_work(request, plan, tokens=image) + block_work(request, plan, tokens=text)
-    return block_work(request, plan) * sizes.layers + refiners * sizes.refiner_layers
+    work = block_work(request, plan) * sizes.layers + refiners * sizes.refiner_layers
+    beside = sum(control.blocks for control in request.controls)
+    return work + block_work(request, plan, tokens=request.image_tokens) * beside
 
 
 def block_work(request: Request, plan: DenoiserPlan | None, *, tokens: int = 0) -> Work:

@@ -50,11 +50,16 @@ def lean_peak_bytes(request: Request, plan: DenoiserPlan, *, has_copies: bool = 
     copies = Copies.of(request) if has_copies else NO_COPIES
     # Patches of other nodes get the pictures as they were before the first block, and the table. In
     # the main blocks that is the drawn picture alone.
-    kept = request.padded_image_tokens, request.refined[0], 0
-    row = request.batch * request.sizes.dim * request.has_patches
+    row = request.batch * request.sizes.dim
+    begin = request.padded_image_tokens, request.refined[0], 0
+    nets = request.controls
+    streams = 2 * len(nets), sum(control.refiner_streams for control in nets), 0
+    # What a ControlNet adds next is made after its block.
+    added = copies.out + request.image_tokens * row if nets else 0
     block = max(
-        block_elements(request.sizes, length, plan, copies) + begin * row
-        for length, begin in zip(request.lengths, kept, strict=True)
+        max(block_elements(request.sizes, length, plan, copies), added)
+        + (kept * request.has_patches + count * request.image_tokens) * row
+        for length, kept, count in zip(request.lengths, begin, streams, strict=True)
     )
     elements = request.batch * tokens * request.sizes.dim + block
     holds_rope = plan.holds_rope or request.has_patches
@@ -144,6 +149,11 @@ def stock_peak_bytes(request: Request, *, has_copies: bool = False) -> int:
     image, text = request.refined
     main = hidden_bytes(request.tokens) + 4 * request.tokens * row_bytes + request.rope_bytes
     refiner = hidden_bytes(image) + (5 * image + 2 * text) * row_bytes
+    for control in request.controls:
+        stream = request.image_tokens * row_bytes
+        main += 2 * stream
+        # Where its blocks follow one another, one more than with ours, which write in place.
+        refiner += (control.refiner_streams + control.is_doubled) * stream
     # The host's copy of the latent, filled up to whole patches.
     padded = request.batch * request.image_tokens * sizes.patch_dim * request.dtype_bytes
     return max(main, refiner + 2 * request.rope_bytes) + _latent_and_text_bytes(request) + padded
@@ -154,4 +164,5 @@ def _latent_and_text_bytes(request: Request) -> int:
     _, channels, height, width = request.latent_shape
     elements = channels * height * width + request.text_tokens * request.sizes.cap_dim
     elements += request.reference_tokens * request.sizes.patch_dim
-    return request.batch * elements * request.dtype_bytes
+    hints = sum(control.channels for control in request.controls) * height * width
+    return (request.batch * elements + hints) * request.dtype_bytes

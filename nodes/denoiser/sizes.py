@@ -81,6 +81,58 @@ Z_IMAGE = TransformerSizes()
 
 
 @dataclass(frozen=True)
+class ControlSizes:
+    """The sizes of one Z-Image Fun ControlNet; the defaults are those of Union 2.1.
+
+    Its blocks have the widths of the transformer that it controls.
+
+    layers: control blocks for the main blocks.
+    is_refining: two more are for the image refiner; otherwise two plain blocks refine the hint.
+    is_doubled: in the image refiner all control blocks run, as in Union 2.0.
+    channels: of the hint; 33 where it may be a mask and a picture beside the latent.
+    """
+
+    layers: int = 15
+    is_refining: bool = True
+    is_doubled: bool = False
+    channels: int = 33
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that run in a step."""
+        return 2 * self.layers if self.is_doubled else self.layers + 2
+
+    @property
+    def refiner_streams(self) -> int:
+        """How many of its streams live while a block of the image refiner runs.
+
+        Its own, and what it added last. Where all its blocks run at a time, also what it adds next,
+        and what the last of them would add. In the main blocks they are the first two.
+        """
+        if self.is_doubled:
+            return 4
+        return 2 if self.is_refining else 1
+
+    def parameters(self, sizes: TransformerSizes) -> int:
+        """Elements of all weights, beside a transformer of those sizes."""
+        refiner_layers = 2
+        blocks = self.layers + refiner_layers
+        controls = self.layers + (refiner_layers if self.is_refining else 0)
+        # After each control block one more product, and one before the first.
+        products = controls + 1 + self.is_refining
+        total = blocks * (sizes.block_parameters + sizes.modulation_parameters)
+        total += products * (sizes.dim + 1) * sizes.dim
+        return total + (sizes.patch**2 * self.channels + 1) * sizes.dim
+
+
+# By their control layers: Union 2.1 lite, Union, Union 2.1.
+UNIONS = {
+    net.layers: net
+    for net in (ControlSizes(3), ControlSizes(6, is_refining=False, channels=16), ControlSizes())
+}
+
+
+@dataclass(frozen=True)
 class Request:
     """One call of the denoiser: a picture size, a batch and a prompt length.
 
@@ -91,6 +143,7 @@ class Request:
     reference_tokens, reference_text_tokens: of all reference pictures and of their texts, per
         sample, with padding.
     has_patches: patches of other nodes run between the blocks (ControlNet).
+    controls: ControlNets that run beside the denoiser.
     """
 
     width_px: int
@@ -102,6 +155,7 @@ class Request:
     reference_tokens: int = 0
     reference_text_tokens: int = 0
     has_patches: bool = False
+    controls: tuple[ControlSizes, ...] = ()
 
     def __post_init__(self) -> None:
         least = {"width_px": PIXELS_PER_LATENT, "height_px": PIXELS_PER_LATENT}

@@ -55,7 +55,7 @@ IN_STRINGS = {
     *("layer_id", "layers", "decoder", "encoder", "memory_used_decode", "memory_used_encode"),
     *("attention_basic", "attention_comfy_kitchen_int8", "attention_flash", "attention_pytorch"),
     *("attention_sage", "attention3_sage", "attention_split", "attention_sub_quad"),
-    "attention_xformers",
+    *("attention_xformers", "ZImageControlPatch", "encoded_image", "encoded_image_size"),
 }
 
 

@@ -86,25 +86,29 @@ def is_known_block(block: Any) -> bool:
     return type(block) is lumina.JointTransformerBlock
 
 
-def is_untouched(block: Any) -> bool:
-    """True for a block without hooks and without replaced forwards, in its parts as well."""
+def is_untouched(block: Any, kind: type = lumina.JointTransformerBlock) -> bool:
+    """True for a block without hooks and without replaced forwards, in its parts as well.
+
+    Args:
+        kind: the class of the host that it should have.
+    """
     if type(block) is LeanBlock:
         if "forward" in vars(block):
             return False
         (block,) = block.stock
-    if not is_known_block(block):
+    if type(block) is not kind:
         return False
     parts = (
-        (block, lumina.JointTransformerBlock),
+        (block, kind),
         (block.attention, lumina.JointAttention),
         (block.feed_forward, lumina.FeedForward),
     )
     return all(
-        type(part) is kind
-        and getattr(part.forward, "__func__", None) is kind.forward
+        type(part) is wanted
+        and getattr(part.forward, "__func__", None) is wanted.forward
         and not part._forward_hooks
         and not part._forward_pre_hooks
-        for part, kind in parts
+        for part, wanted in parts
     )
 
 

@@ -6,6 +6,7 @@ which then calls the lean blocks.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,6 +19,7 @@ import torch
 from ...denoiser.cuts import DenoiserPlan, chunks
 from ..base.block_events import block_ended
 from .block import BlockSettings, eager, is_untouched, run_block
+from .controlnet import lean_controls
 from .heads import RopeFn, views_of
 from .positions import rope_table
 from .prefetch import prefetching
@@ -44,18 +46,14 @@ def make_wrapper(settings: BlockSettings, on_handover: Callable[[str], None]) ->
         reason = "another node's wrapper comes after this one"
         if is_last:
             reason = _why_not_plain(model, x, context, kwargs)
+        options = kwargs.get("transformer_options", {})
         if reason is not None:
             on_handover(reason)
-            return executor(x, timesteps, context, num_tokens, attention_mask, **kwargs)
-        return run_forward(
-            model,
-            x,
-            timesteps,
-            context,
-            kwargs.get("transformer_options", {}),
-            settings,
-            **{name: kwargs.get(name) or () for name in OF_REFERENCES},
-        )
+            plan_of = functools.partial(settings.plan, transformer_options=options)
+            with lean_controls(options, plan_of) as kwargs["transformer_options"]:
+                return executor(x, timesteps, context, num_tokens, attention_mask, **kwargs)
+        of_references = {name: kwargs.get(name) or () for name in OF_REFERENCES}
+        return run_forward(model, x, timesteps, context, options, settings, **of_references)
 
     return wrapper
 
@@ -137,7 +135,8 @@ def run_forward(
     layout = layout.without_given()
     drawn = layout.drawn
 
-    _run_blocks(model, stream, layout, table, t, transformer_options, plan, latent)
+    with lean_controls(transformer_options, lambda _: plan) as options:
+        _run_blocks(model, stream, layout, table, t, options, plan, latent)
     first = layout.tokens - drawn.tokens
     out = _final(model, stream[:, first : first + drawn.filled], t, plan)
     del stream  # before the picture is put together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import comfy.ldm.lumina.model as lumina
@@ -19,6 +20,7 @@ from ..base.options import OPTIONS_KEY
 from ..base.reserve import reserved
 from ..base.server import NodeLog
 from .block import BlockSettings, LeanBlock, is_known_block
+from .controlnet import control_sizes
 from .forward import is_ming_image, make_wrapper
 from .projections import is_whole
 
@@ -186,7 +188,8 @@ def reserve_need(request: Request, settings: BlockSettings) -> Callable[..., Any
         if len(noise_shape) != 4:  # frames: the host's own estimate counts them
             return executor(model, noise_shape, *args, **kwargs)
         estimate = model.model.memory_required(list(noise_shape))
-        latent = of_latent(request, noise_shape)
+        options = (kwargs.get("model_options") or {}).get("transformer_options", {})
+        latent = replace(of_latent(request, noise_shape), controls=control_sizes(options))
         plan = settings.plan_for(latent.batch, latent.lengths, model.load_device)
         need = denoiser_reserve_bytes(latent, plan)
         with reserved(model, estimate, need):

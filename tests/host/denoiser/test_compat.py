@@ -171,38 +171,6 @@ def test_a_patch_of_one_kind_alone(z_image, name):
     assert not torch.equal(sample(stock).latent, sample(z_image).latent)
 
 
-@pytest.mark.parametrize("refiner_control", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_fun_controlnet(host, pipeline, refiner_control):
-    """The host's own node and its real patch, with random weights of the small width."""
-    import comfy.ldm.lumina.controlnet as controlnet
-    import comfy.ops
-    from comfy_extras.nodes_model_patch import ZImageFunControlnet
-
-    net = controlnet.ZImage_Control(
-        dim=384,
-        n_heads=3,
-        n_kv_heads=3,
-        n_control_layers=15,  # so that it adds to every second of the 30 layers that it expects
-        refiner_control=refiner_control,
-        dtype=torch.float32,
-        operations=comfy.ops.disable_weight_init,
-    )
-    generator = torch.Generator().manual_seed(4)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.05, generator=generator)
-    picture = torch.rand(1, 384, 384, 3, generator=generator)
-    node, patch = ZImageFunControlnet(), attention_models.patcher(net)
-
-    def controlled(model: Any) -> Any:
-        with torch.inference_mode():
-            return node.diffsynth_controlnet(model, patch, pipeline.vae, image=picture)[0]
-
-    stock = controlled(pipeline.model)
-    assert_same(stock, controlled(lean(pipeline.model)))
-    assert_same(stock, lean(controlled(pipeline.model)))
-    assert not torch.equal(sample(stock).latent, sample(pipeline.model).latent)
-
-
 @pytest.mark.parametrize("has_siglip", [False, True])
 def test_reference_latents_of_omni(has_siglip, handovers):
     """Two runs of tokens take the modulation of time zero; two pictures of two sizes."""
