@@ -6,11 +6,12 @@ Standard library only: neither a host nor a GPU nor weights are needed.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from ..nodes.denoiser import need, sizes
 from ..nodes.fit import report as fit_report
 from ..nodes.fit import stages, what_fits
-from ..nodes.units import GIB
+from ..nodes.units import GIB, size
 from .arguments import above_zero, positive
 
 # Bits per weight of the transformer; nvfp4 keeps one byte of scale for 16 weights.
@@ -26,6 +27,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-tokens", type=positive, default=256, metavar="N")
     parser.add_argument("--references", type=positive, default=0, metavar="N", help="pictures")
     parser.add_argument("--img2img", action="store_true", help="a picture is encoded first")
+    parser.add_argument(
+        "--controlnet", type=int, choices=list(sizes.UNIONS), nargs="?", const=15, metavar="LAYERS",
+        help="with a Z-Image Fun ControlNet: 3 (2.1 lite), 6 (Union) or 15 control layers (2.1)",
+    )  # fmt: skip
     parser.add_argument("--copy-gbs", type=above_zero, metavar="GB_PER_S", help="RAM to card")
 
 
@@ -41,12 +46,20 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     shape = request.latent_shape
     request = need.with_reference_latents(request, [shape] * options.references, ())
     models = stages.published_models(weight_bits=WEIGHT_BITS[options.weights])
+    controls = tuple(net for n, net in sizes.UNIONS.items() if n == options.controlnet)
+    request = replace(request, controls=controls, has_patches=bool(controls))
+    weights = 2 * sum(net.parameters(models.denoiser) for net in controls)
+    models = replace(models, control_weight_bytes=weights)
     run = what_fits.Run(has_encode=options.img2img)
     plan = what_fits.fit(models, request, int(options.vram * GIB), prefer=options.prefer, run=run)
     others = list(what_fits.alternatives(plan))
     notes = [
-        f"Transformer in {options.weights}, Qwen3-4B and VAE in bf16; one sample per picture and "
+        f"Transformer in {options.weights}, all else in bf16; one sample per picture and "
         "call (cfg 1).",
+        *(
+            f"ControlNet of {net.layers} control layers: {size(weights)} of the weights to denoise."
+            for net in controls
+        ),
         "CUDA context and other programs: not measured, on top of the budget. Name what is free.",
         "Pinned RAM: ComfyUI pins what it streams, where RAM allows.",
     ]

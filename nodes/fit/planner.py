@@ -16,7 +16,7 @@ from ..denoiser.need import (
     with_reference_latents,
 )
 from ..denoiser.plan import DenoiserChoice, denoiser_plan
-from ..denoiser.sizes import Request
+from ..denoiser.sizes import ControlSizes, Request
 from ..prefer import PREFERENCES, Prefer
 from ..units import GIB, size
 from ..vae.choice import VaeChoice
@@ -32,9 +32,9 @@ class Allowance:
 
     need_bytes: everything but weights.
     peak_bytes: everything.
-    limit_bytes: the most weights on the card; None where no budget is named or all weights fit.
-    budget_bytes: for everything, less the models that are loaded with it; None where no budget is
-        named.
+    limit_bytes: the most weights on the card, of the models that are loaded with it too; None where
+        no budget is named or all weights fit.
+    budget_bytes: for everything; None where no budget is named.
     text: for the node and the log.
     is_warning: the call may run out of memory.
     """
@@ -114,16 +114,16 @@ class Planner:
             request: the picture, the batch and the prompt's length.
             room_bytes: on the card; None without one.
             weight_bytes: of the denoiser; None for those of the planner's models.
-            other_bytes: of other models that stay on the card.
+            other_bytes: of the models that are loaded with it, such as ControlNets.
             run: its stages; None for those of the planner.
         """
         models = self.models
         if weight_bytes is not None:
             models = replace(models, denoiser_weight_bytes=weight_bytes)
+        models = replace(models, control_weight_bytes=other_bytes)
         limit, floor = self.budget_bytes(room_bytes), 0
         if limit is not None:
             room = limit if room_bytes is None else room_bytes - self.margin_bytes
-            limit = max(1, limit - other_bytes)
             floor = max(0, self.floor_bytes - max(0, room - limit))
         run = replace(run or self.run, least_need_bytes=floor)
         return fit(models, request, limit, prefer=self.prefer, run=run)
@@ -137,6 +137,7 @@ class Planner:
         text_tokens: int | None,
         references: tuple[Sequence[Sequence[int]], Sequence[int]] = ((), ()),
         has_patches: bool = False,
+        controls: tuple[ControlSizes, ...] = (),
         weight_bytes: int,
         other_bytes: int,
         is_plain: bool,
@@ -149,7 +150,7 @@ class Planner:
             prompts: of one picture that may go in one call.
             text_tokens: of the longest prompt; None if no prompt has a length.
             references: shapes [B, C, H, W] of the reference latents, and tokens of their texts.
-            has_patches: see `Request`.
+            has_patches, controls: see `Request`.
             weight_bytes: of the model with its LoRAs.
             other_bytes: of the models that are loaded with it.
             is_plain: no patch or control asks for the host's own forward.
@@ -159,7 +160,10 @@ class Planner:
         """
         request = of_latent(self.request, latent_shape)
         request = replace(
-            request, text_tokens=text_tokens or request.text_tokens, has_patches=has_patches
+            request,
+            text_tokens=text_tokens or request.text_tokens,
+            has_patches=has_patches,
+            controls=controls,
         )
         request = with_reference_latents(request, *references)
 

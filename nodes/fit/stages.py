@@ -140,6 +140,7 @@ class Models:
     """The models of a run.
 
     denoiser_weight_bytes, text_weight_bytes, vae_weight_bytes: as stored on disk or in RAM.
+    control_weight_bytes: of the ControlNets, which the host loads with the denoiser.
     text_table_bytes: of the text encoder's embedding table; 0 if it cannot stay in RAM.
     vae_dtype_bytes: of one element in the VAE's arithmetic.
     text_adds_in_place, text_bytes_per_score: see `text_encoder_peak_bytes`.
@@ -152,6 +153,7 @@ class Models:
     denoiser_weight_bytes: int
     text_weight_bytes: int
     vae_weight_bytes: int
+    control_weight_bytes: int = 0
     text_table_bytes: int = 2 * QWEN3_4B.table
     denoiser: TransformerSizes = Z_IMAGE
     text: TextEncoderSizes = QWEN3_4B
@@ -241,6 +243,8 @@ def denoise_stages(
     block = models.denoiser_weight_bytes * block // sizes.parameters
     has_prefetch = models.has_prefetch and models.is_dynamic
     prefetch = models.buffers_bytes(block) if has_prefetch else 0
+    count = len(request.controls)
+    controls = {0: "", 1: "; with a ControlNet"}.get(count, f"; with {count} ControlNets")
 
     def stage(choice: DenoiserChoice) -> Stage:
         plan = denoiser_plan(request, choice, fill=models.fill_tokens)
@@ -248,8 +252,8 @@ def denoise_stages(
         copies = 0 if is_cast else live.copied - live.plain
         return Stage(
             "denoise",
-            f"Apply Gradient Checkpoint: prefer {choice}",
-            weight_bytes=models.denoiser_weight_bytes,
+            f"Apply Gradient Checkpoint: prefer {choice}{controls}",
+            weight_bytes=models.denoiser_weight_bytes + models.control_weight_bytes,
             buffer_bytes=buffers + copies,
             activation_bytes=live.peak(has_copies=is_cast),
             stock_bytes=stock_peak_bytes(request, has_copies=is_cast),

@@ -153,6 +153,19 @@ def test_plan_needs_nothing_but_the_standard_library():
     assert "VAE encode" in encode.stdout and "Lean VAE speed" in encode.stdout
 
 
+@pytest.mark.parametrize(("layers", "gib"), [("3", "1.88"), ("6", "2.89"), ("15", "6.25")])
+def test_plan_counts_a_controlnet(layers, gib):
+    """Published sizes: 1.9, 3.1 and 6.71 GB."""
+    made = _plan("--vram=24", "--controlnet", layers)
+    assert made.returncode == 0, made.stderr
+    assert (
+        f"ControlNet of {layers} control layers: {gib} GiB of the weights to denoise" in made.stdout
+    )
+    assert "prefer balance; with a ControlNet" in made.stdout
+    weights = re.search(r"^\| denoise [^|]*\|[^|]*\| ([\d.]+) GiB", made.stdout, re.M)
+    assert weights and float(weights[1]) == pytest.approx(11.46 + float(gib), abs=0.02)
+
+
 def test_plan_says_what_would_fit_and_refuses_what_is_no_size():
     made = _plan("--width", "8192", "--height", "8192", "--vram", "2")
     assert made.returncode == 1 and "does not fit: " in made.stdout

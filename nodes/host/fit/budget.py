@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from comfy.cli_args import args
 
 from ...fit.what_fits import Fit
-from ...units import size
+from ...units import PAGE_BYTES, size
 from ..attention.patch import holds_scores
 from ..base.device import driver_bytes, is_card, is_dynamic, weights_bytes
 
@@ -45,6 +45,20 @@ def floor_bytes(patcher: Any) -> int:
     if not is_card(patcher.load_device) or is_dynamic(patcher):
         return 0
     return max(0, int(management.minimum_inference_memory()) - margin_bytes())
+
+
+def shares(patchers: Sequence[Any], limit_bytes: int | None) -> list[tuple[Any, int | None]]:
+    """Models that are loaded together, and of the limit on their weights the share of each.
+
+    Each call uses all of them once, so none is better kept on the card than another.
+    """
+    if limit_bytes is None:
+        return [(patcher, None) for patcher in patchers]
+    total, parts = sum(patcher.model_size() for patcher in patchers), []
+    for patcher in patchers:
+        step = PAGE_BYTES if is_dynamic(patcher) else 1
+        parts.append((patcher, limit_bytes * patcher.model_size() // total // step * step))
+    return parts
 
 
 @contextmanager

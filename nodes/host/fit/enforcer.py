@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..base.device import allocator_bytes, allocator_weights_bytes, is_card
 from ..base.options import FIT, OPTIONS_KEY, PREFETCH
 from ..base.reserve import make_room, reserved
 from ..base.server import NodeLog
+from ..denoiser.controlnet import control_sizes
 from ..denoiser.forward import has_patches
 from . import budget
 
@@ -33,7 +35,7 @@ class Enforcer:
         self._is_sampling, self._is_guided, self._is_asked = False, True, False
         self._decision: Decision | None = None
         self._limit: int | None = None
-        self._lift: Callable[[], None] | None = None
+        self._lifts: list[Callable[[], None]] = []
 
     def prepare(self, executor, model, noise_shape, conds, *args, **kwargs):
         """PREPARE_SAMPLING: plans the sampling, and lets the host load within the plan."""
@@ -52,6 +54,7 @@ class Enforcer:
             text_tokens=_text_tokens(each),
             references=_references(each),
             has_patches=has_patches(options.get("transformer_options", {})),
+            controls=control_sizes(options.get("transformer_options", {})),
             weight_bytes=budget.weight_bytes(model),
             other_bytes=sum(map(self._on_card_bytes, together)),
             is_plain=_is_plain(each),
@@ -66,12 +69,13 @@ class Enforcer:
         make_room([model, *together], decision.peak_bytes, decision.budget_bytes)
         _, estimate = sampler_helpers.estimate_memory(model, noise_shape, conds)
         limit = self._limit = _least(self._limit, decision.limit_bytes)
-        with (
-            reserved(model, estimate, decision.need_bytes),
-            budget.loading_within(model, limit),
-        ):
+        parts = budget.shares([model, *together], limit)
+        with ExitStack() as until:
+            until.enter_context(reserved(model, estimate, decision.need_bytes))
+            for part in parts:
+                until.enter_context(budget.loading_within(*part))
             result = executor(model, noise_shape, conds, *args, **kwargs)
-        self._lift = budget.limit_weights(model, limit)
+        self._lifts = [lift for part in parts if (lift := budget.limit_weights(*part))]
         return result
 
     def outer_sample(self, executor, *args, **kwargs):
@@ -88,9 +92,8 @@ class Enforcer:
             result = executor(*args, **kwargs)
         finally:
             self._is_sampling = False
-            if self._lift is not None:
-                self._lift()
-                self._lift = None
+            while self._lifts:
+                self._lifts.pop()()
         if not self._is_asked:
             self._say("a node behind this one has replaced its plan: no budget is enforced")
         elif self._decision is not None and before is not None:

@@ -46,7 +46,7 @@ def test_the_least_recently_used_goes_first_and_no_more_than_is_needed(patchers)
 
 
 def test_models_that_are_loaded_with_it_stay(patchers):
-    """A ControlNet: its bytes are taken off the budget already."""
+    """A ControlNet: its bytes are in the plan already."""
     from pack.nodes.host.base.reserve import make_room
 
     used, other, control = patchers

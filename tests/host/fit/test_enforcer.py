@@ -12,6 +12,7 @@ import pytest
 import torch
 from pack.nodes.units import GIB, MIB, PAGE_BYTES
 from pack.testing import lean_models
+from pack.testing.control_models import UNIONS, control_net, controlled, picture
 from pack.testing.fake_card import FakeCard, Pages, on_fake_card
 from pack.testing.lean_models import prepare, sample
 
@@ -51,8 +52,8 @@ def pages_of(model: Any, **options: Any) -> Pages:
     return pages
 
 
-def limited(model: Any) -> tuple[Any, int]:
-    """The model with a budget for a part of its weights; and their limit."""
+def limited(model: Any, *, share: float = 0.25) -> tuple[Any, int]:
+    """The model with a budget for a share of its weights; and their limit."""
     from pack.nodes.denoiser.sizes import Request
     from pack.nodes.host.fit.inputs import planner_for
     from pack.nodes.host.fit.patch import with_plan
@@ -62,7 +63,7 @@ def limited(model: Any) -> tuple[Any, int]:
         latent=None, conditioning=lean_models.prompt(),
     )  # fmt: skip
     stage = planner.plan(planner.request, None).stage("denoise")
-    budget_bytes = stage.least_bytes + stage.weight_bytes // 4
+    budget_bytes = stage.least_bytes + int(share * stage.weight_bytes)
     assert budget_bytes < stage.need_bytes + stage.weight_bytes
     planned = with_plan(model, replace(planner, named_bytes=budget_bytes), None)
     return planned, stage.resident_bytes(budget_bytes)
@@ -83,6 +84,26 @@ def test_the_limit_holds_from_step_to_step_and_no_longer(loaded: Any, as_card: N
         assert len(set(pages.resident)) == 1
         assert limit - WEIGHT_BYTES - PAGE_BYTES < pages.resident[0] <= limit
         assert pages.forward() == pages.load() == WEIGHTS * WEIGHT_BYTES, "no limit is left"
+
+
+@pytest.mark.once
+@on_fake_card
+def test_a_controlnets_pages_share_the_limit(
+    host: Any, small_folder: Path, loaded: Any, as_card: None
+) -> None:
+    """Bug: they took what the card had, whatever the budget."""
+    FakeCard(24 * GIB)
+    vae = lean_models.from_loader(host, small_folder).vae
+    net = control_net(dim=384, n_heads=3, n_kv_heads=3, **UNIONS["lite"])
+    own, other = pages_of(loaded), Pages(net, [WEIGHT_BYTES] * WEIGHTS)
+    net.model.register_forward_pre_hook(lambda *_: other.forward() and None)
+    patched, limit = limited(controlled(loaded, net, vae, image=picture(384, 384)))
+    sample(patched, steps=2)
+    assert len(own.resident) == len(other.resident) == 2
+    for used in zip(own.resident, other.resident, strict=True):
+        assert 0.8 * limit < sum(used) <= limit
+        assert min(used) > 0.3 * limit
+    assert other.forward() == WEIGHTS * WEIGHT_BYTES, "no limit is left"
 
 
 @pytest.mark.once
@@ -207,6 +228,23 @@ def test_a_host_that_loads_by_estimate_never_goes_beyond_the_limit(
         assert "partially_load" not in vars(patched)
     assert estimated.unloaded == []
     assert other.loaded_size() == other.model_size()
+
+
+def test_a_controlnet_that_is_loaded_by_estimate_shares_the_limit(
+    host: Any, small_folder: Path, estimated: Estimated
+) -> None:
+    """Bug: all of its weights were taken off the budget, and more than the budget was refused."""
+    vae = lean_models.from_loader(host, small_folder).vae
+    net = estimated.added(control_net(**UNIONS["lite"]))
+    model = estimated.added(lean_models.built("ZImage", lean_models.Z_IMAGE))
+    patched, limit = limited(controlled(model, net, vae, image=picture(384, 384)), share=0.5)
+    estimated.added(patched)
+    del estimated.patchers[1]  # the same weights
+    for _ in range(2):
+        prepare(patched, torch.empty(1, 16, 48, 48, device="meta"))
+        assert 0.4 * limit < patched.loaded_size() + net.loaded_size() <= limit
+        assert 0.1 * limit < net.loaded_size()
+        assert "partially_load" not in vars(net)
 
 
 def test_a_text_encoder_that_is_loaded_by_estimate_keeps_to_its_limit(
