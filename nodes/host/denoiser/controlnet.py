@@ -125,7 +125,8 @@ def _control(
     if args or set(kwargs) != set(ARGUMENTS) or kwargs["x_mask"] is not None:
         return block(stream, x, *args, **kwargs)
     if block.block_id == 0:
-        stream = block.before_proj(stream) + x
+        is_alike = stream.shape == x.shape
+        stream = torch.add(block.before_proj(stream), x, out=stream if is_alike else None)
     stream = _updated(block, plan_of, stream, kwargs["freqs_cis"], kwargs["adaln_input"])
     return block.after_proj(stream), stream
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from pack.nodes.denoiser.peak import stock_peak_bytes
+from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
+from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
 from pack.nodes.denoiser.sizes import UNIONS as PUBLISHED
 from pack.nodes.denoiser.sizes import Z_IMAGE, ControlSizes, Request
 from pack.testing import attention_models, lean_models
@@ -27,6 +28,7 @@ from pack.testing.stock_forward import FakeDenoiser
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
 
+SAMPLED = (pytest.mark.once, pytest.mark.slow)
 SIDE = 44  # 484 picture tokens and 32 of text: two chunks
 HINT = picture(8 * SIDE, 8 * SIDE)
 MASK = torch.zeros(1, 64, 64)
@@ -101,15 +103,17 @@ def assert_lean(stock: Any, ours: Any, *, rounding: bool = False, **options: Any
     return got
 
 
-@pytest.mark.parametrize("name", UNIONS)
+@pytest.mark.parametrize(
+    "name",
+    ["union", "union 2.1", *(pytest.param(n, marks=SAMPLED) for n in ("union 2.0", "lite"))],
+)
 def test_has_the_hosts_bits(model, vae, nets, name):
-    """The node before ours and after it."""
+    """The node behind ours; and before it, see the next tests."""
 
     def put(on: Any) -> Any:
         return controlled(on, nets[name], vae, image=HINT, strength=0.7)
 
     got = assert_lean(put(model), put(lean(model)))
-    assert torch.equal(sample(lean(put(model)), noise=latent(1, 16, SIDE, SIDE)).latent, got)
     assert not torch.equal(sample(model, noise=latent(1, 16, SIDE, SIDE)).latent, got)
 
 
@@ -124,9 +128,15 @@ def test_has_the_hosts_bits_in_bfloat16(vae, nets):
     ("name", "shape", "pictures", "rounding"),
     [
         pytest.param("union", (1, 16, 44, 47), {"image": HINT}, False, id="odd"),
-        pytest.param("union", (2, 16, 44, 44), {"image": HINT}, True, id="batch"),
+        pytest.param("union", (2, 16, 44, 44), {"image": HINT}, True, id="batch", marks=SAMPLED),
+        pytest.param("lite", (2, 16, 44, 44), {"image": HINT}, True, id="lite batch"),
         pytest.param(
-            "lite", (2, 16, 44, 44), {"image": picture(352, 352, batch=2)}, True, id="two hints"
+            "lite",
+            (2, 16, 44, 44),
+            {"image": picture(352, 352, batch=2)},
+            True,
+            id="two hints",
+            marks=SAMPLED,
         ),
         pytest.param(
             "lite", (1, 16, 44, 44), {"inpaint_image": HINT, "mask": MASK}, False, id="inpaint"
@@ -160,12 +170,11 @@ def test_two_of_them_beside_another_patch_and_a_lora(host, model, vae, nets):
     assert_lean(put(patched), put(lean(patched)))
 
 
-def test_over_steps_and_prompts(model, vae):
+def test_over_steps(model, vae):
     """One layer ends in the first block, so that the host's patch begins each step afresh."""
     net = control_net(n_control_layers=1, refiner_control=True)
     stock, ours = (controlled(m, net, vae, image=HINT) for m in (model, lean(model)))
-    prompts = {"positive": lean_models.prompt(40), "negative": lean_models.prompt(7, seed=5)}
-    assert_lean(stock, ours, steps=2, cfg=2.0, **prompts)
+    assert_lean(stock, ours, steps=2)
 
 
 def test_fit_to_vram_is_the_same(model, vae, nets):
@@ -201,7 +210,7 @@ def test_a_fault_in_mid_forward_spoils_no_later_prompt(host, model, vae, nets, f
     wanted, before = sample(ours, **options).latent, state()
     stop = cancel if fault == "cancelled" else fail
     expected = management.InterruptProcessingException if fault == "cancelled" else RuntimeError
-    for at in (8, 14):  # attention of the image refiner and of a main block
+    for at in (4, 14):  # attention of the image refiner and of a main block
         try:
             with pytest.raises(expected):
                 sample(stopping(ours, stop, at=at), **options)
@@ -241,29 +250,57 @@ def denoiser(host: Any) -> FakeDenoiser:
 
 
 def control_request(name: str, *shape: int) -> Request:
-    config = {"n_control_layers": 6, "refiner_control": False, "additional_in_dim": 0}
-    config |= {"broken": False, **UNIONS[name]}
+    config = {"n_control_layers": 6, "refiner_control": False, "broken": False, **UNIONS[name]}
     sizes = ControlSizes(
         config["n_control_layers"],
         config["refiner_control"],
         config["broken"],
-        16 + config["additional_in_dim"],
+        16 + config.get("additional_in_dim", 0),
     )
-    return Request(*shape, controls=(sizes,))
+    return Request(*shape, has_patches=True, controls=(sizes,))
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("union 2.1", (1024, 1024)),
-        ("union", (512, 512, 4)),
-        pytest.param("union 2.0", (1024, 1024), marks=pytest.mark.once),
-        pytest.param("union 2.0", (248, 344, 3, 77), marks=pytest.mark.once),
-        pytest.param("union", (1024, 1024), marks=pytest.mark.once),
-    ],
-)
+FULL_SIZE = [
+    ("union 2.1", (1024, 1024)),
+    ("union", (512, 512, 4)),
+    *(
+        pytest.param(name, shape, marks=SAMPLED)
+        for name, shape in [
+            ("union", (1024, 1024)),
+            ("union 2.0", (1024, 1024)),
+            ("union 2.0", (248, 344, 3, 77)),
+            ("union 2.1", (2048, 2048)),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "shape"), FULL_SIZE)
 def test_the_hosts_peak_is_as_predicted(denoiser, name, shape):
     request = control_request(name, *shape)
     with fake_controlled(denoiser, denoiser.patcher(), request, name) as patcher:
         measured = denoiser.measure(request, patcher=patcher, attention="flash").peak_bytes
     assert stock_peak_bytes(request) == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("prefer", ["balance", pytest.param("smallest", marks=SAMPLED)])
+@pytest.mark.parametrize(("name", "shape"), [*FULL_SIZE, ("lite", (256, 256, 4))])
+def test_our_peak_is_as_predicted_and_small(denoiser, name, shape, prefer):
+    """Bug: the ControlNet's own blocks had the host's peak, so that nothing was saved.
+
+    Of Union 2.1 at 1024x1024 and with balance, in MiB: 214 in all, of which 60 are the ControlNet's
+    two streams, and 30 the pictures' copy for the patch; 123 without it, 545 with the host.
+    """
+    request = control_request(name, *shape)
+    if prefer == "smallest" and request.width_px > 256:
+        pytest.skip("one head at a time takes long on fake tensors")
+    patcher = lean(denoiser.patcher(), chunk_tokens=0, head_groups=0, prefer=prefer)
+    with fake_controlled(denoiser, patcher, request, name) as patched:
+        measured = denoiser.measure(request, patcher=patched, attention="flash").peak_bytes
+    plan = denoiser_plan(request, DenoiserChoice(prefer))
+    assert lean_peak_bytes(request, plan) == pytest.approx(measured, rel=0.03)
+    (net,) = request.controls
+    own = max(2, net.refiner_streams) * 2 * request.batch * request.image_tokens * Z_IMAGE.dim
+    alone = lean_peak_bytes(replace(request, has_patches=False, controls=()), plan)
+    if prefer == "balance":
+        assert measured - own < 1.35 * alone
