@@ -7,8 +7,8 @@ card, and the storages alive are counted exactly. Pictures have sides from 256 t
 16, prompts 1 to 512 tokens; batches, settings and types are drawn too. Encoded prompts go to 4096
 tokens in even steps, with bfloat16 weights and in float32 as the host encodes; attention keeps
 scores in every other. Lean VAE runs in bfloat16 only. A case is drawn from its stage, seed and
-number, so a list that grows stays the same. Rows measured before are
-kept; the time to plan is measured again each time.
+number, so a list that grows stays the same. ControlNets have their published sizes; bfloat16. Rows
+measured before are kept; the time to plan is measured again each time.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ from .rows import RESULTS_DIR, cell_of, merged, versions, write
 
 RESULTS = RESULTS_DIR / "plan_accuracy.jsonl"
 # Cases by stage: more than 300 in all.
-CASES = {"text encode": 60, "denoise": 81, "denoise, stock": 60, "VAE": 40, "VAE, stock": 60}
+CASES = {
+    "text encode": 60, "denoise": 81, "denoise, stock": 60, "ControlNet": 16,
+    "ControlNet, stock": 16, "VAE": 40, "VAE, stock": 60,
+}  # fmt: skip
 GROUPS, CHUNKS = (0, 0, 0, 1, 2, 3, 6, 30), (0, 0, 0, 256, 512, 1024, 2048)
+NETS = ("union", "union 2.0", "union 2.1", "lite")
 PREFERENCES = ("speed", "balance", "smallest")
 KERNELS = ("math", "efficient")
 BATCHES = (1, 1, 1, 1, 2, 3, 4, 8)
@@ -75,6 +79,10 @@ def _drawn(chance: random.Random, stage: str, number: int) -> dict[str, Any]:
     if stage == "denoise":
         case |= {"groups": chance.choice(GROUPS), "chunk_tokens": chance.choice(CHUNKS)}
         case["prefer"] = chance.choice(PREFERENCES)
+    if stage.startswith("ControlNet"):
+        case |= {"net": chance.choice(NETS), "dtype": "bfloat16"}
+    if stage == "ControlNet":
+        case |= {"groups": 0, "chunk_tokens": 0, "prefer": chance.choice(("speed", "balance"))}
     if stage.startswith("VAE"):
         del case["text_tokens"]
         case["is_decode"] = chance.random() < 0.6
@@ -97,6 +105,8 @@ class Measures:
         """Bytes predicted and bytes measured."""
         if stage == "text encode":
             return self._text(case)
+        if stage.startswith("ControlNet"):
+            return self._controlled(case)
         if stage.startswith("denoise"):
             return self._denoise(case)
         return self._vae(case)
@@ -114,18 +124,12 @@ class Measures:
     def _denoise(self, case: dict[str, Any]) -> tuple[int, int]:
         from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
         from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
-        from pack.nodes.denoiser.sizes import Z_IMAGE, Request
+        from pack.nodes.denoiser.sizes import Request
         from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
-        from pack.testing.stock_forward import FakeDenoiser
 
         dtype = TYPES[case["dtype"]]
         # Lean blocks peak alike; the host's own may peak in the second block of a kind.
-        few = dict.fromkeys(("layers", "refiner_layers"), 1 if "groups" in case else 2)
-        key = (case["dtype"], few["refiner_layers"])
-        if key not in self._denoisers:
-            sizes = dataclasses.replace(Z_IMAGE, **few)
-            self._denoisers[key] = FakeDenoiser(sizes, dtype=dtype)
-        denoiser = self._denoisers[key]
+        denoiser = self._denoiser(case["dtype"], 1 if "groups" in case else 2)
         shape = [case[name] for name in ("width_px", "height_px", "batch", "text_tokens")]
         request = Request(*shape, dtype.itemsize)
         if "groups" not in case:
@@ -136,6 +140,33 @@ class Measures:
         plan = denoiser_plan(request, DenoiserChoice(prefer, groups, chunk))
         measured = denoiser.measure(request, patcher=patched.args[0])
         return lean_peak_bytes(request, plan), measured.peak_bytes
+
+    def _denoiser(self, dtype: str, layers: int) -> Any:
+        from pack.nodes.denoiser.sizes import Z_IMAGE
+        from pack.testing.stock_forward import FakeDenoiser
+
+        if (dtype, layers) not in self._denoisers:
+            sizes = dataclasses.replace(Z_IMAGE, layers=layers, refiner_layers=layers)
+            self._denoisers[dtype, layers] = FakeDenoiser(sizes, dtype=TYPES[dtype])
+        return self._denoisers[dtype, layers]
+
+    def _controlled(self, case: dict[str, Any]) -> tuple[int, int]:
+        from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
+        from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
+        from pack.nodes.denoiser.sizes import Request
+        from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
+        from pack.testing.control_models import fake_controlled, net_sizes
+
+        denoiser, net = self._denoiser(case["dtype"], 2), case["net"]
+        shape = [case[name] for name in ("width_px", "height_px", "batch", "text_tokens")]
+        request = Request(*shape, has_patches=True, controls=(net_sizes(net),))
+        patcher, predicted = denoiser.patcher(), stock_peak_bytes(request)
+        if "prefer" in case:
+            choice = DenoiserChoice(case["prefer"])
+            patcher = ApplyGradientCheckpoint.execute(patcher, "all", 0, 0, choice.prefer).args[0]
+            predicted = lean_peak_bytes(request, denoiser_plan(request, choice))
+        with fake_controlled(denoiser, patcher, request, net) as patched:
+            return predicted, denoiser.measure(request, patcher=patched).peak_bytes
 
     def _vae(self, case: dict[str, Any]) -> tuple[int, int]:
         from pack.nodes.vae.peak import vae_peak_bytes

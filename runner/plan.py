@@ -54,10 +54,10 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     plan = what_fits.fit(models, request, int(options.vram * GIB), prefer=options.prefer, run=run)
     others = list(what_fits.alternatives(plan))
     notes = [
-        f"Transformer in {options.weights}, all else in bf16; one sample per picture and "
+        f"Transformer in {options.weights}, Qwen3-4B and VAE in bf16; one sample per picture and "
         "call (cfg 1).",
         *(
-            f"ControlNet of {net.layers} control layers: {size(weights)} of the weights to denoise."
+            f"ControlNet with {net.layers} control layers, bf16: {size(weights)} of the weights."
             for net in controls
         ),
         "CUDA context and other programs: not measured, on top of the budget. Name what is free.",

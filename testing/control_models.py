@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from pack.nodes.denoiser.sizes import Request
+from pack.nodes.denoiser.sizes import ControlSizes, Request
 
 from . import attention_models, lean_models
 from .stock_forward import FakeDenoiser
@@ -47,6 +47,17 @@ def control_net(*, seed: int = 4, **config: Any) -> Any:
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.05, generator=generator)
     return attention_models.patcher(net.eval())
+
+
+def net_sizes(name: str) -> ControlSizes:
+    """What our formulas count of one of `UNIONS`."""
+    config = {"n_control_layers": 6, "refiner_control": False, "broken": False, **UNIONS[name]}
+    return ControlSizes(
+        config["n_control_layers"],
+        config["refiner_control"],
+        config["broken"],
+        16 + config.get("additional_in_dim", 0),
+    )
 
 
 def picture(height: int, width: int, *, seed: int = 5, batch: int = 1) -> torch.Tensor:

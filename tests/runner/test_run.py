@@ -158,9 +158,7 @@ def test_plan_counts_a_controlnet(layers, gib):
     """Published sizes: 1.9, 3.1 and 6.71 GB."""
     made = _plan("--vram=24", "--controlnet", layers)
     assert made.returncode == 0, made.stderr
-    assert (
-        f"ControlNet of {layers} control layers: {gib} GiB of the weights to denoise" in made.stdout
-    )
+    assert f"ControlNet with {layers} control layers, bf16: {gib} GiB of the w" in made.stdout
     assert "prefer balance; with a ControlNet" in made.stdout
     weights = re.search(r"^\| denoise [^|]*\|[^|]*\| ([\d.]+) GiB", made.stdout, re.M)
     assert weights and float(weights[1]) == pytest.approx(11.46 + float(gib), abs=0.02)

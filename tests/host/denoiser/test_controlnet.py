@@ -13,7 +13,7 @@ import torch
 from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
 from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
 from pack.nodes.denoiser.sizes import UNIONS as PUBLISHED
-from pack.nodes.denoiser.sizes import Z_IMAGE, ControlSizes, Request
+from pack.nodes.denoiser.sizes import Z_IMAGE, Request
 from pack.testing import attention_models, lean_models
 from pack.testing.control_models import (
     NARROW,
@@ -21,6 +21,7 @@ from pack.testing.control_models import (
     control_net,
     controlled,
     fake_controlled,
+    net_sizes,
     picture,
 )
 from pack.testing.lean_models import assert_same, block_lora, built, fail, lean, sample, stopping
@@ -239,6 +240,7 @@ def test_sizes_are_those_of_the_hosts_class(vae, name):
     model = attention_models.patcher(torch.nn.Linear(1, 1))
     patch = controlled(model, net, vae, image=picture(64, 64)).model_options["transformer_options"]
     (sizes,) = control_sizes(patch)
+    assert sizes == net_sizes(name)
     assert sizes.parameters(Z_IMAGE) == sum(p.numel() for p in full.parameters())
     if name != "union 2.0":
         assert sizes == PUBLISHED[sizes.layers]
@@ -250,14 +252,7 @@ def denoiser(host: Any) -> FakeDenoiser:
 
 
 def control_request(name: str, *shape: int) -> Request:
-    config = {"n_control_layers": 6, "refiner_control": False, "broken": False, **UNIONS[name]}
-    sizes = ControlSizes(
-        config["n_control_layers"],
-        config["refiner_control"],
-        config["broken"],
-        16 + config.get("additional_in_dim", 0),
-    )
-    return Request(*shape, has_patches=True, controls=(sizes,))
+    return Request(*shape, has_patches=True, controls=(net_sizes(name),))
 
 
 FULL_SIZE = [
