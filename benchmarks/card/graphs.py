@@ -64,19 +64,19 @@ def template(models: Models, drawn: Drawn, *, loader: str) -> Graph:
 
 
 def with_fit(graph: Graph, prefer: str) -> Graph:
-    """With Fit to VRAM before sampler and decode, wired as in z_image_turbo_8gib.json.
+    """With Fit to VRAM before prompt, sampler and decode, wired as in z_image_turbo_1gib.json.
 
-    The budget is what is free. As in that workflow no conditioning is connected, so that the plan
-    has the text encoder in it.
+    The budget is what is free.
     """
-    sampler, decode = graph["5"]["inputs"], graph["6"]["inputs"]
+    text, sampler, decode = (graph[number]["inputs"] for number in ("2", "5", "6"))
     fit = _node(
-        FIT, model=sampler["model"], vae=decode["vae"], latent=["4", 0],
+        FIT, model=sampler["model"], vae=decode["vae"], latent=["4", 0], clip=text["clip"],
         budget_gib=0.0, prefer=prefer, width=1024, height=1024, batch_size=1,
     )  # fmt: skip
     return {
         **graph,
         "9": fit,
+        "2": {**graph["2"], "inputs": {**text, "clip": ["9", 3]}},
         "5": {**graph["5"], "inputs": {**sampler, "model": ["9", 0]}},
         "6": {**graph["6"], "inputs": {**decode, "vae": ["9", 1]}},
     }

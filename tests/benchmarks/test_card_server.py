@@ -88,6 +88,8 @@ def test_the_graphs():
     fitted, probe = graphs.with_fit(official, "smallest"), graphs.PROBE
     vaes = [fitted[node]["inputs"]["vae"] for node in ("6", "9")]
     assert vaes == [["9", 1], official["6"]["inputs"]["vae"]]
+    clips = [fitted[node]["inputs"]["clip"] for node in ("2", "9")]
+    assert clips == [["9", 3], official["2"]["inputs"]["clip"]]
     expected = ["SaveImage", probe, "VAEDecode", "KSampler", probe, graphs.FIT, *to_loader]
     assert upstream(graphs.with_probes(fitted), "7") == expected
 

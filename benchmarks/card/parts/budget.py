@@ -4,7 +4,7 @@ One leg a card: as it is, or imitated by ballast that is held from before the fi
 after the last. Each variant has a fresh server. Peaks are sampled from this process, which has no
 CUDA context, and count from what was in use right before the server started, so the server's own
 context is in them. Per variant: 1024x1024 cold (round 0) and warm (round 1), then 2048x2048 on the
-card as it is and from 4 GiB up (on an imitated card once), and on the card as it is one more run at
+card as it is and from 2 GiB up (on an imitated card once), and on the card as it is one more run at
 1024x1024 with VRAM Probes. Prefer smallest draws 1024x1024 alone. Seed and text change from run to
 run, so that the host takes neither the text's encoding nor the picture from its cache. A variant
 ends with its first run that fails.
@@ -40,7 +40,7 @@ FIT, SMALLEST = "Fit to VRAM", "Fit to VRAM smallest"
 PREFER = {FIT: "balance", SMALLEST: "smallest"}
 SIZES, REHEARSED = (Picture(1024, 1024), Picture(2048, 2048)), (Picture(64, 64),)
 STEPS, REHEARSED_STEPS = 8, 2
-LEAST_GIB_LARGE = 4.0  # a smaller card draws the first size alone
+LEAST_GIB_LARGE = 2.0  # a smaller card draws the first size alone
 BELOW_GIB_SMALLEST = 6.0  # such a card is tried with prefer smallest too
 RUN_LIMIT_S = 120.0
 TILED = "retrying with tiled VAE decoding"  # in the log, comfy/sd.py
