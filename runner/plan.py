@@ -43,8 +43,8 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     request = sizes.Request(
         options.width, options.height, options.batch, text_tokens=options.text_tokens
     )
-    shape = request.latent_shape
-    request = need.with_reference_latents(request, [shape] * options.references, ())
+    references = need.References([request.latent_shape] * options.references)
+    request = need.with_references(request, [references])
     models = stages.published_models(weight_bits=WEIGHT_BITS[options.weights])
     controls = tuple(net for n, net in sizes.UNIONS.items() if n == options.controlnet)
     request = replace(request, controls=controls, has_patches=bool(controls))

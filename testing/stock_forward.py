@@ -17,6 +17,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 Route = Literal["model", "apply"]
 Weights = Literal["plain", "cast", "streamed", "patched", "scaled", "int8"]
+FEATURE_WIDTH = 1152
 QUANTISED = {"scaled": "float8_e4m3fn", "int8": "int8_tensorwise"}
 
 
@@ -82,6 +84,7 @@ def unet_config(sizes: TransformerSizes) -> dict[str, Any]:
         "z_image_modulation": True,
         "time_scale": 1000.0,
         "pad_tokens_multiple": sizes.pad_multiple,
+        "siglip_feat_dim": FEATURE_WIDTH if sizes.has_features else None,
     }
 
 
@@ -154,7 +157,7 @@ class FakeDenoiser:
 
         Args:
             request: sizes of the call; its `sizes` are replaced by this model's. Its reference
-                pictures are as large as the picture and have no texts.
+                pictures are as large as the picture and have no texts, but all their features.
             patcher: a clone of `patcher()` that nodes patched; None runs the host alone.
             route: `model` or `apply`, see above.
             around: makes what is called instead of the transformer (`model`) or apply_model.
@@ -188,17 +191,23 @@ class FakeDenoiser:
                 },
             }  # fmt: skip
             references = self._references(request)
-            if references:
-                keywords["ref_latents"] = references
+            keywords |= references
             with tracker:
-                tracker.watch(*inputs, *references)
+                tracker.watch(*inputs, *chain(*references.values()))
                 call(inputs.latent, inputs.sigma, **keywords)
         return tracker
 
-    def _references(self, request: Request) -> list[torch.Tensor]:
+    def _references(self, request: Request) -> dict[str, list[torch.Tensor]]:
         count = request.reference_tokens // request.padded_image_tokens
-        shape = (1, *request.latent_shape[1:])
-        return [torch.empty(shape, dtype=self.dtype) for _ in range(count)]
+        shapes = {"ref_latents": (request.batch, *request.latent_shape[1:])}
+        if request.reference_feature_tokens:  # the drawn picture has padding alone
+            each = (request.reference_feature_tokens - self.sizes.pad_multiple) // count
+            shapes["siglip_feats"] = (request.batch, each // 16, 16, FEATURE_WIDTH)
+        return {
+            name: [torch.empty(shape, dtype=self.dtype) for _ in range(count)]
+            for name, shape in shapes.items()
+            if count
+        }
 
     def _inputs(self, request: Request, route: Route) -> Inputs:
         return Inputs(

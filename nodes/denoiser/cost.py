@@ -113,8 +113,8 @@ def step_work(request: Request, plan: DenoiserPlan | None) -> Work:
     The text's refiners count as if they were modulated.
     """
     sizes = request.sizes
-    image, text = request.refined
-    refiners = block_work(request, plan, tokens=image) + block_work(request, plan, tokens=text)
+    refined = (*request.refined, request.reference_feature_tokens)
+    refiners = sum((block_work(request, plan, tokens=each) for each in refined if each), NO_WORK)
     work = block_work(request, plan) * sizes.layers + refiners * sizes.refiner_layers
     beside = sum(control.blocks for control in request.controls)
     return work + block_work(request, plan, tokens=request.image_tokens) * beside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -75,23 +75,42 @@ def of_latent(request: Request, latent_shape: Sequence[int]) -> Request:
     return replace(request, width_px=width, height_px=height, batch=latent_shape[0])
 
 
-def with_reference_latents(
-    request: Request, shapes: Sequence[Sequence[int]], texts: Sequence[int]
-) -> Request:
-    """The request with reference latents [B, C, H, W].
+class References(NamedTuple):
+    """The reference pictures of one prompt.
 
-    Args:
-        texts: tokens of their texts; without one the host pads. More texts go with the picture.
+    latents: their shapes, [B, C, H, W].
+    texts: tokens of their texts; more texts go with the drawn picture.
+    features: tokens of their features.
     """
-    if not shapes:
+
+    latents: Sequence[Sequence[int]]
+    texts: Sequence[int] = ()
+    features: Sequence[int] = ()
+
+
+def with_references(request: Request, found: Iterable[References]) -> Request:
+    """The request of the prompt with the most tokens."""
+    requests = (_with_references(request, references) for references in found)
+    return max(requests, key=lambda one: one.tokens, default=request)
+
+
+def _with_references(request: Request, found: References) -> Request:
+    sizes, count = request.sizes, len(found.latents)
+    if not count:
         return request
-    sizes = request.sizes
-    pictures = (height * width // sizes.patch**2 for *_, height, width in shapes)
-    lengths = [*texts, *(1 for _ in range(len(shapes) - len(texts)))]
-    pictures, texts = (
-        sum(round_up(count, sizes.pad_multiple) for count in each) for each in (pictures, lengths)
+
+    def padded(counts: Iterable[int]) -> int:
+        return sum(round_up(max(1, each), sizes.pad_multiple) for each in counts)
+
+    # Where a picture has no text or no features, the host pads; the drawn one has no features.
+    missing = [0] * max(0, count - len(found.texts))
+    features = [*found.features[:count], *[0] * max(0, count - len(found.features)), 0]
+    return replace(
+        request,
+        reference_tokens=padded(height * width // sizes.patch**2 for *_, height, width in found[0]),
+        reference_text_tokens=padded([*found.texts, *missing]),
+        reference_feature_tokens=padded(features) if sizes.has_features else 0,
     )
-    return replace(request, reference_tokens=pictures, reference_text_tokens=texts)
 
 
 def predicted_savings(

@@ -147,8 +147,9 @@ def stock_peak_bytes(request: Request, *, has_copies: bool = False) -> int:
         return 2 * tokens * hidden_row_bytes + max(2 * tokens * hidden_row_bytes, copy_bytes)
 
     image, text = request.refined
+    others = text + request.reference_feature_tokens
     main = hidden_bytes(request.tokens) + 4 * request.tokens * row_bytes + request.rope_bytes
-    refiner = hidden_bytes(image) + (5 * image + 2 * text) * row_bytes
+    refiner = hidden_bytes(image) + (5 * image + 2 * others) * row_bytes
     for control in request.controls:
         stream = request.image_tokens * row_bytes
         main += 2 * stream

@@ -22,6 +22,7 @@ class TransformerSizes:
     is_whole: each call of a linear layer of some block computes all output features (quantised
         layers), so q, k and v of all heads live at a time.
     is_dequantised: copies of weights of some block are in the dtype of the activations.
+    has_features: features of reference pictures (SigLIP) are tokens too.
     """
 
     dim: int = 3840
@@ -37,6 +38,7 @@ class TransformerSizes:
     pad_multiple: int = 32
     is_whole: bool = False
     is_dequantised: bool = False
+    has_features: bool = False
 
     def __post_init__(self) -> None:
         if self.heads * self.head_dim != self.dim:
@@ -140,8 +142,8 @@ class Request:
     batch: samples in the call, the unconditional ones of guidance included.
     text_tokens: prompt length before padding.
     dtype_bytes: bytes per activation element (2 in bfloat16).
-    reference_tokens, reference_text_tokens: of all reference pictures and of their texts, per
-        sample, with padding.
+    reference_tokens, reference_text_tokens, reference_feature_tokens: of all reference pictures, of
+        their texts and of their features, per sample, with padding.
     has_patches: patches of other nodes run between the blocks (ControlNet).
     controls: ControlNets that run beside the denoiser.
     """
@@ -154,6 +156,7 @@ class Request:
     sizes: TransformerSizes = Z_IMAGE
     reference_tokens: int = 0
     reference_text_tokens: int = 0
+    reference_feature_tokens: int = 0
     has_patches: bool = False
     controls: tuple[ControlSizes, ...] = ()
 
@@ -189,7 +192,7 @@ class Request:
     @property
     def tokens(self) -> int:
         """Length of the sequence in the main blocks, per sample."""
-        return sum(self.refined)
+        return sum(self.refined) + self.reference_feature_tokens
 
     @property
     def refined(self) -> tuple[int, int]:
@@ -199,7 +202,10 @@ class Request:
 
     @property
     def lengths(self) -> tuple[int, int, int]:
-        """Tokens per sample in the main blocks, the image refiner and the text refiner."""
+        """Tokens per sample in the main blocks, the image refiner and the text refiner.
+
+        Features have a refiner too, where far fewer are.
+        """
         return (self.tokens, *self.refined)
 
     @property

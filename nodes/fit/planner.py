@@ -11,9 +11,10 @@ from typing import Any
 
 from ..denoiser.need import (
     TEXT_TOKENS,
+    References,
     denoiser_live_bytes,
     of_latent,
-    with_reference_latents,
+    with_references,
 )
 from ..denoiser.plan import DenoiserChoice, denoiser_plan
 from ..denoiser.sizes import ControlSizes, Request
@@ -135,7 +136,7 @@ class Planner:
         *,
         prompts: int,
         text_tokens: int | None,
-        references: tuple[Sequence[Sequence[int]], Sequence[int]] = ((), ()),
+        references: Sequence[References] = (),
         has_patches: bool = False,
         controls: tuple[ControlSizes, ...] = (),
         weight_bytes: int,
@@ -149,7 +150,7 @@ class Planner:
             room_bytes: free on the card without any of the host's models; None without a card.
             prompts: of one picture that may go in one call.
             text_tokens: of the longest prompt; None if no prompt has a length.
-            references: shapes [B, C, H, W] of the reference latents, and tokens of their texts.
+            references: of each prompt that has some.
             has_patches, controls: see `Request`.
             weight_bytes: of the model with its LoRAs.
             other_bytes: of the models that are loaded with it.
@@ -165,7 +166,7 @@ class Planner:
             has_patches=has_patches,
             controls=controls,
         )
-        request = with_reference_latents(request, *references)
+        request = with_references(request, references)
 
         def planned(prompts: int) -> Fit:
             # The other stages are planned when they begin.

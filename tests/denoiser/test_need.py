@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pack.nodes.denoiser.need import (
+    References,
     casts_weights,
     denoiser_live_bytes,
     denoiser_need_bytes,
     denoiser_reserve_bytes,
     of_latent,
+    with_references,
 )
 from pack.nodes.denoiser.peak import lean_peak_bytes
 from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
@@ -57,3 +59,25 @@ def test_which_weights_are_cast() -> None:
 def test_the_request_of_a_latent() -> None:
     wanted = Request(488, 1024, 3, text_tokens=256)
     assert of_latent(PICTURE, (3, 16, 128, 61)) == wanted
+
+
+def test_the_prompt_with_the_most_reference_tokens_counts() -> None:
+    """Bug: the one with the most pictures did, however small."""
+    small, large = (1, 16, 20, 14), (1, 16, 128, 128)
+    few, many = References([large], [9]), References([small, small, small], [40, 33])
+    request = with_references(PICTURE, [few, many])
+    assert (request.reference_tokens, request.reference_text_tokens) == (4096, 32)
+    request = with_references(PICTURE, [many])  # 70 tokens each; one has no text
+    assert (request.reference_tokens, request.reference_text_tokens) == (3 * 96, 64 + 64 + 32)
+    assert request.tokens == PICTURE.tokens + 3 * 96 + 160
+    assert with_references(PICTURE, [References([])]) == PICTURE
+
+
+def test_features_count_where_the_model_has_tokens_for_them() -> None:
+    references = [References([(1, 16, 128, 128)] * 2, [9, 9, 50], [729])]
+    assert with_references(PICTURE, references).reference_feature_tokens == 0
+    seeing = replace(PICTURE, sizes=replace(Z_IMAGE, has_features=True))
+    request = with_references(seeing, references)  # the second and the drawn one have none
+    assert request.reference_feature_tokens == 736 + 32 + 32
+    assert request.reference_text_tokens == 32 + 32 + 64
+    assert with_references(seeing, [References([])]).tokens == seeing.tokens

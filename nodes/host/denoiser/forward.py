@@ -78,11 +78,13 @@ def _why_not_plain(
         if name not in KNOWN and not is_empty:
             return f"the request has {name}"
     for latent in kwargs.get("ref_latents") or ():
-        if latent.ndim != 4 or any(side % model.patch_size for side in latent.shape[-2:]):
-            return f"a reference latent has shape {list(latent.shape)}"
-        if latent.dtype != x.dtype or model.pad_tokens_multiple is None:
+        is_whole = not any(side % model.patch_size for side in latent.shape[-2:])
+        if latent.ndim != 4 or not is_whole or latent.dtype != x.dtype:
+            return f"a reference latent is {latent.dtype}, {list(latent.shape)}"
+        if model.pad_tokens_multiple is None:
             return "the model does not know reference latents"
-    blocks = (*model.context_refiner, *model.noise_refiner, *model.layers)
+    blocks = [*model.context_refiner, *model.noise_refiner, *model.layers]
+    blocks += model.siglip_refiner or ()
     if not all(is_untouched(block) for block in blocks):
         return "another node changed a block"
     return None

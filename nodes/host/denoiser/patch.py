@@ -69,6 +69,7 @@ def transformer_sizes(model: ModelPatcher) -> TransformerSizes:
         pad_multiple=denoiser.pad_tokens_multiple or 1,
         is_whole=any(are_whole),
         is_dequantised=has_lora or not all(are_whole),
+        has_features=denoiser.siglip_embedder is not None,
     )
 
 

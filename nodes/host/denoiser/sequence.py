@@ -72,9 +72,8 @@ class Layout:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens in the main blocks and in each kind of refiner."""
-        each = self.tokens, self.picture_tokens, self.text_tokens, self.feature_tokens
-        return tuple(length for length in each if length)
+        """As `Request.lengths`."""
+        return self.tokens, self.picture_tokens, self.text_tokens
 
     @property
     def drawn(self) -> Part:

@@ -13,6 +13,7 @@ from comfy import sampler_helpers
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
+from ...denoiser.need import References
 from ...fit.planner import Decision, Planner
 from ...units import MIB
 from ..base.device import allocator_bytes, allocator_weights_bytes, is_card
@@ -52,7 +53,7 @@ class Enforcer:
             budget.room_bytes(model.load_device),
             prompts=_prompts(conds, is_guided=is_guided),
             text_tokens=_text_tokens(each),
-            references=_references(each),
+            references=[_references(cond) for cond in each],
             has_patches=has_patches(options.get("transformer_options", {})),
             controls=control_sizes(options.get("transformer_options", {})),
             weight_bytes=budget.weight_bytes(model),
@@ -161,11 +162,14 @@ def _text_tokens(conds: Sequence[Mapping[str, Any]]) -> int | None:
     return max((text.shape[1] for text in texts if getattr(text, "ndim", 0) == 3), default=None)
 
 
-def _references(conds: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Shapes of the reference latents of a prompt that has most of them, and of their texts."""
-    found = max((cond.get("reference_latents") or () for cond in conds), key=len, default=())
-    texts = max((c.get("reference_latents_text_embeds") or () for c in conds), key=len, default=())
-    return [tuple(one.shape) for one in found], [one.shape[1] for one in texts]
+def _references(cond: Mapping[str, Any]) -> References:
+    """Source: Lumina2.extra_conds in the host's comfy/model_base.py."""
+    seen: list[Any] = [one for one in cond.get("clip_vision_outputs") or () if one is not None]
+    return References(
+        [tuple(one.shape) for one in cond.get("reference_latents") or ()],
+        [one.shape[1] for one in cond.get("reference_latents_text_embeds") or ()],
+        [one.last_hidden_state.shape[1] for one in seen],
+    )
 
 
 def _is_plain(conds: Sequence[Mapping[str, Any]]) -> bool:

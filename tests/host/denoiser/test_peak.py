@@ -12,7 +12,7 @@ import pytest
 import torch
 from pack.nodes.denoiser.cost import block_launches
 from pack.nodes.denoiser.cuts import DenoiserPlan, chunks, longest_chunk
-from pack.nodes.denoiser.need import with_reference_latents
+from pack.nodes.denoiser.need import References, with_references
 from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
 from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
 from pack.nodes.denoiser.sizes import Z_IMAGE, Request
@@ -140,12 +140,34 @@ def test_peak_beside_a_patch_of_another_node(two_blocks: FakeDenoiser) -> None:
         assert measured <= bound * plain
 
 
+@pytest.fixture(scope="module")
+def seeing_denoiser(host: Any) -> FakeDenoiser:
+    """As `stock_denoiser`, with tokens for features of reference pictures."""
+    return FakeDenoiser(dataclasses.replace(Z_IMAGE, layers=2, has_features=True))
+
+
+@pytest.mark.parametrize(
+    ("side", "batch"), [(1024, 1), pytest.param(512, 3, marks=pytest.mark.once)]
+)
+def test_peak_with_features_of_reference_pictures(
+    seeing_denoiser: FakeDenoiser, side: int, batch: int
+) -> None:
+    """Bug: they were not planned, 7 % of the tokens."""
+    alone = Request(side, side, batch, sizes=seeing_denoiser.sizes)
+    references = References([alone.latent_shape] * 2, (), [512, 512])
+    request = with_references(alone, [references])
+    assert request.reference_feature_tokens == 512 + 512 + 32
+    measured = seeing_denoiser.measure(request, patcher=_patched(seeing_denoiser)).peak_bytes
+    _assert_near(request, measured, denoiser_plan(request))
+    stock = seeing_denoiser.measure(request).peak_bytes
+    assert stock_peak_bytes(request) == pytest.approx(stock, rel=0.03)
+
+
 @pytest.mark.parametrize("references", [1, 2])
 def test_peak_with_reference_pictures(stock_denoiser: FakeDenoiser, references: int) -> None:
     """Bug: they sent a request to the host's own forward. Two: at most 1.1 x of so many tokens."""
     alone = Request(1024, 1024)
-    shapes = [alone.latent_shape] * references
-    request = with_reference_latents(alone, shapes, ())
+    request = with_references(alone, [References([alone.latent_shape] * references)])
     patcher = _patched(stock_denoiser)
     measured = stock_denoiser.measure(request, patcher=patcher).peak_bytes
     plan = denoiser_plan(request, BALANCE)
