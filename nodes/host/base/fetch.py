@@ -209,7 +209,8 @@ def _is_in_shared_buffer(
 
     The host has two copy streams with one buffer each: enough for a layer that is done before the
     second layer after it is fetched. We hold several. A weight is elsewhere if it has a page of its
-    own, was allocated for the copy, or was converted.
+    own, was allocated for the copy, or was converted. One that was prefetched comes without a
+    stream, and lies in a buffer of its block until the block after it has ended.
 
     Source: cast_bias_weight and cast_modules_with_vbar in the host's comfy/ops.py.
     """

@@ -50,6 +50,11 @@ def is_whole(layer: Any) -> bool:
     return not _is_hosts(layer) or is_smoothed or multiplies_quantised(layer)
 
 
+def is_fetched_once(layer: Any) -> bool:
+    """True where one fetch of the weight serves all chunks of a block."""
+    return not is_whole(layer) or _is_fetched(layer)
+
+
 def _is_fetched(layer: Any) -> bool:
     return _is_hosts(layer) and multiplies_quantised(layer)
 

@@ -21,7 +21,7 @@ from ...vae.devices import has_ram, is_unrolled
 from ..base.device import is_dynamic
 from ..denoiser.block import fill_on
 from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
-from ..denoiser.prefetch import HAS_PREFETCH
+from ..denoiser.prefetch import can_prefetch
 from ..vae.patch import decoder_sizes
 from . import budget
 from .text_encoder import bytes_per_score, check_is_text_encoder, table_bytes, text_encoder_sizes
@@ -38,7 +38,7 @@ def models_here() -> Models:
         text_adds_in_place=ADDS_IN_PLACE,
         text_bytes_per_score=bytes_per_score(device, QWEN3_4B),
         is_dynamic=memory.aimdo_enabled,
-        has_prefetch=HAS_PREFETCH,
+        has_prefetch=can_prefetch(device),
         fill_tokens=fill_on(device, Z_IMAGE),
     )
 
@@ -80,6 +80,7 @@ def planner_for(
         has_ram=has_ram(model.load_device),
         is_unrolled=is_unrolled(model.load_device),
         is_dynamic=is_dynamic(model),
+        has_prefetch=can_prefetch(model.load_device),
         fill_tokens=fill_on(model.load_device, sizes),
     )
     is_text_here = True

@@ -1,104 +1,194 @@
-"""Blocks are prefetched by the host's own queue: each once, before it is computed, none left over.
-
-The queue is the host's. Only its copies do nothing, as there is no card: what is seen is which
-weights are asked for and when, not that copies and arithmetic overlap.
-"""
+"""Weights that stream, with the host's own prefetch queue and without: see testing/streamed.py."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from pack.nodes.denoiser.sizes import Z_IMAGE, Request
+from pack.nodes.fit.stages import Models, denoise_stages
+from pack.nodes.host.base.options import PREFETCH
+from pack.nodes.units import GIB, MIB
 from pack.testing import lean_models
+from pack.testing.fake_card import FakeCard, on_fake_card
+from pack.testing.stock_forward import FakeDenoiser
+from pack.testing.streamed import Access, Streamed
 
 pytestmark = [pytest.mark.usefixtures("host"), pytest.mark.once]
+SIZES = dataclasses.replace(Z_IMAGE, layers=3, refiner_layers=1)
+BLOCKS = SIZES.layers + 2 * SIZES.refiner_layers
+REQUEST = Request(512, 512, 1, 256)
+NOTHING, ALL_QKV, ALL = 0, 5 * 96 * MIB, 4 * GIB
 
 
-class Prefetched(NamedTuple):
-    model: Any
-    denoiser: Any
-    events: list[Any]
-
-    def forward(self, **asked: Any) -> None:
-        from pack.nodes.denoiser.plan import DenoiserChoice
-        from pack.nodes.host.base.options import OPTIONS_KEY
-        from pack.nodes.host.denoiser.block import BlockSettings
-        from pack.nodes.host.denoiser.forward import run_forward
-        from pack.nodes.host.denoiser.patch import transformer_sizes
-
-        options = {
-            "prefetch_dynamic_vbars": True,
-            OPTIONS_KEY: {"block_observer": self.events.append, **asked},
-        }
-        settings = BlockSettings(transformer_sizes(self.model), DenoiserChoice("smallest"))
-        text = torch.zeros(1, 7, lean_models.TEXT_WIDTH)
-        with torch.inference_mode():
-            x = lean_models.latent(16)
-            run_forward(self.denoiser, x, torch.ones(1), text, options, settings)
-
-    def left(self) -> list[Any]:
-        return [layer for layer in self.denoiser.modules() if hasattr(layer, "_prefetch")]
+def on_card(size_bytes: int = 4 * GIB) -> Streamed:
+    return Streamed(FakeCard(size_bytes), FakeDenoiser(SIZES, weights="streamed"))
 
 
-@pytest.fixture
-def prefetched(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A denoiser whose blocks' weights have pages of dynamic VRAM, and what happens to them."""
-    import comfy.model_management as management
-    import comfy.ops
+def lean(model: Any, chunk_tokens: int = 0) -> Any:
+    return lean_models.lean(model, chunk_tokens=chunk_tokens, head_groups=0)
 
-    model = lean_models.built("ZImage", lean_models.Z_IMAGE)
+
+def blocks_of(model: Any) -> dict[int, Any]:
+    """By their place in the forward; not the first, whose accesses come with the embedders'."""
     denoiser = model.model.diffusion_model
-    events: list[Any] = []
-
-    def copies(layers: list[Any], *args: Any) -> None:
-        events.append(layers)
-        for layer in layers:
-            layer._prefetch = {"resident": True, "signature": None}
-
-    monkeypatch.setattr(comfy.ops, "cast_modules_with_vbar", copies)
-    monkeypatch.setattr(management, "NUM_STREAMS", 2)
-    for name, answer in (("is_device_cpu", False), ("device_supports_non_blocking", True)):
-        monkeypatch.setattr(management, name, lambda device, answer=answer: answer)
-    for stack in (denoiser.context_refiner, denoiser.noise_refiner, denoiser.layers):
-        for layer in stack.modules():
-            if isinstance(layer, torch.nn.Linear):
-                monkeypatch.setattr(layer, "_v", object(), raising=False)
-    return Prefetched(model, denoiser, events)
+    return dict(enumerate([*denoiser.noise_refiner, *denoiser.layers], SIZES.refiner_layers))
 
 
-def test_each_block_is_asked_for_once_before_it_is_computed(prefetched: Prefetched) -> None:
-    prefetched.forward()
-    stacks = ("context_refiner", "noise_refiner", "layers")
-    blocks = {
-        f"{stack}.{index}": block
-        for stack in stacks
-        for index, block in enumerate(getattr(prefetched.denoiser, stack))
-    }
-    assert prefetched.events[1::2] == list(blocks)
-    for layers, block in zip(prefetched.events[::2], blocks.values(), strict=True):
-        assert layers == [layer for layer in block.modules() if hasattr(layer, "_v")]
-        assert len(layers) >= 5
-    assert prefetched.left() == []
+def copied_bytes(accesses: Sequence[Access]) -> Counter[int]:
+    """What is copied to the card, by the block that is computed next."""
+    fetches = {(a.block, a.fetch): a.end - a.begin for a in accesses if a.is_write}
+    found: Counter[int] = Counter()
+    for (block, _), size in fetches.items():
+        found[block] += size
+    return found
 
 
-def test_nothing_is_prefetched_where_the_plan_has_no_room(prefetched: Prefetched) -> None:
-    from pack.nodes.host.base.options import PREFETCH
+def weight_bytes(block: Any) -> int:
+    """Of the layers that may have a page: the host keeps smaller ones on the card."""
+    layers = (layer for layer in block.modules() if hasattr(layer, "_v"))
+    return sum(layer.weight.nbytes + getattr(layer.bias, "nbytes", 0) for layer in layers)
 
-    prefetched.forward(**{PREFETCH: False})
-    assert all(isinstance(event, str) for event in prefetched.events)
+
+@pytest.mark.parametrize(
+    ("limit", "prefetches"),
+    [(NOTHING, True), (NOTHING, False), (ALL_QKV, True), (ALL_QKV, False), (ALL, True)],
+)
+@on_fake_card
+def test_each_weight_is_fetched_once_a_step_and_never_overwritten(
+    host: Any, limit: int, prefetches: bool
+) -> None:
+    """Also by the copies of the blocks around it. What has a page is copied in the first step."""
+    streamed = on_card()
+    model = lean(streamed.patcher, chunk_tokens=256)
+    streamed.load(model, limit)
+    for step in range(2):
+        accesses = streamed.forward(model, REQUEST, **{PREFETCH: prefetches})
+        assert streamed.order.faults == []
+        resident = streamed.pages.loaded_size()
+        assert resident <= limit
+        copied = copied_bytes(accesses)
+        for index, block in blocks_of(model).items():
+            whole = weight_bytes(block)
+            if step == 0 or limit == NOTHING:
+                assert copied[index] == whole
+            else:
+                assert copied[index] < whole
+        if step and limit:
+            qkv = 2 * SIZES.dim * SIZES.qkv_dim
+            assert copied[BLOCKS - 1] == (whole - qkv if limit == ALL_QKV else 0)
 
 
-def test_an_error_leaves_nothing_for_the_next_forward(prefetched: Prefetched) -> None:
+@on_fake_card
+def test_a_block_is_copied_while_the_one_before_computes(host: Any) -> None:
+    """Bug: nothing was, so that large cards waited for most of each block's weights.
+
+    Copies of a block wait for the block before the last one, whose buffer they write over, and for
+    nothing of the last one. They are in another stream than those before. The CPU asks for them
+    once it has issued the block before; how far it is ahead of the card is not seen here.
+    """
+    streamed = on_card()
+    model = lean(streamed.patcher)
+    streamed.load(model, NOTHING)
+    accesses = streamed.forward(model, REQUEST, **{PREFETCH: True})
+    streams = []
+    for index in range(2, BLOCKS):
+        here = [access for access in accesses if access.block == index]
+        copies = [access for access in here if access.is_write]
+        assert here[: len(copies)] == copies, "all that the block reads is on its way"
+        streams.append({access.stream for access in copies})
+        before = [a for a in accesses if a.block == index - 1 and not a.is_write]
+        assert all(not copy.is_after(read) for copy in copies for read in before)
+        earlier = [a for a in accesses if a.block == index - 2 and not a.is_write]
+        assert all(copy.is_after(read) for copy in copies for read in earlier)
+    assert all(len(found) == 1 for found in streams)
+    assert all(a != b for a, b in pairwise(streams))
+
+
+@pytest.mark.parametrize("prefetches", [True, False])
+@pytest.mark.parametrize("budget_gib", [1.0, 1.5])
+@on_fake_card
+def test_pages_and_buffers_are_no_more_than_the_plan_says(
+    host: Any, prefetches: bool, budget_gib: float
+) -> None:
+    """Of pages and buffers together, at each operation; at full width, with two blocks in five."""
+    from pack.nodes.denoiser.plan import DenoiserChoice
+
+    streamed, budget = on_card(), int(budget_gib * GIB)
+    model = lean(streamed.patcher)
+    models = Models(streamed.patcher.model_size(), 1, 1, denoiser=SIZES, has_prefetch=prefetches)
+    request = dataclasses.replace(REQUEST, sizes=SIZES)
+    stage = denoise_stages(models, request)[DenoiserChoice("balance")].within(budget)
+    assert stage.prefetches == prefetches and stage.resident_bytes(budget) < stage.weight_bytes
+    streamed.load(model, stage.resident_bytes(budget))
+    used: list[int] = []
+    streamed.order.on_operation = lambda: used.append(streamed.card.used_bytes)
+    for _ in range(2):
+        streamed.forward(model, REQUEST, **{PREFETCH: prefetches})
+    planned = stage.weights_on_card_bytes(budget) - stage.copy_bytes
+    assert 0.6 * planned < max(used) <= planned
+
+
+@on_fake_card
+def test_an_error_leaves_nothing_for_the_next_forward(host: Any) -> None:
     """Else it would compute with what lies in the buffers, which is another block by then."""
     from comfy import model_prefetch
 
     def fail(module: Any, args: Any) -> None:
         raise InterruptedError
 
+    streamed = on_card()
+    model = lean(streamed.patcher)
+    streamed.load(model, ALL)
     # A part that our blocks call as a module.
-    handle = prefetched.denoiser.layers[1].adaLN_modulation.register_forward_pre_hook(fail)
+    handle = blocks_of(model)[2].adaLN_modulation.register_forward_pre_hook(fail)
     with pytest.raises(InterruptedError):
-        prefetched.forward()
+        streamed.forward(model, REQUEST, **{PREFETCH: True})
     handle.remove()
-    assert prefetched.left() == [] and model_prefetch.PREFETCH_QUEUES == []
+    layers = list(streamed.denoiser.model.modules())
+    assert not [layer for layer in layers if hasattr(layer, "_prefetch")]
+    assert model_prefetch.PREFETCH_QUEUES == []
+    assert not any(page & 2 for page in streamed.pages.get_residency()), "no page stays pinned"
+    streamed.end_node()
+    streamed.forward(model, REQUEST, **{PREFETCH: True})
+    assert streamed.order.faults == []
+
+
+@on_fake_card
+def test_without_a_plan_a_card_must_have_room_for_two_blocks(host: Any) -> None:
+    streamed = on_card()
+    model = lean(streamed.patcher)
+    streamed.load(model, NOTHING)
+    for gib, prefetches in ((2.5, False), (3.0, True)):
+        streamed.card.size_bytes = int(gib * GIB)
+        block = [a.is_write for a in streamed.forward(model, REQUEST) if a.block == 1]
+        assert all(block[:5]) == prefetches
+
+
+@on_fake_card
+def test_a_lora_is_added_once_to_layers_that_are_called_for_each_chunk(host: Any) -> None:
+    """Bug: the host adds it to a prefetched weight in its buffer at each call of the layer."""
+    import comfy.ops
+
+    class Louder(comfy.ops.disable_weight_init.Linear):
+        def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return 2 * super().forward(*args, **kwargs)
+
+    streamed = on_card()
+    layer = streamed.denoiser.model.diffusion_model.layers[1].feed_forward.w1
+    layer.__class__ = Louder
+    with streamed.denoiser.mode:
+        change = (torch.empty_like(layer.weight),)
+    model = lean(streamed.patcher, chunk_tokens=256)
+    assert model.add_patches({"diffusion_model.layers.1.feed_forward.w1.weight": change})
+    streamed.load(model, NOTHING)
+    accesses = streamed.forward(model, REQUEST, **{PREFETCH: True})
+    compute = streamed.order.compute
+    added = [a for a in accesses if a.is_write and a.stream is compute]
+    assert len(added) > 1, "one for each chunk"
+    assert len({a.fetch for a in added}) == len(added), "each to a weight that was fetched for it"
