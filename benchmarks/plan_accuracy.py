@@ -33,7 +33,8 @@ RESULTS = RESULTS_DIR / "plan_accuracy.jsonl"
 # Cases by stage: more than 300 in all.
 CASES = {
     "text encode": 60, "denoise": 81, "denoise, stock": 60, "ControlNet": 16,
-    "ControlNet, stock": 16, "VAE": 40, "VAE, stock": 60,
+    "ControlNet, stock": 16, "references": 24, "references, stock": 16, "VAE": 40,
+    "VAE, stock": 60,
 }  # fmt: skip
 GROUPS, CHUNKS = (0, 0, 0, 1, 2, 3, 6, 30), (0, 0, 0, 256, 512, 1024, 2048)
 NETS = ("union", "union 2.0", "union 2.1", "lite")
@@ -60,7 +61,8 @@ def pieces(case: dict[str, Any]) -> int:
         return 0
     rows, groups = (320, 15) if case["prefer"] == "smallest" else (1024, 1)
     rows, groups = case["chunk_tokens"] or rows, case["groups"] or groups
-    return case["batch"] * groups * -(-case["width_px"] * case["height_px"] // 256 // rows)
+    pictures = case["batch"] * (1 + case.get("references", 0))
+    return groups * pictures * -(-case["width_px"] * case["height_px"] // 256 // rows)
 
 
 def _drawn(chance: random.Random, stage: str, number: int) -> dict[str, Any]:
@@ -76,7 +78,9 @@ def _drawn(chance: random.Random, stage: str, number: int) -> dict[str, Any]:
     if stage == "text encode":
         tokens = number * 4096 // (CASES[stage] - 1) or 1
         return {"text_tokens": tokens, "dtype": "float32", "attention": KERNELS[number % 2]}
-    if stage == "denoise":
+    if stage.startswith("references"):
+        case["references"] = chance.randint(1, 3)
+    if stage in ("denoise", "references"):
         case |= {"groups": chance.choice(GROUPS), "chunk_tokens": chance.choice(CHUNKS)}
         case["prefer"] = chance.choice(PREFERENCES)
     if stage.startswith("ControlNet"):
@@ -107,7 +111,7 @@ class Measures:
             return self._text(case)
         if stage.startswith("ControlNet"):
             return self._controlled(case)
-        if stage.startswith("denoise"):
+        if stage.startswith(("denoise", "references")):
             return self._denoise(case)
         return self._vae(case)
 
@@ -122,6 +126,7 @@ class Measures:
         return text_encoder_peak_bytes(tokens, bytes_per_score=held), measured
 
     def _denoise(self, case: dict[str, Any]) -> tuple[int, int]:
+        from pack.nodes.denoiser.need import References, with_references
         from pack.nodes.denoiser.peak import lean_peak_bytes, stock_peak_bytes
         from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
         from pack.nodes.denoiser.sizes import Request
@@ -132,6 +137,9 @@ class Measures:
         denoiser = self._denoiser(case["dtype"], 1 if "groups" in case else 2)
         shape = [case[name] for name in ("width_px", "height_px", "batch", "text_tokens")]
         request = Request(*shape, dtype.itemsize)
+        # As large as the picture, and without texts.
+        references = References([request.latent_shape] * case.get("references", 0))
+        request = with_references(request, [references])
         if "groups" not in case:
             return stock_peak_bytes(request), denoiser.measure(request).peak_bytes
         groups, chunk = case["groups"], case["chunk_tokens"]

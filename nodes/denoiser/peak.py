@@ -51,14 +51,18 @@ def lean_peak_bytes(request: Request, plan: DenoiserPlan, *, has_copies: bool = 
     # Patches of other nodes get the pictures as they were before the first block, and the table. In
     # the main blocks that is the drawn picture alone.
     row = request.batch * request.sizes.dim
-    begin = request.padded_image_tokens, request.refined[0], 0
     nets = request.controls
+    begin = (
+        request.padded_image_tokens if request.has_patches else 0,
+        request.refined[0] if request.has_refiner_patches or nets else 0,
+        0,
+    )
     streams = 2 * len(nets), sum(control.refiner_streams for control in nets), 0
     # What a ControlNet adds next is made after its block.
     added = copies.out + request.image_tokens * row if nets else 0
     block = max(
         max(block_elements(request.sizes, length, plan, copies), added)
-        + (kept * request.has_patches + count * request.image_tokens) * row
+        + (kept + count * request.image_tokens) * row
         for length, kept, count in zip(request.lengths, begin, streams, strict=True)
     )
     elements = request.batch * tokens * request.sizes.dim + block

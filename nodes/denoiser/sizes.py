@@ -144,7 +144,8 @@ class Request:
     dtype_bytes: bytes per activation element (2 in bfloat16).
     reference_tokens, reference_text_tokens, reference_feature_tokens: of all reference pictures, of
         their texts and of their features, per sample, with padding.
-    has_patches: patches of other nodes run between the blocks (ControlNet).
+    has_patches: patches of other nodes run between the blocks.
+    has_refiner_patches: between those of the image refiner too, as of a ControlNet.
     controls: ControlNets that run beside the denoiser.
     """
 
@@ -158,6 +159,7 @@ class Request:
     reference_text_tokens: int = 0
     reference_feature_tokens: int = 0
     has_patches: bool = False
+    has_refiner_patches: bool = False
     controls: tuple[ControlSizes, ...] = ()
 
     def __post_init__(self) -> None:

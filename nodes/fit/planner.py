@@ -138,6 +138,7 @@ class Planner:
         text_tokens: int | None,
         references: Sequence[References] = (),
         has_patches: bool = False,
+        has_refiner_patches: bool = False,
         controls: tuple[ControlSizes, ...] = (),
         weight_bytes: int,
         other_bytes: int,
@@ -151,7 +152,7 @@ class Planner:
             prompts: of one picture that may go in one call.
             text_tokens: of the longest prompt; None if no prompt has a length.
             references: of each prompt that has some.
-            has_patches, controls: see `Request`.
+            has_patches, has_refiner_patches, controls: see `Request`.
             weight_bytes: of the model with its LoRAs.
             other_bytes: of the models that are loaded with it.
             is_plain: no patch or control asks for the host's own forward.
@@ -164,6 +165,7 @@ class Planner:
             request,
             text_tokens=text_tokens or request.text_tokens,
             has_patches=has_patches,
+            has_refiner_patches=has_refiner_patches,
             controls=controls,
         )
         request = with_references(request, references)

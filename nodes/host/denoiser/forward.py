@@ -125,7 +125,7 @@ def run_forward(
         timesteps = torch.cat([timesteps * 0, timesteps], dim=0)
     t = model.t_embedder((1.0 - timesteps) * model.time_scale, dtype=x.dtype)
     plan = settings.plan_for(x.shape[0], layout.lengths, x.device, transformer_options)
-    is_patched = has_patches(transformer_options)
+    is_patched = bool(patches_of(transformer_options))
     if is_patched:  # patches get it whole
         plan = replace(plan, holds_rope=True)
     stream = embed(model, x, layout, plan)
@@ -148,12 +148,7 @@ def run_forward(
     return -picture[:, :, :height, :width]
 
 
-def has_patches(transformer_options: Mapping[str, Any]) -> bool:
-    """Whether patches of other nodes run between the blocks."""
-    return bool(_patches(transformer_options))
-
-
-def _patches(transformer_options: Mapping[str, Any]) -> dict[str, list[Callable[..., Any]]]:
+def patches_of(transformer_options: Mapping[str, Any]) -> dict[str, list[Callable[..., Any]]]:
     """The patches of other nodes that the host's own forward calls after blocks."""
     found = transformer_options.get("patches", {})
     return {name: found[name] for name in ("noise_refiner", "double_block") if found.get(name)}
@@ -174,7 +169,7 @@ def _run_blocks(
     Args:
         latent: for the patches of other nodes; None without any.
     """
-    patches, tokens = _patches(transformer_options), layout.tokens
+    patches, tokens = patches_of(transformer_options), layout.tokens
 
     def run(
         stack: str,

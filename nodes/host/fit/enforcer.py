@@ -21,7 +21,7 @@ from ..base.options import FIT, OPTIONS_KEY, PREFETCH
 from ..base.reserve import make_room, reserved
 from ..base.server import NodeLog
 from ..denoiser.controlnet import control_sizes
-from ..denoiser.forward import has_patches
+from ..denoiser.forward import patches_of
 from . import budget
 
 # Predicted and measured may differ by this share without a warning.
@@ -48,13 +48,15 @@ class Enforcer:
         is_guided = self._is_guided or options.get("disable_cfg1_optimization", False)
         each = [cond for prompts in conds.values() for cond in prompts or ()]
         together = _loaded_with(model, conds)
+        patches = patches_of(options.get("transformer_options", {}))
         decision = self._planner.decide(
             noise_shape,
             budget.room_bytes(model.load_device),
             prompts=_prompts(conds, is_guided=is_guided),
             text_tokens=_text_tokens(each),
             references=[_references(cond) for cond in each],
-            has_patches=has_patches(options.get("transformer_options", {})),
+            has_patches=bool(patches),
+            has_refiner_patches="noise_refiner" in patches,
             controls=control_sizes(options.get("transformer_options", {})),
             weight_bytes=budget.weight_bytes(model),
             other_bytes=sum(map(self._on_card_bytes, together)),

@@ -140,6 +140,18 @@ def test_peak_beside_a_patch_of_another_node(two_blocks: FakeDenoiser) -> None:
         assert measured <= bound * plain
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["double_block", "noise_refiner"])
+def test_peak_of_patches_beside_references(stock_denoiser: FakeDenoiser, name: str) -> None:
+    """Bug: patches of the main blocks alone were planned as if the refiners had some, + 14 %."""
+    alone = Request(1024, 1024, has_patches=True, has_refiner_patches=name == "noise_refiner")
+    request = with_references(alone, [References([alone.latent_shape] * 2)])
+    patcher = _patched(stock_denoiser)
+    getattr(patcher, f"set_model_{name}_patch")(lambda args: {"img": args["img"].add_(1)})
+    measured = stock_denoiser.measure(request, patcher=patcher).peak_bytes
+    _assert_near(request, measured, denoiser_plan(request))
+
+
 @pytest.fixture(scope="module")
 def seeing_denoiser(host: Any) -> FakeDenoiser:
     """As `stock_denoiser`, with tokens for features of reference pictures."""
