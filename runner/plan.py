@@ -25,7 +25,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefer", choices=stages.PREFERENCES, default="balance")
     parser.add_argument("--weights", choices=list(WEIGHT_BITS), default="bf16")
     parser.add_argument("--text-tokens", type=positive, default=256, metavar="N")
-    parser.add_argument("--references", type=positive, default=0, metavar="N", help="pictures")
+    parser.add_argument(
+        "--references", type=positive, default=0, metavar="N",
+        help="pictures of the same size to refer to, which are encoded first",
+    )  # fmt: skip
     parser.add_argument("--img2img", action="store_true", help="a picture is encoded first")
     parser.add_argument(
         "--controlnet", type=int, choices=list(sizes.UNIONS), nargs="?", const=15, metavar="LAYERS",
@@ -50,7 +53,7 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     request = replace(request, controls=controls, has_patches=bool(controls))
     weights = 2 * sum(net.parameters(models.denoiser) for net in controls)
     models = replace(models, control_weight_bytes=weights)
-    run = what_fits.Run(has_encode=options.img2img)
+    run = what_fits.Run(has_encode=options.img2img or options.references > 0)
     plan = what_fits.fit(models, request, int(options.vram * GIB), prefer=options.prefer, run=run)
     others = list(what_fits.alternatives(plan))
     notes = [

@@ -153,6 +153,18 @@ def test_plan_needs_nothing_but_the_standard_library():
     assert "VAE encode" in encode.stdout and "Lean VAE speed" in encode.stdout
 
 
+def test_plan_counts_reference_pictures():
+    """Two as large as the picture: three times its tokens, and they are encoded first."""
+    made, alone = (_plan("--vram=24", *options) for options in (["--references=2"], []))
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("1024x1024, batch 1, 8192 reference tokens, 256 text tokens")
+    rows = re.findall(r"^\| (text encode|denoise|VAE \w+) ", made.stdout, re.M)
+    assert rows == ["text encode", "VAE encode", "denoise", "VAE decode"]
+    needed = r"^\| denoise (?:[^|]*\|){4} ([\d.]+) MiB"  # activations
+    many, few = (float(re.findall(needed, plan.stdout, re.M)[0]) for plan in (made, alone))
+    assert 2.7 * few < many < 3 * few
+
+
 @pytest.mark.parametrize(("layers", "gib"), [("3", "1.88"), ("6", "2.89"), ("15", "6.25")])
 def test_plan_counts_a_controlnet(layers, gib):
     """Published sizes: 1.9, 3.1 and 6.71 GB."""
