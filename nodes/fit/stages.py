@@ -55,6 +55,7 @@ class Stage:
     prefetch_bytes: room for the weights in use where a block's are copied while another computes; 0
         where the host cannot do that.
     prefetches: that room is taken.
+    control_copy_bytes: of `copy_bytes`, what blocks of ControlNets hold, which are not prefetched.
     is_cast: resident weights are copied at each use too, which is part of the activations.
     score_bytes: of the text encoder's attention, which may be a part of the activations.
     work: of one step, where that decides between settings.
@@ -74,6 +75,7 @@ class Stage:
     copy_bytes: int = 0
     prefetch_bytes: int = 0
     prefetches: bool = False
+    control_copy_bytes: int = 0
     is_cast: bool = False
     score_bytes: int = 0
     work: Work = NO_WORK
@@ -84,15 +86,20 @@ class Stage:
         return self.activation_bytes + self.workspace_bytes
 
     def within(self, budget_bytes: int | None) -> Stage:
-        """The stage with prefetch, where the budget has the room; else as it is.
+        """The stage with prefetch, where the budget has the room and no step takes longer.
 
-        It costs resident weights, at most 0.5 GiB of the published model in bfloat16.
+        It costs resident weights, at most 0.5 GiB of the published model in bfloat16, which are
+        streamed too.
         """
         if not self.prefetch_bytes:
             return self
         # What is prefetched lies in the buffer of its block, so that none is copied from there.
-        fast = replace(self, buffer_bytes=self.prefetch_bytes, copy_bytes=0, prefetches=True)
-        return fast if budget_bytes is None or fast.least_bytes <= budget_bytes else self
+        copies = self.control_copy_bytes
+        buffers = self.prefetch_bytes + copies
+        fast = replace(self, buffer_bytes=buffers, copy_bytes=copies, prefetches=True)
+        fits = budget_bytes is None or fast.least_bytes <= budget_bytes
+        is_faster = fast.step_seconds(budget_bytes) <= self.step_seconds(budget_bytes)
+        return fast if fits and is_faster else self
 
     @property
     def least_bytes(self) -> int:
@@ -118,7 +125,8 @@ class Stage:
 
     def step_seconds(self, budget_bytes: int | None) -> float:
         """Modelled time of a step on `ASSUMED_CARD`, with the weights that are streamed for it."""
-        return seconds(self.work, ASSUMED_CARD, streamed_bytes=self.streamed_bytes(budget_bytes))
+        streamed = self.streamed_bytes(budget_bytes)
+        return seconds(self.work, ASSUMED_CARD, streamed_bytes=streamed, prefetches=self.prefetches)
 
     def held_bytes(self, budget_bytes: int | None) -> int:
         """The most that torch's allocator holds of a block's weights besides the activations."""
@@ -241,7 +249,7 @@ def denoise_stages(
     is_cast = casts_weights(request, models.denoiser_weight_bytes)
     block = sizes.block_parameters + sizes.modulation_parameters
     block = models.denoiser_weight_bytes * block // sizes.parameters
-    has_prefetch = models.has_prefetch and models.is_dynamic
+    has_prefetch = models.has_prefetch and models.is_dynamic and is_plain
     prefetch = models.buffers_bytes(block) if has_prefetch else 0
     count = len(request.controls)
     controls = {0: "", 1: "; with a ControlNet"}.get(count, f"; with {count} ControlNets")
@@ -262,6 +270,7 @@ def denoise_stages(
             is_repeated=True,
             copy_bytes=copies,
             prefetch_bytes=prefetch,
+            control_copy_bytes=copies if request.controls else 0,
             is_cast=is_cast,
             work=step_work(request, plan),
         )

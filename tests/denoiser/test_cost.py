@@ -9,6 +9,7 @@ from pack.nodes.denoiser.cost import (
     LAUNCH_S,
     REACHED,
     RTX_4060,
+    WAITING,
     Card,
     Work,
     block_work,
@@ -17,7 +18,7 @@ from pack.nodes.denoiser.cost import (
 )
 from pack.nodes.denoiser.cuts import DenoiserPlan
 from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
-from pack.nodes.denoiser.sizes import Request
+from pack.nodes.denoiser.sizes import Z_IMAGE, Request
 
 SPEED, BALANCE, SMALLEST = map(DenoiserChoice, ("speed", "balance", "smallest"))
 # 1000 operations and 100 bytes a second, of which 0.7 are reached; 10 bytes; a launch in 0.01 s.
@@ -34,7 +35,22 @@ SLOW = Card("slow", 1000, 100, 10, 0.01)
     ],
 )
 def test_the_longest_of_issuing_computing_and_copying_counts(work, streamed, wanted):
-    assert seconds(work, SLOW, streamed_bytes=streamed) == pytest.approx(wanted)
+    taken = seconds(work, SLOW, streamed_bytes=streamed, prefetches=True)
+    assert taken == pytest.approx(wanted)
+
+
+def test_without_prefetch_the_card_waits_for_a_part_of_what_is_streamed():
+    """By hand: 2 s of arithmetic and traffic; 1 s of copies, of which 0.68 hide behind nothing."""
+    work = Work(launches=100, flops=700, row_bytes=70)
+    taken = [seconds(work, SLOW, streamed_bytes=10, prefetches=p) for p in (True, False)]
+    assert taken == pytest.approx([2, 2.68])
+
+
+def test_what_waits_is_qkv_w2_and_w3():
+    sizes = Z_IMAGE
+    waits = sizes.dim * (sizes.qkv_dim + 2 * sizes.ffn_dim)
+    block = sizes.block_parameters + sizes.modulation_parameters
+    assert waits / block == pytest.approx(WAITING, abs=5e-3)
 
 
 def test_the_model_says_what_the_former_default_cost():

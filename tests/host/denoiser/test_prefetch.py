@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pack.nodes.denoiser.cost import WAITING
 from pack.nodes.denoiser.sizes import Z_IMAGE, Request
 from pack.nodes.fit.stages import Models, denoise_stages
 from pack.nodes.host.base.options import PREFETCH
@@ -108,6 +109,24 @@ def test_a_block_is_copied_while_the_one_before_computes(host: Any) -> None:
         assert all(copy.is_after(read) for copy in copies for read in earlier)
     assert all(len(found) == 1 for found in streams)
     assert all(a != b for a, b in pairwise(streams))
+
+
+@on_fake_card
+def test_without_prefetch_copies_of_qkv_w2_and_w3_hide_behind_nothing(host: Any) -> None:
+    """What the cost model assumes: at most a norm or one chunk's product runs beside them."""
+    streamed = on_card()
+    model = lean(streamed.patcher, chunk_tokens=256)
+    streamed.load(model, NOTHING)
+    accesses = streamed.forward(model, REQUEST, **{PREFETCH: False})
+    compute, waits, whole = streamed.order.compute, 0, 0
+    copies = {a.fetch: a for a in accesses if a.is_write and 1 < a.block < BLOCKS}
+    for read in accesses:
+        copy = None if read.is_write else copies.pop(read.fetch, None)
+        if copy is not None:
+            size, beside = copy.end - copy.begin, read.clock[compute] - copy.clock[compute]
+            whole += size
+            waits += size if beside < 10 else 0
+    assert not copies and waits / whole == pytest.approx(WAITING, abs=5e-3)
 
 
 @pytest.mark.parametrize("prefetches", [True, False])
