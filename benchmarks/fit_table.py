@@ -3,7 +3,7 @@
     python run.py bench fit_table
 
 Nothing is run: neither a host nor a GPU is needed. Peaks on a card, what ComfyUI alone can do on
-it, and times are not measured by this.
+it, and times are not measured by this; a second table has modelled times of a step.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pack.nodes.denoiser.cost import CARDS, seconds
 from pack.nodes.denoiser.sizes import Request
 from pack.nodes.fit.stages import Models, published_models
 from pack.nodes.fit.what_fits import STEP_PX, fit
@@ -57,6 +58,21 @@ def least_budget(models: Models, request: Request) -> int:
     return 1 + fit(models, request, 1, prefer="smallest").missing_bytes
 
 
+def step_seconds(models: Models, budget_bytes: int) -> dict[str, list[float]]:
+    """By card: modelled time of a step at 1024x1024, with prefetch and without."""
+    made: dict[str, list[float]] = {card.name: [] for card in CARDS}
+    for has_prefetch in (True, False):
+        able = replace(models, has_prefetch=has_prefetch)
+        plan = fit(able, Request(1024, 1024, 1, TEXT_TOKENS), budget_bytes)
+        stage = plan.stage("denoise")
+        streamed = stage.streamed_bytes(budget_bytes)
+        for card in CARDS:
+            made[card.name].append(
+                seconds(stage.work, card, streamed_bytes=streamed, prefetches=stage.prefetches)
+            )
+    return made
+
+
 def rows() -> list[Row]:
     """One row per budget and picture, one per budget with the largest, one per picture."""
     models, made = published_models(), []
@@ -74,6 +90,7 @@ def rows() -> list[Row]:
             })  # fmt: skip
         made.append({
             "budget_gib": gib,
+            "step_seconds": step_seconds(models, budget),
             "largest_square_px": largest_square(models, budget),
             "largest_batch": largest_batch(
                 models, Request(1024, 1024, 1, TEXT_TOKENS), budget
@@ -106,6 +123,18 @@ def table(made: Sequence[Row]) -> str:
         lines.append(f"| {gib} GiB | {' | '.join(cells)} |")
     least = [size(row["least_bytes"]) for row in made if "least_bytes" in row]
     lines.append(f"| smallest budget that fits | {' | '.join([*least, '', ''])} |")
+    return "\n".join(lines)
+
+
+def times_table(made: Sequence[Row]) -> str:
+    """Markdown: a line per budget, a column per card."""
+    names = [card.name for card in CARDS]
+    lines = [f"| budget | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row in made:
+        if "step_seconds" in row:
+            cells = (row["step_seconds"][name] for name in names)
+            told = " | ".join(f"{fast:.2f} s, {slow:.2f} s" for fast, slow in cells)
+            lines.append(f"| {row['budget_gib']} GiB | {told} |")
     return "\n".join(lines)
 
 
@@ -146,6 +175,11 @@ def main() -> None:
         f"{TEXT_TOKENS} text tokens), and the largest that fits (prefer smallest).\n"
     )
     print(table(made))
+    print(
+        f"\nModelled time of a step at 1024x1024 (prefer balance; bfloat16, {TEXT_TOKENS} text "
+        "tokens), with prefetch and without.\n"
+    )
+    print(times_table(made))
 
 
 if __name__ == "__main__":
