@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..denoiser.cost import WAITING
 from ..units import size
 from .sharing import shared
 from .stages import ASSUMED_CARD, Stage
@@ -59,11 +60,14 @@ def text(
     if streamed := plan.stage("denoise").streamed_bytes(plan.budget_bytes):
         speed = copy_bytes_per_s or ASSUMED_CARD.copy_bytes_per_s
         how = "measured" if copy_bytes_per_s else "assumed, not measured"
-        fast = plan.stage("denoise").prefetches
-        hides = "each block is copied while one computes" if fast else "each weight by itself"
+        beside = "prefetched while the block before computes"
+        if not plan.stage("denoise").prefetches:
+            beside = (
+                f"each weight by itself, which adds up to {100 * WAITING:.0f} % of that to a step"
+            )
         lines.append(
             f"Each step streams {size(streamed)} of weights from RAM: {streamed / speed:.2f} s at "
-            f"{speed / 1e9:.1f} GB/s ({how}), less what hides behind the arithmetic: {hides}."
+            f"{speed / 1e9:.1f} GB/s ({how}), {beside}."
         )
     lines += [
         f"The {stage.name}: {words}." for stage in plan.stages if (words := scores_text(stage))

@@ -356,7 +356,11 @@ def test_report_is_a_table_of_the_stages():
     assert len({len(row) for row in rows}) == 1
     streamed = made.stage("denoise").streamed_bytes(8 * GIB)
     assert f"{streamed / 12.5e9:.2f} s at 12.5 GB/s (measured)" in text
-    assert "(assumed, not measured)" in report.text(made)
+    assert "(assumed, not measured), prefetched while the block before computes." in (
+        report.text(made)
+    )
+    alone = plan(2048, 2048, gib=8, models=replace(MODELS, has_prefetch=False))
+    assert "each weight by itself, which adds up to 68 % of that" in report.text(alone)
     assert text.endswith("last")
     assert "streams" not in report.text(plan(1024, 1024, gib=24))
 

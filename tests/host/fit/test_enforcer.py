@@ -65,8 +65,9 @@ def limited(model: Any, *, share: float = 0.25) -> tuple[Any, int]:
     stage = planner.plan(planner.request, None).stage("denoise")
     budget_bytes = stage.least_bytes + int(share * stage.weight_bytes)
     assert budget_bytes < stage.need_bytes + stage.weight_bytes
-    planned = with_plan(model, replace(planner, named_bytes=budget_bytes), None)
-    return planned, stage.resident_bytes(budget_bytes)
+    planner = replace(planner, named_bytes=budget_bytes)
+    stage = planner.plan(planner.request, 4 * GIB).stage("denoise")  # as for the budget
+    return with_plan(model, planner, None), stage.resident_bytes(budget_bytes)
 
 
 @pytest.mark.once
