@@ -96,15 +96,16 @@ def with_references(request: Request, found: Iterable[References]) -> Request:
 
 def _with_references(request: Request, found: References) -> Request:
     sizes, count = request.sizes, len(found.latents)
-    if not count:
-        return request
+    if not count:  # the host reads neither texts nor features then
+        found = References(())
 
     def padded(counts: Iterable[int]) -> int:
         return sum(round_up(max(1, each), sizes.pad_multiple) for each in counts)
 
     # Where a picture has no text or no features, the host pads; the drawn one has no features.
     missing = [0] * max(0, count - len(found.texts))
-    features = [*found.features[:count], *[0] * max(0, count - len(found.features)), 0]
+    features = [*found.features[:count], *[0] * max(0, count - len(found.features))]
+    features += [0] if count else []
     return replace(
         request,
         reference_tokens=padded(height * width // sizes.patch**2 for *_, height, width in found[0]),

@@ -13,7 +13,6 @@ from comfy import sampler_helpers
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
-from ...denoiser.need import References
 from ...fit.planner import Decision, Planner
 from ...units import MIB
 from ..base.device import allocator_bytes, allocator_weights_bytes, is_card
@@ -23,6 +22,7 @@ from ..base.server import NodeLog
 from ..denoiser.controlnet import control_sizes
 from ..denoiser.forward import patches_of
 from . import budget
+from .inputs import references_of
 
 # Predicted and measured may differ by this share without a warning.
 APART = 0.05
@@ -54,7 +54,7 @@ class Enforcer:
             budget.room_bytes(model.load_device),
             prompts=_prompts(conds, is_guided=is_guided),
             text_tokens=_text_tokens(each),
-            references=[_references(cond) for cond in each],
+            references=[references_of(cond) for cond in each],
             has_patches=bool(patches),
             has_refiner_patches="noise_refiner" in patches,
             controls=control_sizes(options.get("transformer_options", {})),
@@ -162,16 +162,6 @@ def _loaded_with(model: ModelPatcher, conds: Mapping[str, Any]) -> list[Any]:
 def _text_tokens(conds: Sequence[Mapping[str, Any]]) -> int | None:
     texts: list[Any] = [cond.get("cross_attn") for cond in conds]
     return max((text.shape[1] for text in texts if getattr(text, "ndim", 0) == 3), default=None)
-
-
-def _references(cond: Mapping[str, Any]) -> References:
-    """Source: Lumina2.extra_conds in the host's comfy/model_base.py."""
-    seen: list[Any] = [one for one in cond.get("clip_vision_outputs") or () if one is not None]
-    return References(
-        [tuple(one.shape) for one in cond.get("reference_latents") or ()],
-        [one.shape[1] for one in cond.get("reference_latents_text_embeds") or ()],
-        [one.last_hidden_state.shape[1] for one in seen],
-    )
 
 
 def _is_plain(conds: Sequence[Mapping[str, Any]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import comfy.model_management as management
 import comfy.text_encoders.llama as llama
 from comfy.model_patcher import ModelPatcher
 
-from ...denoiser.need import of_latent
+from ...denoiser.need import References, of_latent, with_references
 from ...denoiser.sizes import Z_IMAGE, Request
 from ...fit.planner import Planner
 from ...fit.stages import Models, published_models
@@ -62,7 +63,7 @@ def planner_for(
         vae: what is connected, or None.
         clip: likewise.
         latent: likewise; it overrides the widgets.
-        conditioning: likewise; it overrides the prompt's length.
+        conditioning: likewise; it overrides the prompt's length, and may have reference pictures.
 
     Raises:
         ValueError: the model or the CLIP is not Z-Image's, or the latent is not a picture's.
@@ -73,6 +74,8 @@ def planner_for(
     request = replace(asked, text_tokens=tokens, dtype_bytes=activation_bytes(model), sizes=sizes)
     if latent is not None:
         request = of_latent(request, shape_of(latent, sizes.channels))
+    references = [references_of(entry[1]) for entry in conditioning or ()]
+    request = with_references(request, references)
     models = replace(
         models_here(),
         denoiser=sizes,
@@ -139,3 +142,16 @@ def text_tokens(conditioning: Any) -> int | None:
     """Length of the longest prompt on a CONDITIONING wire; None without one."""
     found = [entry[0].shape[1] for entry in conditioning or () if entry[0] is not None]
     return max(found, default=None)
+
+
+def references_of(cond: Mapping[str, Any]) -> References:
+    """The reference pictures of a prompt.
+
+    Source: Lumina2.extra_conds in the host's comfy/model_base.py.
+    """
+    seen: list[Any] = [one for one in cond.get("clip_vision_outputs") or () if one is not None]
+    return References(
+        [tuple(one.shape) for one in cond.get("reference_latents") or ()],
+        [one.shape[1] for one in cond.get("reference_latents_text_embeds") or ()],
+        [one.last_hidden_state.shape[1] for one in seen],
+    )

@@ -197,11 +197,15 @@ def test_reference_latents_of_omni(has_siglip, handovers):
     assert handovers == []
 
 
-def test_lumina_2():
+def test_lumina_2(handovers):
     model = built("Lumina2", lean_models.LUMINA_2)
     got = assert_same(model, lean(model))
     assert got.heads == {3}  # of 6, in two groups
     assert_same(model, lean(model, head_groups=1))
+    model.set_model_double_block_patch(lambda args: {"img": args["img"] + args["img_input"]})
+    model.set_model_noise_refiner_patch(lambda args: {"img": 0.9 * args["img"]})
+    assert_same(model, lean(model))
+    assert handovers == []
 
 
 def forward(host: Any, model: Any, x: torch.Tensor) -> torch.Tensor:

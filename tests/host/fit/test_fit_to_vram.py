@@ -8,6 +8,7 @@ import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,6 +225,21 @@ def test_patches_and_reference_pictures_are_reckoned_with(loaded, caplog):
     with caplog.at_level(logging.INFO):
         needed(patched, reference_latents=[torch.empty(1, 16, 256, 256, device="meta")])
     assert "2048x2048, batch 1, 16384 reference tokens, 7 text tokens" in caplog.text
+
+
+def test_features_of_reference_pictures_are_planned():
+    """Of the prompt of a sampling; and of the connected one, whose pictures the plan left out."""
+    model = lean_models.built("ZImage", {**lean_models.Z_IMAGE, "siglip_feat_dim": 40})
+    seen = SimpleNamespace(
+        image_sizes=[(3, 2048, 2048)], last_hidden_state=torch.empty(1, 16384, 4)
+    )
+    more: dict[str, Any] = {"reference_latents": [torch.empty(1, 16, 64, 64, device="meta")]}
+    patched, _, report = fit(model, budget_gib=2.0, conditioning=prompt(**more))
+    assert report.startswith("1024x1024, batch 1, 1024 reference tokens, 7 text tokens")
+    few = needed(patched, **more)
+    assert 1.5 * few < needed(patched, **more, clip_vision_outputs=[None, seen]) < 2.5 * few
+    # What was connected does not count for the prompt that is sampled.
+    assert needed(patched) < few
 
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
