@@ -2,8 +2,8 @@
 
 Weights are fake tensors in RAM with the true shapes; their pages and the buffers that they are
 streamed through are the real comfy-aimdo's over the fake driver; activations are fake tensors that
-a Tracker counts. What is stood for: streams (copies are done when they are asked for), the tensor
-that a page or a buffer is seen through, and what torch's allocator reports.
+a Tracker counts. What is stood for: streams and the tensors that pages and buffers are seen through
+(see streamed.py), and what torch's allocator reports.
 """
 
 from __future__ import annotations
@@ -19,25 +19,13 @@ from pack.nodes.denoiser.sizes import Z_IMAGE, Request
 from pack.testing.card_tracker import CardTracker
 from pack.testing.fake_card import FakeCard
 from pack.testing.stock_forward import FakeDenoiser, _sdpa_options
+from pack.testing.streamed import Order, installed
 from pack.testing.vae_models import ddconfig
 
 CARD = torch.device("cuda:0")
 CPU = torch.device("cpu")
 TEXT = 256
 LAYERS = 6  # of the transformer: 3.5 GiB with its refiners
-
-
-class Stream:
-    """Stands for a copy stream of the card."""
-
-    def wait_stream(self, other: Any) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        pass
-
-    def as_context(self, stream: Any = None) -> Any:
-        return contextlib.nullcontext()
 
 
 class Held(NamedTuple):
@@ -65,12 +53,12 @@ class DynamicHost:
         import comfy.memory_management as memory
         import comfy.model_management as management
         import comfy.model_patcher as model_patcher
-        import comfy_aimdo.torch
-        from comfy.cli_args import args
 
         sizes = dataclasses.replace(Z_IMAGE, layers=LAYERS)
         self.denoiser = FakeDenoiser(sizes, weights="streamed")
         self.mode: Any = self.denoiser.mode
+        self.order = Order(self.mode)
+        self.order.on_fetch = self._note
         self.card = FakeCard(size_bytes)
         self._management, self._patchers = management, model_patcher
         self._tracker: CardTracker | None = None
@@ -82,21 +70,9 @@ class DynamicHost:
         with self.mode:
             self.clip = _clip()
             self.model = model_patcher.ModelPatcherDynamic(self.denoiser.model, CARD, CPU)
-            view = torch.empty(2 * 2**30, dtype=torch.uint8, device=CARD)
         patch.setattr(memory, "aimdo_enabled", True)
-        patch.setattr(args, "disable_pinned_memory", True)
-        patch.setattr(management, "NUM_STREAMS", 2)
-        patch.setitem(management.STREAMS, CARD, [Stream(), Stream()])
-        patch.setattr(management, "sync_stream", lambda device, stream: None)
-        patch.setattr(management, "current_stream", lambda device: None)
         patch.setattr(management, "cuda_device_context", lambda device: contextlib.nullcontext())
         self._report(patch, size_bytes)
-
-        def seen(allocation: tuple[Any, int, int], device: Any) -> torch.Tensor:
-            self._note()
-            return view[: allocation[2]]
-
-        patch.setattr(comfy_aimdo.torch, "aimdo_to_tensor", seen)
 
     def _report(self, patch: pytest.MonkeyPatch, size_bytes: int) -> None:
         from pack.nodes.host.fit import budget
@@ -120,13 +96,15 @@ class DynamicHost:
     def run(self, stage: Callable[[], Any], *watched: torch.Tensor) -> Held:
         """What a node held that does this; at its end the host frees its buffers."""
         self._used, self._most = self.card.used_bytes, Held(0, 0, 0)
-        with torch.inference_mode(), self.mode:
+        with torch.inference_mode(), self.mode, installed(self.order):
             with CardTracker(attention="flash") as self._tracker:
                 self._tracker.watch(*watched)
-                stage()
+                with self.order:
+                    stage()
                 self._note()
             self._tracker = None
             self._management.reset_cast_buffers()  # as its executor does after each node
+            self.order.compute.synchronize()
         return self._most
 
     def encode(self, clip: Any, words: str) -> Held:

@@ -103,7 +103,7 @@ class Order(TorchDispatchMode):
         self.accesses: list[Access] = []
         self.faults: list[tuple[Access, Access]] = []
         self.block = 0
-        self.on_operation: Callable[[], None] = lambda: None
+        self.on_fetch: Callable[[], None] = lambda: None
         self._mode = mode
         # By storage: its place on the card. The tensors are kept, so that no other storage gets
         # the address of one.
@@ -117,6 +117,7 @@ class Order(TorchDispatchMode):
 
     def tensor_at(self, address: int, size: int, device: torch.device) -> torch.Tensor:
         """A tensor that stands for a place on the card; no allocation of torch's."""
+        self.on_fetch()
         with _disable_current_modes(), self._mode:
             made = torch.empty(size, dtype=torch.uint8, device=device)
         self._places[made.untyped_storage()._cdata] = (len(self._kept), address, address + size)
@@ -137,7 +138,6 @@ class Order(TorchDispatchMode):
                 place = self._places.get(tensor.untyped_storage()._cdata)
                 if place is not None:
                     self._note(place, is_write=tensor is written)
-        self.on_operation()
         return out
 
     def _note(self, place: tuple[int, int, int], *, is_write: bool) -> None:
@@ -153,6 +153,25 @@ class Order(TorchDispatchMode):
             self._last = [a for a in self._last if a.begin < made.begin or a.end > made.end]
         self._last.append(made)
         self.accesses.append(made)
+
+
+@contextmanager
+def installed(order: Order) -> Iterator[None]:
+    """While it is open, the host's streams and the places on the card are those of `order`."""
+    import comfy.model_management as management
+    import comfy_aimdo.torch
+    from comfy.cli_args import args
+
+    with ExitStack() as undo:
+        for owner, name, value in (
+            (management, "NUM_STREAMS", len(order.copiers)),
+            (args, "disable_pinned_memory", True),
+            (torch.cuda, "current_stream", lambda device=None: order.compute),
+            (comfy_aimdo.torch, "get_tensor_from_raw_ptr", order.tensor_at),
+        ):
+            undo.enter_context(mock.patch.object(owner, name, value))
+        undo.enter_context(mock.patch.dict(management.STREAMS, {DEVICE: order.copiers}))
+        yield
 
 
 class Streamed:
@@ -192,6 +211,8 @@ class Streamed:
         Returns:
             Its accesses, also those before an error.
         """
+        import comfy.model_management as management
+
         order, clone = self.order, patcher.clone()
         options = clone.model_options["transformer_options"]
         options[OPTIONS_KEY] = {**options.get(OPTIONS_KEY, {}), **asked}
@@ -205,7 +226,10 @@ class Streamed:
 
             return run
 
-        with self._streams():
+        total = mock.patch.object(
+            management, "get_total_memory", lambda device: self.card.size_bytes
+        )
+        with installed(order), total:
             self.tracker = self.denoiser.measure(
                 request, patcher=clone, route="apply", around=noted
             )
@@ -217,23 +241,3 @@ class Streamed:
 
         management.reset_cast_buffers()
         self.order.compute.synchronize()  # as torch.cuda.synchronize
-
-    @contextmanager
-    def _streams(self) -> Iterator[None]:
-        """While it is open, the host's streams and places on the card are ours."""
-        import comfy.model_management as management
-        import comfy_aimdo.torch
-        from comfy.cli_args import args
-
-        order = self.order
-        with ExitStack() as undo:
-            for owner, name, value in (
-                (management, "NUM_STREAMS", len(order.copiers)),
-                (management, "get_total_memory", lambda device: self.card.size_bytes),
-                (args, "disable_pinned_memory", True),
-                (torch.cuda, "current_stream", lambda device=None: order.compute),
-                (comfy_aimdo.torch, "get_tensor_from_raw_ptr", order.tensor_at),
-            ):
-                undo.enter_context(mock.patch.object(owner, name, value))
-            undo.enter_context(mock.patch.dict(management.STREAMS, {DEVICE: order.copiers}))
-            yield

@@ -43,4 +43,5 @@ def test_a_run_stays_within_its_budget(
         for name, held in stages.items():
             assert held.live > 20 * MIB and held.weights > 100 * MIB, name
             assert held.together <= gib * GIB, name
+    assert there.order.faults == [], "each weight is whole when it is read"
     assert "fits" in report
