@@ -84,6 +84,11 @@ CASES = {
                                   "told to the host", "its own estimate")),
         ],
     ),
+    "added_peak": Case(
+        ["--case", "512x512x4", "--added", "2 references"],
+        [("512x512, batch 4, 2 references", ("ComfyUI alone", "balance (default)"))],
+        ("host", "cuda"),
+    ),
     "launches": Case(
         ["--part", "denoiser", "decode", "--side", "256", "--setting", "ComfyUI", "balance",
          "--pairs", "1"],
@@ -144,6 +149,7 @@ def _cases_by_stage(kept: list[dict[str, Any]]) -> list[str]:
 
 # What --show prints of the committed rows.
 SHOWN = {
+    "added_peak": _mib("peak_bytes", 1),
     "denoiser_peak": _mib("peak_bytes", 1),
     "launches": _launches,
     "plan_accuracy": _cases_by_stage,
