@@ -158,6 +158,8 @@ class FitToVRAM(io.ComfyNode):
         shown = report.as_json(plan, others=others, card_bytes=budget.card_bytes(device))
         patched = with_plan(model, planner, node_id)
         lean = None if vae is None else with_planned_vae(vae, planner, node_id)
-        text_encoder = None if clip is None else with_limit(clip, planner, node_id, name=NAME)
+        text_encoder = (
+            None if clip is None else with_limit(clip, planner, device, node_id, name=NAME)
+        )
         NodeLog(NAME, node_id).say(headline)
         return io.NodeOutput(patched, lean, text, text_encoder, ui={UI_KEY: [shown]})

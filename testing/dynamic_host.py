@@ -94,8 +94,11 @@ class DynamicHost:
         self._used = self.card.used_bytes
 
     def run(self, stage: Callable[[], Any], *watched: torch.Tensor) -> Held:
-        """What a node held that does this; at its end the host frees its buffers."""
-        self._used, self._most = self.card.used_bytes, Held(0, 0, 0)
+        """What a node held that does this, from the first page that it asks for.
+
+        Before that, weights of the stage before leave. At its end the host frees its buffers.
+        """
+        self._used, self._most = 0, Held(0, 0, 0)
         with torch.inference_mode(), self.mode, installed(self.order):
             with CardTracker(attention="flash") as self._tracker:
                 self._tracker.watch(*watched)

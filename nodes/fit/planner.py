@@ -258,6 +258,9 @@ def what_else(plan: Fit) -> list[Alternative]:
     found = list(alternatives(plan))
     if plan.verdict == "too large":
         instead = f"; what would fit: {report.either(found)}" if found else ""
+        most = max(plan.stages, key=lambda stage: stage.is_judged * stage.hard_least_bytes)
+        if most.name == "text encode" and not plan.run.has_clip:
+            instead += "; or connect clip, so that the text encoder keeps to the budget"
         raise ValueError(f"Fit to VRAM: {report.headline(plan)}{instead}")
     return found
 

@@ -210,6 +210,7 @@ def alternatives(plan: Fit) -> Iterator[Alternative]:
         models,
         denoiser_weight_bytes=_in_fp8(models.denoiser_weight_bytes, models.denoiser.parameters),
         text_weight_bytes=_in_fp8(models.text_weight_bytes, QWEN3_4B.parameters),
+        text_table_bytes=_in_fp8(models.text_table_bytes, QWEN3_4B.table),
     )
     if in_fp8 != models and fits(wanted, in_fp8):
         yield Alternative("fp8", wanted)

@@ -78,7 +78,7 @@ class Enforcer:
             for part in parts:
                 until.enter_context(budget.loading_within(*part))
             result = executor(model, noise_shape, conds, *args, **kwargs)
-        self._lifts = [lift for part in parts if (lift := budget.limit_weights(*part))]
+        self._lifts += [lift for part in parts if (lift := budget.limit_weights(*part))]
         return result
 
     def outer_sample(self, executor, *args, **kwargs):

@@ -25,7 +25,13 @@ from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_siz
 from ..denoiser.prefetch import can_prefetch
 from ..vae.patch import decoder_sizes
 from . import budget
-from .text_encoder import bytes_per_score, check_is_text_encoder, table_bytes, text_encoder_sizes
+from .text_encoder import (
+    bytes_per_score,
+    check_is_text_encoder,
+    table_bytes,
+    text_encoder_sizes,
+    why_not_limited,
+)
 
 # Hosts after 0.30.0 write a text encoder block's result over its input.
 ADDS_IN_PLACE = "output" in llama.TransformerBlock.forward.__code__.co_varnames
@@ -89,7 +95,7 @@ def planner_for(
     is_text_here = True
     if clip is not None:
         check_is_text_encoder(clip)
-        is_text_here = clip.patcher.load_device == model.load_device
+        is_text_here = why_not_limited(clip, model.load_device) is None
         text = text_encoder_sizes(clip)
         models = replace(
             models,

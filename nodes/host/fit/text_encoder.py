@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from ...fit.planner import Planner
 from ...fit.text_encoder import BASIC_SCORE, FUSED_SCORE, MATH_SCORE, TextEncoderSizes
+from ...units import PAGE_BYTES
 from ..base.device import is_card, is_dynamic
 from ..base.fetch import is_plain
 from ..base.reserve import make_room
@@ -70,6 +71,7 @@ class Limiter:
 
     planner: Planner
     log: NodeLog
+    device: torch.device
 
 
 class LimitedCLIP(comfy.sd.CLIP):
@@ -110,9 +112,13 @@ class LimitedCLIP(comfy.sd.CLIP):
 
     def load_model(self, tokens: Mapping[str, Any] = NO_TOKENS) -> Any:
         """Loads the weights; while a prompt is encoded, no more of them than its plan allows."""
-        if not self._is_encoding:
-            return super().load_model(tokens)
         patcher, limiter = self.patcher, self._limiter
+        reason = why_not_limited(self, limiter.device) if self._is_encoding else "it is only loaded"
+        if reason is not None:
+            if self._is_encoding:
+                limiter.log.say_once(reason, f"the text encoder is not limited: {reason}")
+            patcher.object_patches.pop(_table(self)[0], None)
+            return super().load_model(tokens)
         allowed = limiter.planner.decide_text(
             token_count(tokens),
             budget.room_bytes(patcher.load_device),
@@ -123,16 +129,27 @@ class LimitedCLIP(comfy.sd.CLIP):
         limiter.log.say(allowed.text, level)
         name, table = _table(self)
         if allowed.gathers_rows:
-            if getattr(table, "comfy_patched_weights", False) and not is_dynamic(patcher):
-                # The host has loaded it by estimate, and would see no table to move back to RAM.
-                patcher.detach()
+            if _has_table_on_card(self, table):
+                # The host would see no table to move back to RAM.
+                if is_dynamic(patcher):
+                    patcher.partially_unload(patcher.offload_device, patcher.loaded_size())
+                else:
+                    patcher.detach()
             patcher.add_object_patch(name, RowsInRam(table))
+            # Else the host counts the table as loaded with the last layer.
+            most = budget.weight_bytes(patcher) - table.weight.nbytes
         else:
             patcher.object_patches.pop(name, None)
+            most = None
         make_room([patcher], allowed.peak_bytes, allowed.budget_bytes)
-        with budget.loading_within(patcher, allowed.limit_bytes):
+        loaded = most if allowed.limit_bytes is None else allowed.limit_bytes
+        with budget.loading_within(patcher, loaded):
             management.load_models_gpu([patcher], memory_required=allowed.need_bytes)
-        self._lift = budget.limit_weights(patcher, allowed.limit_bytes)
+        limit = allowed.limit_bytes
+        if limit is not None and allowed.gathers_rows and hasattr(table, "_v"):
+            # Its pages are the lowest, as it is the largest weight, and nobody asks for them.
+            limit += table.weight.nbytes // PAGE_BYTES * PAGE_BYTES
+        self._lift = budget.limit_weights(patcher, limit)
         return patcher
 
     @contextmanager
@@ -163,16 +180,29 @@ def check_is_text_encoder(clip: Any) -> None:
         )
 
 
-def with_limit(clip: Any, planner: Planner, node_id: str | None, *, name: str) -> Any:
+def why_not_limited(clip: Any, device: torch.device) -> str | None:
+    """Why a CLIP cannot keep to a budget of that device; None if it can."""
+    if clip.patcher.load_device != device:
+        return f"it computes on {clip.patcher.load_device}"
+    if type(clip) not in (comfy.sd.CLIP, LimitedCLIP):
+        return f"it is a {type(clip).__name__} of another node"
+    if clip.patcher.model is not clip.cond_stage_model:
+        return "hooks gave it a model of its own"
+    return None
+
+
+def with_limit(
+    clip: Any, planner: Planner, device: torch.device, node_id: str | None, *, name: str
+) -> Any:
     """A CLIP whose encodes keep to the planner's budget; the CLIP is left as it is.
 
-    One that computes on another device than the budget's stays stock.
+    One that cannot keep to it stays stock, see `why_not_limited`.
     """
-    log = NodeLog(name, node_id)
-    if not planner.run.has_clip:
-        log.say(f"the text encoder is not in the budget: it computes on {clip.patcher.load_device}")
+    log, reason = NodeLog(name, node_id), why_not_limited(clip, device)
+    if reason is not None:
+        log.say(f"the text encoder is not in the budget: {reason}", logging.WARNING)
         return clip
-    return LimitedCLIP.of(comfy.sd.CLIP.clone(clip), Limiter(planner, log))
+    return LimitedCLIP.of(comfy.sd.CLIP.clone(clip), Limiter(planner, log, device))
 
 
 @functools.cache
@@ -220,6 +250,14 @@ def _length(token: Any) -> int:
     """Of a token with its weight, or of a textual-inversion embedding [T, D]."""
     value = token[0]
     return value.shape[0] if isinstance(value, torch.Tensor) and value.ndim > 1 else 1
+
+
+def _has_table_on_card(clip: Any, table: nn.Embedding) -> bool:
+    """Whether the host may have loaded the table, by estimate or into pages."""
+    if is_dynamic(clip.patcher):
+        is_hidden = isinstance(_transformer(clip).get_input_embeddings(), RowsInRam)
+        return not is_hidden and clip.patcher.loaded_size() > 0
+    return getattr(table, "comfy_patched_weights", False)
 
 
 def _transformer(clip: Any) -> Any:

@@ -277,7 +277,7 @@ def test_a_text_encoder_that_is_loaded_by_estimate_keeps_to_its_limit(
     assert clip.patcher.loaded_size() == clip.patcher.model_size() and table.comfy_patched_weights
     stage = text_stage(planner.models, 512, is_limited=True, gathers_rows=True)
     planner = replace(planner, named_bytes=stage.least_bytes + stage.weight_bytes // 2)
-    limited = with_limit(clip, planner, None, name="test")
+    limited = with_limit(clip, planner, clip.patcher.load_device, None, name="test")
     tokens = limited.tokenize("a " * 500)
     plan = planner.decide_text(
         token_count(tokens), None, weight_bytes=clip.patcher.model_size(),

@@ -52,7 +52,7 @@ def limited(loaded: Any, *, clip: Any = None) -> Any:
     models = replace(planner.models, text_table_bytes=0, text_weight_bytes=weights)
     stage = text_stage(models, token_count(clip.tokenize(LONG)), is_limited=True)
     planner = replace(planner, named_bytes=stage.hard_least_bytes)
-    return with_limit(clip, planner, None, name="test")
+    return with_limit(clip, planner, clip.patcher.load_device, None, name="test")
 
 
 @pytest.fixture
@@ -208,6 +208,40 @@ def test_an_unchanged_prompt_is_not_encoded_again(loaded: Any, published: int, h
             assert bench.error is None
             assert len(encodes) == count
     handle.remove()
+
+
+def test_a_lora_on_the_table_counts_also_for_nodes_that_encode_by_themselves(
+    loaded: Any, published: int
+) -> None:
+    """Bug: they load the CLIP and call its model, which still had the table of the last encode."""
+
+    def by_itself(clip: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            clip.load_model()
+            return clip.cond_stage_model.encode_token_weights(clip.tokenize(WORDS))[0]
+
+    key = "qwen3_4b.transformer.model.embed_tokens.weight"
+    patch = {key: (torch.full_like(table_of(loaded.clip).weight, 0.5),)}
+    clip = planned(loaded)
+    encoded(clip)
+    with_lora, stock = clip.clone(), loaded.clip.clone()
+    for one in (with_lora, stock):
+        assert one.add_patches(patch)
+    assert torch.equal(by_itself(with_lora), by_itself(stock))
+
+
+def test_another_packs_clip_stays_as_it_is(loaded: Any, published: int, caplog: Any) -> None:
+    """Bug: it was cloned as the host's, without what it does otherwise."""
+    import comfy.sd
+
+    class Louder(comfy.sd.CLIP):
+        pass
+
+    other = Louder(no_init=True)
+    other.__dict__.update(loaded.clip.__dict__)
+    with caplog.at_level(logging.WARNING):
+        assert planned(loaded, clip=other) is other
+    assert "not in the budget: it is a Louder of another node" in caplog.text
 
 
 def test_the_last_of_two_nodes_counts(loaded: Any, published: int) -> None:
