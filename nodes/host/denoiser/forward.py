@@ -21,6 +21,7 @@ from ..base.block_events import block_ended
 from .block import BlockSettings, eager, is_untouched, run_block
 from .controlnet import lean_controls
 from .heads import RopeFn, views_of
+from .patches import Patched, Stream, patches_of
 from .positions import rope_table
 from .prefetch import prefetching
 from .projections import projection
@@ -128,7 +129,7 @@ def run_forward(
     is_patched = bool(patches_of(transformer_options))
     if is_patched:  # patches get it whole
         plan = replace(plan, holds_rope=True)
-    stream = embed(model, x, layout, plan)
+    stream = Stream(embed(model, x, layout, plan))
     table = rope_table(model, x.device, layout, transformer_options)
     if plan.holds_rope:
         table = views_of(table(0, layout.tokens))
@@ -140,7 +141,7 @@ def run_forward(
     with lean_controls(transformer_options, lambda _: plan) as options:
         _run_blocks(model, stream, layout, table, t, options, plan, latent)
     first = layout.tokens - drawn.tokens
-    out = _final(model, stream[:, first : first + drawn.filled], t, plan)
+    out = _final(model, stream.rows[:, first : first + drawn.filled], t, plan)
     del stream  # before the picture is put together
     sizes = [(drawn.rows * patch, drawn.columns * patch)] * len(out)
     picture = model.unpatchify(out, sizes, [0] * len(out), return_tensor=True)
@@ -148,15 +149,9 @@ def run_forward(
     return -picture[:, :, :height, :width]
 
 
-def patches_of(transformer_options: Mapping[str, Any]) -> dict[str, list[Callable[..., Any]]]:
-    """The patches of other nodes that the host's own forward calls after blocks."""
-    found = transformer_options.get("patches", {})
-    return {name: found[name] for name in ("noise_refiner", "double_block") if found.get(name)}
-
-
 def _run_blocks(
     model: Any,
-    stream: torch.Tensor,
+    stream: Stream,
     layout: Layout,
     table: RopeFn,
     t: torch.Tensor,
@@ -177,13 +172,13 @@ def _run_blocks(
         last: int,
         adaln_input: torch.Tensor | None,
         timed: list[tuple[int, int]] | None,
-        patch: Callable[[int], None] | None = None,
+        patch: Patched | None = None,
     ) -> None:
-        part = stream[:, first:last]
         for index, block in enumerate(getattr(model, stack)):
             if stack == "layers":
                 transformer_options["block_index"] = index
             announce(block)
+            part = stream.rows[:, first:last]
             run_block(
                 block,
                 part,
@@ -194,42 +189,18 @@ def _run_blocks(
                 transformer_options=transformer_options,
                 plan=plan,
             )
+            del part
             if patch is not None:
                 patch(index)
             block_ended(transformer_options, f"{stack}.{index}")
 
-    def patched(
-        name: str, first: int, text_tokens: int, **more: Any
-    ) -> Callable[[int], None] | None:
-        """Calls the patches of that name after a block, with what the host gives them.
-
-        What they get as `img_input` is a copy, as each block writes over its input.
-        """
+    def patched(name: str, first: int, text_tokens: int, **more: Any) -> Patched | None:
         if name not in patches:
             return None
-        image, text = stream[:, first:], stream[:, :text_tokens]
-        begin, pe = image.clone(), table(first, tokens)
-
-        def patch(index: int) -> None:
-            for function in patches[name]:
-                out = function(
-                    {
-                        "img": image,
-                        "img_input": begin,
-                        "txt": text,
-                        "pe": pe,
-                        "vec": t,
-                        "x": latent,
-                        "block_index": index,
-                        "transformer_options": transformer_options,
-                        **more,
-                    }
-                )
-                for key, part in (("img", image), ("txt", text)):
-                    if key in out and out[key] is not part and (key == "img" or not more):
-                        part.copy_(out[key])
-
-        return patch
+        given = {"pe": table(first, tokens), "vec": t, "x": latent, **more}
+        given["transformer_options"] = transformer_options
+        is_main = name == "double_block"
+        return Patched(patches[name], stream, first, text_tokens, given, returns_text=is_main)
 
     of_pictures, of_all = layout.timed
     first_feature = layout.text_tokens
@@ -238,7 +209,7 @@ def _run_blocks(
     if first_picture > first_feature and model.siglip_refiner is not None:
         stacks.insert(1, "siglip_refiner")
     blocks = [block for stack in stacks for block in getattr(model, stack)]
-    with prefetching(blocks, stream.device, transformer_options) as announce:
+    with prefetching(blocks, stream.rows.device, transformer_options) as announce:
         run("context_refiner", 0, first_feature, None, None)
         if "siglip_refiner" in stacks:
             run("siglip_refiner", first_feature, first_picture, None, None)

@@ -20,7 +20,7 @@ from ..base.options import FIT, OPTIONS_KEY, PREFETCH
 from ..base.reserve import make_room, reserved
 from ..base.server import NodeLog
 from ..denoiser.controlnet import control_sizes
-from ..denoiser.forward import patches_of
+from ..denoiser.patches import patches_of
 from . import budget
 from .inputs import references_of
 

@@ -196,6 +196,32 @@ def test_patches_have_the_hosts_bits(
     _assert_same_calls(seen_wanted, seen_got)
 
 
+@pytest.mark.parametrize("kind", ["double_block", "noise_refiner"])
+def test_what_a_patch_keeps_stays_as_the_host_leaves_it(
+    denoisers: dict[bool, Any], kind: str
+) -> None:
+    """Bug: later blocks wrote over what a patch had kept of an earlier one."""
+    runs: list[list[torch.Tensor]] = []
+
+    def keep(args: dict[str, Any]) -> dict[str, Any]:
+        if args["block_index"] == 0:
+            runs.append([])
+        kept = runs[-1]
+        kept.extend((args["img"], args["img"][:, 3:], args["txt"], args["img_input"]))
+        return {"img": args["img"] + 0.1 * kept[0] - 0.1 * kept[3]}
+
+    def write(args: dict[str, Any]) -> dict[str, Any]:
+        args["img"].mul_(1.01)
+        return {}
+
+    patches = {kind: [keep, write]}
+    wanted, got, _, _ = _forwards(denoisers[False], patches=patches, **REFERENCES["one"])
+    assert torch.equal(got, wanted)
+    assert len(runs[0]) == len(runs[1]) == 8
+    for number, (one, two) in enumerate(zip(*runs, strict=True)):
+        assert torch.equal(one, two), number
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(("is_seeing", "more"), [EACH[0], EACH[2], EACH[-1]])
 def test_a_batch_is_equal_up_to_rounding(
