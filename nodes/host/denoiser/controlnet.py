@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -85,9 +86,9 @@ def _is_control_patch(patch: Any) -> bool:
 
 
 def _can_be_lean(patch: Any) -> bool:
-    control = patch.model_patch.model
-    if torch.is_grad_enabled() and any(p.requires_grad for p in control.parameters()):
+    if torch.is_grad_enabled():
         return False
+    control = patch.model_patch.model
     blocks = (*control.control_layers, *control.control_noise_refiner)
     return all(is_untouched(block, _kind_of(block)) for block in blocks)
 
@@ -104,6 +105,9 @@ def _lean_patch(patch: Any, plan_of: PlanOf) -> Any:
     children = vars(control)["_modules"] = dict(control._modules)
     for name in ("control_layers", "control_noise_refiner"):
         setattr(control, name, [_lean_block(block, plan_of) for block in children.pop(name)])
+    # A hint that is encoded in this forward comes in RAM; the host moves the patch's alone.
+    control._forward_pre_hooks = OrderedDict(control._forward_pre_hooks)
+    control.register_forward_pre_hook(_with_hint_here)
     lean = copy.copy(patch)
     # Stands for the ModelPatcher, which the patch asks for its model alone. A copy of that would
     # unload the model at its end.
@@ -111,6 +115,12 @@ def _lean_patch(patch: Any, plan_of: PlanOf) -> Any:
     lean.model_patch.model = control
     lean.temp_data = None  # a cancelled forward of the host leaves its control stream there
     return lean
+
+
+def _with_hint_here(control: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of ZImage_Control.forward: text, hint, rotary table and time."""
+    text, hint, table, *rest = args
+    return text, hint.to(table.device), table, *rest
 
 
 def _lean_block(block: Any, plan_of: PlanOf) -> Callable[..., Any]:

@@ -72,8 +72,11 @@ def _why_not_plain(
         return f"the model is a {type(model).__name__}"
     if x.ndim != 4 or is_ming_image(model):
         return "the model is Ming-Image"
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, context, *model.parameters())):
-        return "gradients are on"
+    if torch.is_grad_enabled():
+        # Patches of other nodes may bring weights of their own.
+        has_grad = any(t.requires_grad for t in (x, context, *model.parameters()))
+        if has_grad or patches_of(kwargs.get("transformer_options", {})):
+            return "gradients are on"
     for name, value in kwargs.items():
         is_empty = value is None or (isinstance(value, list | tuple) and not value)
         if name not in KNOWN and not is_empty:

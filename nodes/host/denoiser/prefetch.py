@@ -60,8 +60,11 @@ def prefetching(
         pop(queue, device, None)
     except BaseException:
         # Else the next forward would take what lies in the buffers for its own, and pages stay
-        # pinned to the end of the node.
+        # pinned to the end of the node. The host's own way leaves out the block at whose copies the
+        # error came.
         model_prefetch.cleanup_prefetch_queues()
+        layers = [layer for block in blocks for layer in block.modules() if hasattr(layer, "_v")]
+        model_prefetch.cleanup_prefetched_modules(layers)
         raise
 
 

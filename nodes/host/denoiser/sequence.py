@@ -151,7 +151,7 @@ def layout_of(
     before = len(texts) - 1
     for text in ref_contexts[len(ref_latents) :] if has_references else ():
         texts.append(_text(model, text, start))
-        start += text.shape[1]
+        start += 0 if text is None else text.shape[1]
     own = sum(part.tokens for part in texts[before:])
     return Layout(texts, features, pictures, own)
 

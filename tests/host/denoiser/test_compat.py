@@ -160,6 +160,24 @@ def test_patches_get_what_the_host_gives_them(z_image):
 
 
 @pytest.mark.parametrize("name", ["double_block", "noise_refiner"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_patch_that_keeps_what_it_got(z_image, name, batch):
+    """Bug: the next block wrote over it, and the picture was another."""
+    stock = z_image.clone()
+    kept: list[Any] = []
+
+    def patch(args: dict[str, Any]) -> dict[str, Any]:
+        image = args["img"]
+        before = kept[-1] if kept and args["block_index"] else image
+        kept.append(image)
+        return {"img": image + 0.5 * (image - before)}
+
+    getattr(stock, f"set_model_{name}_patch")(patch)
+    given: dict[str, Any] = {"noise": latent(33, batch=batch), "positive": prompt(batch=batch)}
+    assert_same(stock, lean(stock), rounding=batch > 1, **given)
+
+
+@pytest.mark.parametrize("name", ["double_block", "noise_refiner"])
 def test_a_patch_of_one_kind_alone(z_image, name):
     stock = z_image.clone()
 
