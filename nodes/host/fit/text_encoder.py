@@ -136,8 +136,8 @@ class LimitedCLIP(comfy.sd.CLIP):
                 else:
                     patcher.detach()
             patcher.add_object_patch(name, RowsInRam(table))
-            # Else the host counts the table as loaded with the last layer.
-            most = budget.weight_bytes(patcher) - table.weight.nbytes
+            # Else the host counts a table as loaded that is not.
+            most = patcher.model_size() - 1
         else:
             patcher.object_patches.pop(name, None)
             most = None

@@ -296,6 +296,50 @@ def test_a_text_encoder_that_is_loaded_by_estimate_keeps_to_its_limit(
         assert model.loaded_size() == model.model_size()
 
 
+def test_a_run_that_is_loaded_by_estimate_stays_within_its_budget(
+    host: Any, small_folder: Path, estimated: Estimated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ComfyUI's own accounts: weights of both models and the stage's need, and so again.
+
+    Bug: it counted an embedding table in RAM as loaded, 0.74 GiB of the published one, so that the
+    card seemed to have as much more room.
+    """
+    from pack.nodes.denoiser.sizes import Request
+    from pack.nodes.host.base import reserve
+    from pack.nodes.host.fit.inputs import planner_for
+    from pack.nodes.host.fit.patch import with_plan
+    from pack.nodes.host.fit.text_encoder import table_bytes, token_count, with_limit
+
+    monkeypatch.setattr(reserve, "is_card", lambda device: True)
+    own = lean_models.from_loader(host, small_folder)
+    clip, model = own.clip, estimated.added(own.model)
+    clip.patcher.detach()
+    estimated.added(clip.patcher)
+    planner = planner_for(
+        model, Request(384, 384), named_bytes=48 * MIB, prefer="smallest", vae=None, clip=clip,
+        latent=None, conditioning=None,
+    )  # fmt: skip
+    text, denoise, _ = planner.plan(planner.request, 4 * GIB).stages
+    limited = with_limit(clip, planner, clip.patcher.load_device, None, name="test")
+    patched = estimated.added(with_plan(model, planner, None))
+    layers = text.weight_bytes - planner.models.text_table_bytes
+    resident = denoise.resident_bytes(planner.named_bytes)
+    for words in ("a " * 500, "a " * 1000):  # the second leaves less room beside it
+        tokens = limited.tokenize(words)
+        with limited._encoding():
+            limited.load_model(tokens)
+        assert layers - 1000 < limited.patcher.loaded_size() <= layers
+        need = planner.decide_text(
+            token_count(tokens), None, weight_bytes=clip.patcher.model_size(),
+            table_bytes=table_bytes(clip),
+        ).need_bytes  # fmt: skip
+        assert layers + patched.loaded_size() + need <= planner.named_bytes
+        prepare(patched, torch.empty(1, 16, 48, 48, device="meta"))
+        assert 0.7 * resident < patched.loaded_size() <= resident < denoise.weight_bytes
+        loaded = limited.patcher.loaded_size() + patched.loaded_size()
+        assert loaded + denoise.need_bytes <= planner.named_bytes
+
+
 @pytest.mark.parametrize(
     ("factor", "end"), [(1.0, "MiB"), (1.5, "50 % apart"), (0.5, "50 % apart"), (0.0, None)]
 )
