@@ -84,7 +84,7 @@ def unet_config(sizes: TransformerSizes) -> dict[str, Any]:
         "z_image_modulation": True,
         "time_scale": 1000.0,
         "pad_tokens_multiple": sizes.pad_multiple,
-        "siglip_feat_dim": FEATURE_WIDTH if sizes.has_features else None,
+        **({"siglip_feat_dim": FEATURE_WIDTH} if sizes.has_features else {}),
     }
 
 

@@ -259,7 +259,7 @@ def test_sequence_needs_a_log() -> None:
 
 
 def test_unknown_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match="attention must be flash, math or None, got 'sage'"):
+    with pytest.raises(ValueError, match="attention must be flash, efficient, math or None"):
         Tracker(attention="sage")  # type: ignore[arg-type]
 
 
