@@ -117,6 +117,16 @@ class Probe:
     def copied(self, click) -> str:
         """What is in the clipboard after the click."""
         self.page.evaluate("navigator.clipboard.writeText('')")
+        # The canvas moves its panels a frame or more after it has drawn, away from a click.
+        self.part("copy").evaluate(
+            """async button => {
+                const place = () => JSON.stringify(button.getBoundingClientRect());
+                for (let last = "", frames = 0; frames < 10; last = place()) {
+                    await new Promise(requestAnimationFrame);
+                    frames = place() === last ? frames + 1 : 0;
+                }
+            }"""
+        )
         click()
         # Not wait_for_function: to it a promise is an answer, so it reads once.
         text, labels = self.part("copy").evaluate(
