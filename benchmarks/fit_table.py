@@ -8,15 +8,14 @@ it, and times are not measured by this; a second table has modelled times of a s
 
 from __future__ import annotations
 
-from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pack.nodes.denoiser.cost import CARDS, seconds
 from pack.nodes.denoiser.sizes import Request
 from pack.nodes.fit.stages import Models, published_models
-from pack.nodes.fit.what_fits import STEP_PX, fit
+from pack.nodes.fit.what_fits import STEP_PX, fit, largest
 from pack.nodes.units import GIB, size
 
 from .rows import RESULTS_DIR, Row, write
@@ -29,10 +28,6 @@ LARGEST_PX = 16384  # what the node takes
 LARGEST_BATCH = 256  # how far is searched
 
 
-def _largest(last: int, fits: Callable[[int], bool]) -> int:
-    return bisect(range(1, last + 1), False, key=lambda number: not fits(number))
-
-
 def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = TEXT_TOKENS) -> int:
     """Side in pixels of the largest square picture that fits with the smallest settings, or 0."""
 
@@ -40,7 +35,7 @@ def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = TEXT
         request = Request(steps * STEP_PX, steps * STEP_PX, 1, text_tokens)
         return fit(models, request, budget_bytes, prefer="smallest").verdict == "fits"
 
-    return STEP_PX * _largest(LARGEST_PX // STEP_PX, fits)
+    return STEP_PX * largest(LARGEST_PX // STEP_PX, fits)
 
 
 def largest_batch(models: Models, request: Request, budget_bytes: int) -> int:
@@ -50,7 +45,7 @@ def largest_batch(models: Models, request: Request, budget_bytes: int) -> int:
         asked = replace(request, batch=count)
         return fit(models, asked, budget_bytes, prefer="smallest").verdict == "fits"
 
-    return _largest(LARGEST_BATCH, fits)
+    return largest(LARGEST_BATCH, fits)
 
 
 def least_budget(models: Models, request: Request) -> int:

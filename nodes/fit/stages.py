@@ -8,7 +8,7 @@ from ..denoiser.cost import NO_WORK, RTX_3060, Work, seconds, step_work
 from ..denoiser.need import casts_weights, denoiser_live_bytes, denoiser_need_bytes
 from ..denoiser.peak import stock_peak_bytes
 from ..denoiser.plan import FILL_TOKENS, DenoiserChoice, denoiser_plan
-from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes
+from ..denoiser.sizes import Z_IMAGE, Request, TransformerSizes, round_up
 from ..prefer import PREFERENCES, Prefer
 from ..units import MIB, PAGE_BYTES
 from ..vae.choice import VaeChoice
@@ -30,10 +30,6 @@ BUFFER_STEP_BYTES = 16 * MIB  # by which comfy_aimdo's buffers for streamed weig
 
 FLUX_DECODER = VaeSizes()
 FLUX_ENCODER = VaeSizes(is_decoder=False, widths=(128, 256, 512, 512), blocks=2, latent_channels=32)
-
-
-def _rounded_up(count: int, step: int) -> int:
-    return -(-count // step) * step
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ class Stage:
 
     def resident_bytes(self, budget_bytes: int | None) -> int:
         """Of the model's weights, those that stay on the card."""
-        whole = _rounded_up(self.weight_bytes, self.page_bytes)
+        whole = round_up(self.weight_bytes, self.page_bytes)
         if budget_bytes is None or self.need_bytes + whole <= budget_bytes:
             return self.weight_bytes
         room = max(0, budget_bytes - self.need_bytes - self.buffer_bytes)
@@ -136,7 +132,7 @@ class Stage:
         """What weights take of the card: the resident ones, and the buffers for the others."""
         resident = self.resident_bytes(budget_bytes)
         buffers = self.buffer_bytes if resident < self.weight_bytes else 0
-        return _rounded_up(resident, self.page_bytes) + buffers
+        return round_up(resident, self.page_bytes) + buffers
 
     def peak_bytes(self, budget_bytes: int | None) -> int:
         """The most that the stage takes of the card."""
@@ -181,12 +177,12 @@ class Models:
 
     def on_card_bytes(self, weight_bytes: int) -> int:
         """What a model's weights take of the card."""
-        return _rounded_up(weight_bytes, self.page_bytes)
+        return round_up(weight_bytes, self.page_bytes)
 
     def buffers_bytes(self, largest_bytes: int, count: int = 2) -> int:
         """The host's buffers for streamed weights, of which the largest has `largest_bytes`."""
         step = BUFFER_STEP_BYTES if self.is_dynamic else 1
-        return count * _rounded_up(largest_bytes, step)
+        return count * round_up(largest_bytes, step)
 
 
 def published_models(*, weight_bits: float = 16) -> Models:

@@ -191,7 +191,7 @@ def alternatives(plan: Fit) -> Iterator[Alternative]:
         return smallest.verdict == "fits"
 
     if wanted.batch > 1:
-        batch = _largest(wanted.batch - 1, lambda count: fits(replace(wanted, batch=count)))
+        batch = largest(wanted.batch - 1, lambda count: fits(replace(wanted, batch=count)))
         if batch:
             yield Alternative("batch", replace(wanted, batch=batch))
     longer = max(wanted.width_px, wanted.height_px)
@@ -203,7 +203,7 @@ def alternatives(plan: Fit) -> Iterator[Alternative]:
         )
         return replace(wanted, width_px=width, height_px=height)
 
-    steps = _largest((longer - 1) // STEP_PX, lambda steps: fits(scaled(steps)))
+    steps = largest((longer - 1) // STEP_PX, lambda steps: fits(scaled(steps)))
     if steps:
         yield Alternative("size", scaled(steps))
     in_fp8 = replace(
@@ -221,6 +221,6 @@ def _in_fp8(weight_bytes: int, parameters: int) -> int:
     return min(weight_bytes, parameters + max(0, weight_bytes - 2 * parameters))
 
 
-def _largest(last: int, fits: Callable[[int], bool]) -> int:
+def largest(last: int, fits: Callable[[int], bool]) -> int:
     """The largest number up to `last` that fits, or 0; all numbers below it must fit."""
     return bisect(range(1, last + 1), False, key=lambda number: not fits(number))

@@ -111,6 +111,17 @@ def _clean_host() -> Iterator[None]:
 
 
 @pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Torch computes with one thread: with several, products are split by their size."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def output(host: Host, tmp_path: Path) -> Iterator[Path]:
     """The host's output folder, for one test."""
     before = host.folder_paths.get_output_directory()

@@ -17,6 +17,7 @@ import comfy.utils
 import torch
 
 from ...denoiser.cuts import DenoiserPlan, chunks
+from ...denoiser.sizes import round_up
 from .projections import projection
 
 
@@ -132,7 +133,7 @@ def layout_of(
     def add(latent: torch.Tensor, text: Any, seen: Any, start: int) -> int:
         """Adds a picture with what belongs to it; returns where the next one starts."""
         texts.append(_text(model, text, start))
-        after = start + (texts[-1].tokens)
+        after = start + texts[-1].tokens
         if has_references and model.siglip_embedder is not None:
             after = start + (0 if text is None else text.shape[1])
             features.append(_features(model, seen, after + 2))
@@ -157,8 +158,7 @@ def layout_of(
 
 
 def _padded(tokens: int, model: Any) -> int:
-    multiple = model.pad_tokens_multiple
-    return tokens if multiple is None else tokens + (-tokens) % multiple
+    return round_up(tokens, model.pad_tokens_multiple or 1)
 
 
 def _text(model: Any, text: torch.Tensor | None, start: int) -> Part:

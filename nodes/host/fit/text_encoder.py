@@ -113,9 +113,9 @@ class LimitedCLIP(comfy.sd.CLIP):
     def load_model(self, tokens: Mapping[str, Any] = NO_TOKENS) -> Any:
         """Loads the weights; while a prompt is encoded, no more of them than its plan allows."""
         patcher, limiter = self.patcher, self._limiter
-        reason = why_not_limited(self, limiter.device) if self._is_encoding else "it is only loaded"
-        if reason is not None:
-            if self._is_encoding:
+        reason = why_not_limited(self, limiter.device)
+        if reason is not None or not self._is_encoding:
+            if reason is not None and self._is_encoding:
                 limiter.log.say_once(reason, f"the text encoder is not limited: {reason}")
             patcher.object_patches.pop(_table(self)[0], None)
             return super().load_model(tokens)

@@ -9,17 +9,9 @@ import pytest
 import torch
 from pack.testing import attention_models as models
 
-pytestmark = pytest.mark.usefixtures("host")
+pytestmark = pytest.mark.usefixtures("host", "_one_thread")
 
 SETTINGS = [("auto", 0), ("heads", 0), ("heads", 1), ("queries", 64), ("max", 0)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

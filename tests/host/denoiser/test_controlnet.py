@@ -36,14 +36,6 @@ MASK = torch.zeros(1, 64, 64)
 MASK[:, 16:48, 8:40] = 1
 
 
-@pytest.fixture
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def vae(host: Any, small_folder: Path) -> Any:
     return lean_models.from_loader(host, small_folder).vae

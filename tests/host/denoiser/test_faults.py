@@ -22,14 +22,6 @@ from pack.testing.lean_models import (
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
 
 
-@pytest.fixture
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def z_image(host: Any, small_folder: Path) -> Any:
     return lean_models.from_loader(host, small_folder).model

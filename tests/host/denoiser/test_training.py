@@ -20,14 +20,6 @@ pytestmark = pytest.mark.usefixtures("host", "_one_thread")
 
 
 @pytest.fixture
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
 def training(host: Any) -> Iterator[None]:
     """As the host's training node; outside it, the host's fused norm has no gradient."""
     host.model_management.in_training = True
