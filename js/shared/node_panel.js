@@ -23,6 +23,7 @@ export function addPanel(node, { name, view, ended, size }) {
   const widget = node.addDOMWidget(name, name, view.element, {
     serialize: false, // not part of a prompt
     hideOnZoom: false,
+    hideInPanel: true, // else the page's properties panel lists it and gives it its own width
     getMinHeight: () => size.least,
   });
   widget.serialize = false; // nor of the workflow's file

@@ -117,16 +117,6 @@ class Probe:
     def copied(self, click) -> str:
         """What is in the clipboard after the click."""
         self.page.evaluate("navigator.clipboard.writeText('')")
-        # The canvas moves its panels a frame or more after it has drawn, away from a click.
-        self.part("copy").evaluate(
-            """async button => {
-                const place = () => JSON.stringify(button.getBoundingClientRect());
-                for (let last = "", frames = 0; frames < 10; last = place()) {
-                    await new Promise(requestAnimationFrame);
-                    frames = place() === last ? frames + 1 : 0;
-                }
-            }"""
-        )
         click()
         # Not wait_for_function: to it a promise is an answer, so it reads once.
         text, labels = self.part("copy").evaluate(
@@ -364,6 +354,29 @@ def test_subgraphs_and_states_in_chinese_and_a_light_theme(open_page, server, pr
         assert page.faults == []
     finally:
         server.post_json("/settings/Comfy.ColorPalette", "dark")
+
+
+@pytest.mark.once
+def test_the_chart_keeps_its_width_beside_the_properties_panel(open_page, server, probed):
+    """The page listed it there and gave it that panel's width, so a click could miss its button."""
+    panel = "/settings/Comfy.RightSidePanel.IsOpen"
+    server.post_json(panel, True)
+    try:
+        page = open_page(nodes_2=False, fresh=True)
+        page.load(probed)
+        _listen(page)
+        probe = Probe(page, ON_MODEL)
+        _send(page, str(ON_MODEL), _card_record(state="done"))
+        probe.wait_for_chart()
+        wide = probe.element.evaluate("element => element.clientWidth")
+        assert probe.copied(probe.part("copy").click) == "a report"
+        page.page.get_by_placeholder("Search").first.wait_for()  # of the node's parameters
+        page.settle()
+        assert probe.element.evaluate("element => element.clientWidth") == wide
+        assert page.page.get_by_text("vram_chart").count() == 0
+        assert page.faults == []
+    finally:
+        server.post_json(panel, False)
 
 
 def _has_asked_what_runs(answered: list[str]) -> bool:
