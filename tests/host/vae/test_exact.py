@@ -121,30 +121,31 @@ def _exact(vae: Any, latent: torch.Tensor) -> torch.Tensor:
 def test_no_further_from_exact_arithmetic_than_the_host(
     dtype: torch.dtype, part: str, where: str
 ) -> None:
-    """In float32, than the host in the worse of two layouts. As on a card: with its norms' twins.
+    """Than the host in the worse of two layouts. As on a card: with its norms' twins.
 
-    There the error is that of the CPU's convolutions, which sum in another order where the map
-    lies channels last, as strips do: on a CPU with AVX-512 the host's own decoder is off by 1.2e-6
-    in its layout and by 1.6e-6 in ours, with the same arithmetic.
+    The CPU's convolutions sum in another order where the map lies channels last, as strips do: on
+    a CPU with AVX-512 the host's own decoder is off by 1.2e-6 in its layout and by 1.6e-6 in ours,
+    with the same arithmetic in float32. In half types one picture scatters by 5 % either way, so
+    the errors of six are added.
     """
     shape = {"decoder": (1, 4, 5, 6), "encoder": (1, 3, 96, 88)}[part]
     # An encoder that prefers speed or balance adds its largest maps behind the downsampling.
-    ours, host = dict.fromkeys(["speed", "balance"], 0.0), 0.0
-    for seed in range(2):
+    ours, hosts = dict.fromkeys(["speed", "balance"], 0.0), {}
+    for seed in range(6):
         vae = kl_vae(dtype=dtype, seed=seed)
         torch.manual_seed(seed)
         given = torch.randn(shape).to(dtype)
         stock = getattr(vae.first_stage_model, part)
         exact = copy.deepcopy(stock).double()(given.double())
-        hosts = [stock]
-        if dtype == torch.float32:
-            hosts.append(copy.deepcopy(stock).to(memory_format=torch.channels_last))
-        host += max(float((h(given).double() - exact).norm() / exact.norm()) for h in hosts)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            made = copy.deepcopy(stock).to(memory_format=layout)(given)
+            error = float((made.double() - exact).norm() / exact.norm())
+            hosts[layout] = hosts.get(layout, 0.0) + error
         for prefer in ours:
             with as_on_a_card() if where == "card" else nullcontext():
                 made = getattr(lean(vae, prefer, 16).first_stage_model, part)(given)
             ours[prefer] += float((made.double() - exact).norm() / exact.norm())
-    assert all(0 < error < 1.03 * host for error in ours.values()), (ours, host)
+    assert all(0 < error < 1.03 * max(hosts.values()) for error in ours.values()), (ours, hosts)
 
 
 @torch.inference_mode()
