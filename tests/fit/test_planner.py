@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pack.nodes.denoiser.plan import DenoiserChoice
 from pack.nodes.denoiser.sizes import Z_IMAGE, ControlSizes, Request
-from pack.nodes.fit.planner import Planner, answer
+from pack.nodes.fit.planner import Planner, answer, what_else
 from pack.nodes.fit.stages import (
     FLUX_DECODER,
     FLUX_ENCODER,
@@ -107,6 +107,20 @@ def test_what_would_fit_is_told_for_the_sampling_as_it_is():
             **{**asked, "latent_shape": (2, 16, pixels // 8, pixels // 8)}
         )
         assert smaller.is_warning == is_warning, (pixels, smaller.text)
+
+
+@pytest.mark.parametrize("has_clip", [False, True])
+def test_a_text_encoder_that_is_too_large_asks_for_clip(has_clip):
+    """ComfyUI's own needs its embedding on the card; with clip connected that stays in RAM."""
+    budget = int(0.8 * GIB)
+    request = Request(512, 512)
+    planner = Planner(MODELS, request, budget, 0, "balance", run=Run(has_clip=has_clip))
+    plan = planner.plan(request, budget)
+    if has_clip:
+        assert plan.verdict != "too large" and isinstance(what_else(plan), list)
+    else:
+        with pytest.raises(ValueError, match=r"text encode.*or connect clip, so that"):
+            what_else(plan)
 
 
 def test_prompts_that_do_not_fit_together_are_not_refused():

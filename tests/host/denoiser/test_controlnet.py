@@ -216,6 +216,37 @@ def test_a_fault_in_mid_forward_spoils_no_later_prompt(host, model, vae, nets, f
 
 
 @pytest.mark.once
+def test_gradients_are_the_hosts(host, model, vae, nets):
+    """Bug: they raised, as the control stream was written over."""
+    from comfy import model_patcher, sampler_helpers
+
+    def gradient(on: Any) -> torch.Tensor:
+        patched = controlled(on, nets["lite"], vae, image=HINT)
+        nets["lite"].model.requires_grad_(False)
+        (patch,) = patches_of(patched)
+        patch.encoded_image = patch.encoded_image.clone()  # one of inference mode has no gradient
+        host.model_management.load_models_gpu([patched])
+        given = latent(1, 16, SIDE, SIDE).requires_grad_()
+        context = lean_models.prompt()[0][0]
+        options = model_patcher.create_model_options_clone(patched.model_options)
+        sampler_helpers.prepare_model_patcher(patched, {}, options)
+        options = options["transformer_options"]
+        out = patched.model.diffusion_model(
+            given, torch.tensor([0.4]), context, context.shape[1], transformer_options=options
+        )
+        out.square().mean().backward()
+        assert given.grad is not None
+        return given.grad
+
+    host.model_management.in_training = True
+    try:
+        wanted, got = gradient(model), gradient(lean(model))
+    finally:
+        host.model_management.in_training = False
+    assert wanted.abs().max() > 0 and torch.equal(got, wanted)
+
+
+@pytest.mark.once
 def test_a_control_block_that_another_node_hooked_runs_as_it_is(model, vae):
     net = control_net(**UNIONS["lite"])
     calls: list[int] = []
@@ -304,3 +335,24 @@ def test_our_smallest_peak_is_as_predicted(denoiser):
     request = control_request("lite", 256, 256, 4)
     measured, plan = measured_with(denoiser, request, "lite", "smallest")
     assert lean_peak_bytes(request, plan) == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.once
+def test_a_hint_that_is_encoded_in_a_forward_comes_to_the_card(denoiser):
+    """Bug: it stayed in RAM, as the host moves the hint of its own patch alone, and once a prompt.
+
+    That is so where the picture has another size than the hint; a VAE's latent comes in RAM.
+    """
+    request = control_request("lite", 256, 256)
+    with fake_controlled(denoiser, lean(denoiser.patcher()), request, "lite") as patched:
+        (patch,) = patches_of(patched)
+        encode, encoded = patch.vae.encode, []
+
+        def to_ram(pixels: torch.Tensor) -> torch.Tensor:
+            encoded.append(encode(pixels).cpu())
+            return encoded[-1]
+
+        patch.vae.encode = to_ram
+        patch.encoded_image_size = None
+        denoiser.measure(request, patcher=patched, attention="flash")
+    assert encoded and patch.encoded_image_size == (256, 256)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from contextlib import ExitStack
+from itertools import count, pairwise
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -153,22 +155,36 @@ def test_pages_and_buffers_are_no_more_than_the_plan_says(
     assert 0.6 * planned < max(used) <= planned
 
 
+@pytest.mark.parametrize("at", ["block", "copy"])
 @on_fake_card
-def test_an_error_leaves_nothing_for_the_next_forward(host: Any) -> None:
-    """Else it would compute with what lies in the buffers, which is another block by then."""
-    from comfy import model_prefetch
+def test_an_error_leaves_nothing_for_the_next_forward(host: Any, at: str) -> None:
+    """Else it would compute with what lies in the buffers, which is another block by then.
+
+    In a block; or in the copies to it, at which the host's queue does not yet know that block.
+    """
+    from comfy import model_management, model_prefetch
 
     def fail(module: Any, args: Any) -> None:
         raise InterruptedError
 
     streamed = on_card()
     model = lean(streamed.patcher)
-    streamed.load(model, ALL)
-    # A part that our blocks call as a module.
-    handle = blocks_of(model)[2].adaLN_modulation.register_forward_pre_hook(fail)
-    with pytest.raises(InterruptedError):
-        streamed.forward(model, REQUEST, **{PREFETCH: True})
-    handle.remove()
+    streamed.load(model, ALL if at == "block" else ALL_QKV)
+    with ExitStack() as undo:
+        if at == "block":  # a part that our blocks call as a module
+            part = blocks_of(model)[2].adaLN_modulation
+            undo.callback(part.register_forward_pre_hook(fail).remove)
+        else:
+            copy, calls = model_management.cast_to_gathered, count(1)
+
+            def failing(*args: Any, **kwargs: Any) -> Any:
+                if next(calls) == 18:
+                    raise InterruptedError
+                return copy(*args, **kwargs)
+
+            undo.enter_context(mock.patch.object(model_management, "cast_to_gathered", failing))
+        with pytest.raises(InterruptedError):
+            streamed.forward(model, REQUEST, **{PREFETCH: True})
     layers = list(streamed.denoiser.model.modules())
     assert not [layer for layer in layers if hasattr(layer, "_prefetch")]
     assert model_prefetch.PREFETCH_QUEUES == []
