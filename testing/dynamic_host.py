@@ -18,7 +18,7 @@ import torch
 from pack.nodes.denoiser.sizes import Z_IMAGE, Request
 from pack.testing.card_tracker import CardTracker
 from pack.testing.fake_card import FakeCard
-from pack.testing.stock_forward import FakeDenoiser, _sdpa_options
+from pack.testing.stock_forward import FakeDenoiser, sdpa_options
 from pack.testing.streamed import Order, installed
 from pack.testing.vae_models import ddconfig
 
@@ -129,7 +129,7 @@ class DynamicHost:
             helpers.prepare_sampling(model, x.shape, conds, model_options=options)
             model.model.current_patcher = model
             model.pre_run()
-            asked = {**options["transformer_options"], **_sdpa_options(CARD)}
+            asked = {**options["transformer_options"], **sdpa_options(CARD)}
             asked |= {"cond_or_uncond": [0], "sigmas": sigma}
             for _ in range(steps):
                 model.model.apply_model(

@@ -141,7 +141,7 @@ class FakeDenoiser:
 
         with self.mode:
             patcher = ModelPatcher(self.model, load_device=self.device, offload_device=self.device)
-        patcher.model_options["transformer_options"].update(_sdpa_options(self.device))
+        patcher.model_options["transformer_options"].update(sdpa_options(self.device))
         return patcher
 
     def measure(
@@ -245,7 +245,7 @@ def _quantise(transformer: torch.nn.Module, name: str, dtype: torch.dtype) -> No
         layer.weight = torch.nn.Parameter(weight, requires_grad=False)
 
 
-def _sdpa_options(device: torch.device) -> dict[str, Any]:
+def sdpa_options(device: torch.device) -> dict[str, Any]:
     """Options that choose SDPA where the host, started with --cpu alone, has chosen another.
 
     For fake CUDA tensors always, since there is no card to ask which kernel it would take.

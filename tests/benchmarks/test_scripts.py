@@ -89,6 +89,11 @@ CASES = {
         [("512x512, batch 4, 2 references", ("ComfyUI alone", "balance (default)"))],
         ("host", "cuda"),
     ),
+    "families": Case(
+        ["--family", "Qwen-Image"],
+        [("Qwen-Image, 1024x1024", ("U", "ComfyUI alone", "in U"))],
+        ("host", "cuda"),
+    ),
     "launches": Case(
         ["--part", "denoiser", "decode", "--side", "256", "--setting", "ComfyUI", "balance",
          "--pairs", "1"],

@@ -1,0 +1,183 @@
+"""Other families' transformers at full width on fake tensors: the host's classes, exact bytes.
+
+As testing/stock_forward.py does for Z-Image. A few blocks of each kind stand for all of them, which
+peak alike. The caller's tensors count as allocations; the weights do not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from pack.testing.stock_forward import sdpa_options
+from pack.testing.tracker import Tracker
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+# Blocks of each kind: the stream of the first comes from an embedder, that of the next from a
+# block.
+BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published model of the host.
+
+    module, name: the class of its transformer, below comfy.ldm.
+    dim: width of the residual stream, in elements.
+    cell: pixels of a token's side; a frame of a video after the first stands for `frames` of them.
+    channels, latent_px: of the latent; pixels of its cell's side.
+    text: width of the text's hidden states, in elements.
+    config: what the host's detection says of its file, with `BLOCKS` blocks.
+    inputs: widths of vectors that it is called with besides, by their names; 0 for one number.
+    """
+
+    module: str
+    name: str
+    dim: int
+    cell: int
+    channels: int
+    latent_px: int
+    text: int
+    config: Mapping[str, Any]
+    inputs: Mapping[str, int] = field(default_factory=dict)
+    frames: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: pixels, the text's tokens, and reference pictures of the same size."""
+
+    width_px: int
+    height_px: int
+    text_tokens: int
+    frames: int = 1
+    references: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{self.width_px}x{self.height_px}"]
+        if self.frames > 1:
+            parts.append(f"{self.frames} frames")
+        if self.references:
+            parts.append(f"{self.references} references")
+        return ", ".join(parts)
+
+
+# Source of the sizes: detect_unet_config in the host's comfy/model_detection.py, and the published
+# files that it reads them from.
+FLUX2 = Family(
+    "flux.model", "Flux", 6144, 16, 128, 16, 15360,
+    {
+        "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "context_in_dim": 15360,
+        "hidden_size": 6144, "mlp_ratio": 3.0, "num_heads": 48, "depth": BLOCKS,
+        "depth_single_blocks": BLOCKS, "axes_dim": [32, 32, 32, 32], "theta": 2000,
+        "patch_size": 1, "qkv_bias": False, "guidance_embed": True, "txt_ids_dims": [3],
+        "global_modulation": True, "mlp_silu_act": True, "ops_bias": False,
+        "default_ref_method": "index", "ref_index_scale": 10.0,
+    },
+    {"guidance": 0},
+)  # fmt: skip
+FLUX1 = Family(
+    "flux.model", "Flux", 3072, 16, 16, 8, 4096,
+    {
+        "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096,
+        "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": BLOCKS,
+        "depth_single_blocks": BLOCKS, "axes_dim": [16, 56, 56], "theta": 10000,
+        "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+    },
+    {"guidance": 0, "y": 768},
+)  # fmt: skip
+QWEN_IMAGE = Family(
+    "qwen_image.model", "QwenImageTransformer2DModel", 3072, 16, 16, 8, 3584,
+    {"in_channels": 64, "num_layers": BLOCKS}, frames=1,
+)  # fmt: skip
+WAN = Family(
+    "wan.model", "WanModel", 5120, 16, 16, 8, 4096,
+    {
+        "model_type": "t2v", "dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": BLOCKS,
+        "in_dim": 16, "out_dim": 16, "text_dim": 4096, "cross_attn_norm": True,
+    },
+    frames=4,
+)  # fmt: skip
+FAMILIES = {
+    "FLUX.2 dev": FLUX2, "FLUX.1 dev": FLUX1, "Qwen-Image": QWEN_IMAGE, "Wan 2.1 14B": WAN,
+}  # fmt: skip
+CALLS = {
+    "FLUX.2 dev": (
+        Call(1024, 1024, 512), Call(2048, 2048, 512), Call(1024, 1024, 512, references=3)
+    ),
+    "FLUX.1 dev": (Call(1024, 1024, 512), Call(2048, 2048, 512)),
+    "Qwen-Image": (Call(1024, 1024, 256), Call(2048, 2048, 256)),
+    "Wan 2.1 14B": (Call(832, 480, 512, frames=81), Call(1280, 720, 512, frames=81)),
+}  # fmt: skip
+
+
+def fake_device() -> torch.device:
+    """A card, where torch is built for one."""
+    return torch.device("cuda" if torch.backends.cuda.is_built() else "cpu")
+
+
+def build(
+    family: Family, *, dtype: torch.dtype, device: torch.device, **changed: Any
+) -> torch.nn.Module:
+    """The host's transformer; `changed` entries of its configuration differ."""
+    import comfy.ops
+
+    kind = getattr(importlib.import_module(f"comfy.ldm.{family.module}"), family.name)
+    config = {**family.config, **changed}
+    return kind(**config, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
+
+
+def latent_shape(family: Family, call: Call) -> tuple[int, ...]:
+    """[1, C, H, W]; [1, C, F, H, W] where the family has frames."""
+    sides = (call.height_px // family.latent_px, call.width_px // family.latent_px)
+    frames = (1 + (call.frames - 1) // family.frames,) if family.frames else ()
+    return (1, family.channels, *frames, *sides)
+
+
+def stream_bytes(family: Family, call: Call, dtype: torch.dtype = torch.bfloat16) -> int:
+    """U: bytes of one residual stream. A text that is only attended to is not part of it."""
+    *_, height, width = latent_shape(family, call)
+    frames = math.prod(latent_shape(family, call)[2:-2])
+    scale = family.cell // family.latent_px
+    tokens = frames * (height // scale) * (width // scale) * (1 + call.references)
+    joined = 0 if family is WAN else call.text_tokens
+    return (tokens + joined) * family.dim * dtype.itemsize
+
+
+def measure(
+    family: Family,
+    call: Call,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    changed: Mapping[str, Any] = MappingProxyType({}),
+    **tracking: Any,
+) -> Tracker:
+    """Runs one forward of the host as in sampling, and returns what it held.
+
+    Args:
+        changed: see `build`.
+        tracking: options of Tracker; attention is "flash" unless named.
+    """
+    device = fake_device()
+    tracker = Tracker(**{"attention": "flash", **tracking})
+    with torch.inference_mode(), FakeTensorMode(), device:
+        model = build(family, dtype=dtype, device=device, **changed)
+        shape = latent_shape(family, call)
+        given = [torch.empty(shape, dtype=dtype), torch.empty(1, dtype=dtype)]
+        given.append(torch.empty(1, call.text_tokens, family.text, dtype=dtype))
+        more: dict[str, Any] = {
+            name: torch.empty((1, width) if width else 1, dtype=dtype)
+            for name, width in family.inputs.items()
+        }
+        if call.references:
+            made = [torch.empty(shape, dtype=dtype) for _ in range(call.references)]
+            more["ref_latents"] = made
+        with tracker:
+            tracker.watch(*given, *more.get("ref_latents", ()))
+            model(*given, **more, transformer_options=sdpa_options(device))
+    return tracker
