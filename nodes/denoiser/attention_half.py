@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
-from .cuts import DenoiserPlan, chunks, joined
-from .rows import Modulation, Projection, RowsFn, clamp_fp16_
+from .cuts import DenoiserPlan, chunks
+from .rows import Columns, Modulation, Projection, RowsFn, clamp_fp16_, write_columns
 
 # Norm and rotary embedding in place: of q rows, k rows or both, each [T, heads, head_dim] with any
 # stride between rows and contiguous heads; and the token of the first row.
@@ -23,6 +24,47 @@ class Heads(NamedTuple):
     query: int
     key_value: int
     channels: int
+
+
+class Part(NamedTuple):
+    """A stream that takes part in an attention, for one sample.
+
+    source: residual stream, [T, D], float.
+    modulated: normed and modulated rows of a run of its tokens, new [t, D].
+    query, key, value: of those rows.
+    rotate: norm and rotary embedding of q and k, in place.
+    out: what heads attended to, [t, query * channels], and the first token -> new rows [t, D].
+    add: adds those rows to the stream, from that token on; may write over them.
+    scratch: [T, D] to overwrite, for what waits; None: a buffer is made if needed.
+    is_packed: q, k and v are all that one projection gives, in that order.
+    """
+
+    source: torch.Tensor
+    modulated: Callable[[int, int], torch.Tensor]
+    query: Columns
+    key: Columns
+    value: Columns
+    rotate: RotateFn
+    out: Callable[[torch.Tensor, int], torch.Tensor]
+    add: Callable[[torch.Tensor, int], None]
+    scratch: torch.Tensor | None = None
+    is_packed: bool = False
+
+    @property
+    def columns(self) -> tuple[Columns, Columns, Columns]:
+        return self.query, self.key, self.value
+
+    @property
+    def gives_buffer(self) -> bool:
+        """Whether one call of the projection makes what may hold q, k and v."""
+        projection = self.query.projection
+        return self.is_packed and projection.is_whole and projection.is_own
+
+    def waiting(self, width: int) -> torch.Tensor:
+        """Where results of earlier groups wait, at least [T, width]."""
+        if self.scratch is not None:
+            return self.scratch
+        return self.source.new_empty(self.source.shape[0], width)
 
 
 def add_attention(
@@ -76,65 +118,138 @@ def add_attention(
         its result; with `holds_query` S * D / G more; with `scratch` S * D * (1 - 1 / G) less.
     Exact: bit-exact on CPU.
     """
-    tokens = source.shape[0]
-    cut = plan.attention(heads.key_value, is_whole=qkv.is_whole)
-    repeats = heads.query // heads.key_value
-    width = heads.query * heads.channels
-    runs = chunks(tokens, cut.made_tokens)
 
     def modulated(start: int, stop: int) -> torch.Tensor:
         return scale.multiply_(norm_in(source[start:stop]), start)
+
+    def add(change: torch.Tensor, start: int) -> None:
+        change = gate.multiply_(norm_out(change), start)
+        stop = start + change.shape[0]
+        torch.add(source[start:stop], change, out=target[start:stop])
+
+    shared = heads.query * heads.channels, (heads.query + heads.key_value) * heads.channels
+    part = Part(
+        source,
+        modulated,
+        Columns(qkv),
+        Columns(qkv, shared[0]),
+        Columns(qkv, shared[1]),
+        rotate,
+        out=lambda attended, start: clamp_fp16_(out(attended)),
+        add=add,
+        scratch=scratch,
+        is_packed=True,
+    )
+    add_joint_attention([part], attend=attend, heads=heads, plan=plan)
+
+
+def add_joint_attention(
+    parts: Sequence[Part], *, attend: AttendFn, heads: Heads, plan: DenoiserPlan
+) -> None:
+    """Attention over the tokens of all parts, whose results each part adds to its own stream.
+
+    As `add_attention`, which has one part. Chunks of queries run over the joined sequence.
+
+    Args:
+        parts: in the order of the sequence.
+        attend, heads, plan: see `add_attention`.
+
+    Memory: as `add_attention`, with S the tokens of all parts.
+    Exact: bit-exact on CPU.
+    """
+    begins = [0, *itertools.accumulate(part.source.shape[0] for part in parts)]
+    tokens, like = begins.pop(), parts[0].source
+    is_whole = any(columns.projection.is_whole for part in parts for columns in part.columns)
+    cut = plan.attention(heads.key_value, is_whole=is_whole)
+    repeats = heads.query // heads.key_value
+    width = heads.query * heads.channels
 
     def by_head(rows: torch.Tensor) -> torch.Tensor:
         return rows.view(rows.shape[0], -1, heads.channels)
 
     # [T, query heads before the last group's]
     held_width = cut.spans[-1][0] * repeats * heads.channels
-    held = None
-    if held_width:
-        held = source.new_empty(tokens, held_width) if scratch is None else scratch
+    held = [part.waiting(held_width) for part in parts] if held_width else []
     for first, last in cut.spans:
         begin, end = (head * repeats * heads.channels for head in (first, last))
-        columns = [(begin, end)] if cut.holds_query else []
-        for at in (heads.query, heads.query + heads.key_value):
-            columns.append(((at + first) * heads.channels, (at + last) * heads.channels))
-        widths = [stop - start for start, stop in columns]
-        if qkv.is_whole and qkv.is_own and len(runs) == 1:
-            buffer = qkv(modulated(0, tokens))
+        shared = (first * heads.channels, last * heads.channels)
+        columns = [(0, begin, end)] if cut.holds_query else []
+        columns += [(1, *shared), (2, *shared)]
+        widths = [stop - start for _, start, stop in columns]
+        runs = [chunks(part.source.shape[0], cut.made_tokens) for part in parts]
+        if len(parts) == len(runs[0]) == 1 and parts[0].gives_buffer:
+            buffer = parts[0].query.projection(parts[0].modulated(0, tokens))
         else:
-            buffer = source.new_empty(tokens, sum(widths))
-            for start, stop in runs:
-                qkv.write(modulated(start, stop), joined(columns), buffer[start:stop])
+            buffer = like.new_empty(tokens, sum(widths))
+            for part, at, of_part in zip(parts, begins, runs, strict=True):
+                wanted = [(part.columns[kind], low, high) for kind, low, high in columns]
+                for start, stop in of_part:
+                    made = part.modulated(start, stop)
+                    write_columns(made, wanted, buffer[at + start : at + stop])
+                    del made  # before the next run's
         *queries, key, value = (by_head(part) for part in buffer.split(widths, dim=1))
         del buffer  # where k and v are copied, it is gone
-        rotate(queries[0] if queries else None, key, 0)
+        for part, at in zip(parts, begins, strict=True):
+            here = slice(at, at + part.source.shape[0])
+            part.rotate(queries[0][here] if queries else None, key[here], 0)
         key, value = _as_attended(key, repeats), _as_attended(value, repeats)
         for start, stop in chunks(tokens, cut.earlier_tokens if end < width else cut.last_tokens):
+            here = list(_overlaps(parts, begins, start, stop))
             if queries:
                 query = queries[0][start:stop]
             else:
-                query = by_head(qkv(modulated(start, stop), begin, end))
-                rotate(query, None, start)
+                query = by_head(_made_queries(parts, here, begin, end))
+                for index, low, high, at in here:
+                    parts[index].rotate(query[at : at + high - low], None, low)
             # [T, H, C] -> [1, H, T, C]
             attended = attend(query.movedim(0, 1)[None], key, value)[0]
             del query
             if end < width:
-                assert held is not None
-                held[start:stop, begin:end] = attended
+                for index, low, high, at in here:
+                    held[index][low:high, begin:end] = attended[at : at + high - low]
                 del attended
                 continue
-            if held is not None:
-                whole = source.new_empty(stop - start, width)
-                whole[:, :begin] = held[start:stop, :begin]
+            if held:
+                whole = like.new_empty(stop - start, width)
+                for index, low, high, at in here:
+                    whole[at : at + high - low, :begin] = held[index][low:high, :begin]
                 whole[:, begin:] = attended
                 attended = whole
                 del whole
-            change = clamp_fp16_(out(attended))
-            del attended
-            change = gate.multiply_(norm_out(change), start)
-            torch.add(source[start:stop], change, out=target[start:stop])
-            del change
+            results = [attended[at : at + high - low] for _, low, high, at in here]
+            del attended  # each part's goes before its change is added
+            for index, low, _, _ in here:
+                change = parts[index].out(results.pop(0), low)
+                parts[index].add(change, low)
+                del change
         del queries, key, value  # before the next group's are made
+
+
+def _overlaps(
+    parts: Sequence[Part], begins: Sequence[int], start: int, stop: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Where a run of the joined sequence lies: number of a part, its rows, and the run's first."""
+    for index, (part, begin) in enumerate(zip(parts, begins, strict=True)):
+        low, high = max(start, begin), min(stop, begin + part.source.shape[0])
+        if low < high:
+            yield index, low - begin, high - begin, low - start
+
+
+def _made_queries(
+    parts: Sequence[Part], here: Sequence[tuple[int, int, int, int]], begin: int, end: int
+) -> torch.Tensor:
+    """q of a run of the joined sequence, [T, end - begin]."""
+    if len(here) == 1:
+        ((index, low, high, _),) = here
+        part = parts[index]
+        first = part.query.first
+        return part.query.projection(part.modulated(low, high), first + begin, first + end)
+    made = parts[0].source.new_empty(sum(high - low for _, low, high, _ in here), end - begin)
+    for index, low, high, at in here:
+        part = parts[index]
+        rows = made[at : at + high - low]
+        write_columns(part.modulated(low, high), [(part.query, begin, end)], rows)
+    return made
 
 
 def _as_attended(rows: torch.Tensor, repeats: int) -> torch.Tensor:

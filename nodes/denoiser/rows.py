@@ -6,10 +6,13 @@ Rows are independent in every operation but attention, so doing them chunk by ch
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+
+from .cuts import joined
 
 # Maps rows [T, C_in] to new rows [T, C_out].
 RowsFn = Callable[[torch.Tensor], torch.Tensor]
@@ -61,6 +64,35 @@ class Projection:
                 part.copy_(product[:, first:last])
 
 
+class Columns(NamedTuple):
+    """Output features of a projection, from the one named `first`."""
+
+    projection: Projection
+    first: int = 0
+
+
+def write_columns(
+    rows: torch.Tensor, wanted: Sequence[tuple[Columns, int, int]], into: torch.Tensor
+) -> None:
+    """Writes rows [T, C_in] times runs of output features side by side into a tensor.
+
+    Runs of one projection that follow one another take one product where their features join.
+
+    Args:
+        wanted: columns, and the first and last of them.
+        into: [T, sum of the runs].
+
+    Memory: nothing; T * C_out elements for a projection that `is_whole`.
+    Exact: as a projection's call.
+    """
+    begin = 0
+    for projection, runs in itertools.groupby(wanted, lambda run: run[0].projection):
+        spans = [(columns.first + first, columns.first + last) for columns, first, last in runs]
+        end = begin + sum(last - first for first, last in spans)
+        projection.write(rows, joined(spans), into[:, begin:end])
+        begin = end
+
+
 def columns_of(weight: torch.Tensor, bias: torch.Tensor | None) -> ColumnsFn:
     """Multiplies rows by some rows of weight [C_out, C_in] and of bias [C_out]."""
 
@@ -74,6 +106,26 @@ def columns_of(weight: torch.Tensor, bias: torch.Tensor | None) -> ColumnsFn:
         return torch.addmm(bias[first:last], rows, columns, out=into)
 
     return multiply
+
+
+class Shift(NamedTuple):
+    """Scale and shift of rows, one vector each: rows * scale + shift, rounded once.
+
+    scale, shift: [C].
+
+    Source: apply_mod of the host's comfy/ldm/flux/layers.py.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def apply_(self, rows: torch.Tensor) -> torch.Tensor:
+        """Scales and shifts rows [T, C] in place.
+
+        Memory: 0.
+        Exact: bit-exact.
+        """
+        return torch.addcmul(self.shift, rows, self.scale, out=rows)
 
 
 class Modulation(NamedTuple):
