@@ -3,44 +3,70 @@
     python run.py bench families [--family "Qwen-Image"]
 
 As denoiser_peak: the host's own classes at full width in bfloat16, two blocks of each kind, which
-peak as all do; flash-like attention; weights excluded. U is one residual stream.
+peak as all do; flash-like attention; weights excluded. U is one residual stream. Columns of Apply
+Gradient Checkpoint where it works on the family; "smallest" takes minutes on fake tensors.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pack.nodes.prefer import Prefer
 from pack.nodes.units import MIB
 from pack.testing import families
 from pack.testing.stock_forward import settle_host
+from pack.testing.tracker import Tracker
 
 from .rows import RESULTS_DIR, merged, versions, write
 
 RESULTS = RESULTS_DIR / "families.jsonl"
 KEY = ("family", "case", "way")
-STOCK = "ComfyUI alone"
+WAYS: dict[str, Prefer | None] = {
+    "ComfyUI alone": None, "speed": "speed", "balance (default)": "balance",
+    "smallest": "smallest",
+}  # fmt: skip
+LEAN_FAMILIES = ("FLUX.2 dev", "FLUX.1 dev")
+
+
+def measured(family: families.Family, call: families.Call, prefer: Prefer | None) -> Tracker:
+    """One forward; prefer None: ComfyUI alone."""
+    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
+
+    def patched(patcher: Any) -> Any:
+        if prefer is None:
+            return patcher
+        return ApplyGradientCheckpoint.execute(patcher, prefer=prefer).args[0]
+
+    return families.measure(family, call, patched=patched)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line per family and case."""
-    lines = [f"| family, case | U | {STOCK} | in U | where |", "|---|---|---|---|---|"]
+    """Markdown: a line per family and case, a column per way."""
+    cells: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
-        peak, stream = row["peak_bytes"], row["stream_bytes"]
-        lines.append(
-            f"| {row['family']}, {row['case']} | {stream / MIB:.1f} MiB | {peak / MIB:.0f} MiB | "
-            f"{peak / stream:.1f} | {row['peak_op']} |"
-        )
+        cells.setdefault(f"{row['family']}, {row['case']}", {})[row["way"]] = row
+    lines = [f"| family, case | U | {' | '.join(WAYS)} |", "|---" * (2 + len(WAYS)) + "|"]
+    for name, by_way in cells.items():
+        stream = next(iter(by_way.values()))["stream_bytes"]
+        peaks = {way: row["peak_bytes"] for way, row in by_way.items()}
+        shown = [
+            f"{peaks[way] / MIB:.0f} MiB ({peaks[way] / stream:.2f} U)" if way in peaks else "-"
+            for way in WAYS
+        ]
+        lines.append(f"| {name} | {stream / MIB:.1f} MiB | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--family", action="append", choices=families.FAMILIES, help="only these")
+    parser.add_argument("--way", action="append", choices=list(WAYS), help="only these columns")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as base_dir:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
@@ -48,16 +74,18 @@ def main() -> None:
         rows = []
         for name in options.family or families.FAMILIES:
             family = families.FAMILIES[name]
-            for call in families.CALLS[name]:
-                tracker = families.measure(family, call)
+            ways = options.way or (WAYS if name in LEAN_FAMILIES else list(WAYS)[:1])
+            for call, way in itertools.product(families.CALLS[name], ways):
+                tracker = measured(family, call, WAYS[way])
                 rows.append({
-                    "family": name, "case": str(call), "way": STOCK,
+                    "family": name, "case": str(call), "way": way,
                     "text_tokens": call.text_tokens, "blocks": families.BLOCKS,
                     "dtype": "bfloat16", "device": f"fake {families.fake_device().type}",
                     "stream_bytes": families.stream_bytes(family, call),
                     "peak_bytes": tracker.peak_bytes, "peak_op": tracker.peak_op, **known,
                 })  # fmt: skip
-    write(RESULTS, merged(RESULTS, rows, KEY))
+    rows = merged(RESULTS, rows, KEY)
+    write(RESULTS, rows)
     print(
         f"Live-bytes peak of one forward, bfloat16, {families.BLOCKS} blocks of each kind, weights "
         f"excluded, flash attention, fake tensors. ComfyUI {known['host']}, torch "

@@ -33,10 +33,11 @@ class ApplyGradientCheckpoint(io.ComfyNode):
             display_name="Apply Gradient Checkpoint",
             category="model/patch/z-image",
             description=(
-                "Lowers the activation peak of Z-Image and Lumina 2. While sampling, the blocks "
-                "run in chunks of tokens and groups of heads into one buffer: checkpointing as in "
-                "training would save nothing there, as no activation is kept for a backward pass. "
-                "While training, it is real checkpointing, block by block."
+                "Lowers the activation peak of Z-Image, Lumina 2, FLUX.1 and FLUX.2. While "
+                "sampling, the blocks run in chunks of tokens and groups of heads into one buffer: "
+                "checkpointing as in training would save nothing there, as no activation is kept "
+                "for a backward pass. While training, it is real checkpointing, block by block, of "
+                "Z-Image and Lumina 2."
             ),
             search_aliases=[
                 "gradient checkpointing",
@@ -45,7 +46,10 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                 "chunked feed forward",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="A Z-Image or Lumina 2 model; it stays as it is."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A Z-Image, Lumina 2, FLUX.1 or FLUX.2 model; it stays as it is.",
+                ),
                 io.Combo.Input(
                     "blocks",
                     options=BLOCKS,

@@ -6,15 +6,14 @@ peak alike. The caller's tensors count as allocations; the weights do not.
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from pack.testing.stock_forward import sdpa_options
+from pack.testing.stock_forward import installed, sdpa_options
 from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -27,7 +26,7 @@ BLOCKS = 2
 class Family:
     """A published model of the host.
 
-    module, name: the class of its transformer, below comfy.ldm.
+    supported: its class in comfy.supported_models.
     dim: width of the residual stream, in elements.
     cell: pixels of a token's side; a frame of a video after the first stands for `frames` of them.
     channels, latent_px: of the latent; pixels of its cell's side.
@@ -36,8 +35,7 @@ class Family:
     inputs: widths of vectors that it is called with besides, by their names; 0 for one number.
     """
 
-    module: str
-    name: str
+    supported: str
     dim: int
     cell: int
     channels: int
@@ -70,9 +68,10 @@ class Call:
 # Source of the sizes: detect_unet_config in the host's comfy/model_detection.py, and the published
 # files that it reads them from.
 FLUX2 = Family(
-    "flux.model", "Flux", 6144, 16, 128, 16, 15360,
+    "Flux2", 6144, 16, 128, 16, 15360,
     {
-        "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "context_in_dim": 15360,
+        "image_model": "flux2", "in_channels": 128, "out_channels": 128, "vec_in_dim": None,
+        "context_in_dim": 15360,
         "hidden_size": 6144, "mlp_ratio": 3.0, "num_heads": 48, "depth": BLOCKS,
         "depth_single_blocks": BLOCKS, "axes_dim": [32, 32, 32, 32], "theta": 2000,
         "patch_size": 1, "qkv_bias": False, "guidance_embed": True, "txt_ids_dims": [3],
@@ -82,9 +81,10 @@ FLUX2 = Family(
     {"guidance": 0},
 )  # fmt: skip
 FLUX1 = Family(
-    "flux.model", "Flux", 3072, 16, 16, 8, 4096,
+    "Flux", 3072, 16, 16, 8, 4096,
     {
-        "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096,
+        "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 768,
+        "context_in_dim": 4096,
         "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": BLOCKS,
         "depth_single_blocks": BLOCKS, "axes_dim": [16, 56, 56], "theta": 10000,
         "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
@@ -92,13 +92,14 @@ FLUX1 = Family(
     {"guidance": 0, "y": 768},
 )  # fmt: skip
 QWEN_IMAGE = Family(
-    "qwen_image.model", "QwenImageTransformer2DModel", 3072, 16, 16, 8, 3584,
-    {"in_channels": 64, "num_layers": BLOCKS}, frames=1,
+    "QwenImage", 3072, 16, 16, 8, 3584,
+    {"image_model": "qwen_image", "in_channels": 64, "num_layers": BLOCKS}, frames=1,
 )  # fmt: skip
 WAN = Family(
-    "wan.model", "WanModel", 5120, 16, 16, 8, 4096,
+    "WAN21_T2V", 5120, 16, 16, 8, 4096,
     {
-        "model_type": "t2v", "dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": BLOCKS,
+        "image_model": "wan2.1", "model_type": "t2v", "dim": 5120, "ffn_dim": 13824,
+        "num_heads": 40, "num_layers": BLOCKS,
         "in_dim": 16, "out_dim": 16, "text_dim": 4096, "cross_attn_norm": True,
     },
     frames=4,
@@ -121,15 +122,14 @@ def fake_device() -> torch.device:
     return torch.device("cuda" if torch.backends.cuda.is_built() else "cpu")
 
 
-def build(
-    family: Family, *, dtype: torch.dtype, device: torch.device, **changed: Any
-) -> torch.nn.Module:
-    """The host's transformer; `changed` entries of its configuration differ."""
-    import comfy.ops
+def build(family: Family, *, dtype: torch.dtype, device: torch.device, **changed: Any) -> Any:
+    """The host's BaseModel; `changed` entries of its configuration differ."""
+    import comfy.supported_models
 
-    kind = getattr(importlib.import_module(f"comfy.ldm.{family.module}"), family.name)
     config = {**family.config, **changed}
-    return kind(**config, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
+    model_config = getattr(comfy.supported_models, family.supported)(config)
+    model_config.set_inference_dtype(dtype, None)
+    return model_config.get_model({}, "", device=device)
 
 
 def latent_shape(family: Family, call: Call) -> tuple[int, ...]:
@@ -155,18 +155,25 @@ def measure(
     *,
     dtype: torch.dtype = torch.bfloat16,
     changed: Mapping[str, Any] = MappingProxyType({}),
+    patched: Callable[[Any], Any] = lambda patcher: patcher,
     **tracking: Any,
 ) -> Tracker:
-    """Runs one forward of the host as in sampling, and returns what it held.
+    """Runs one forward of the transformer as in sampling, and returns what it held.
 
     Args:
         changed: see `build`.
+        patched: what nodes make of the ModelPatcher.
         tracking: options of Tracker; attention is "flash" unless named.
     """
-    device = fake_device()
+    from comfy.model_patcher import ModelPatcher
+
+    device, mode = fake_device(), FakeTensorMode()
     tracker = Tracker(**{"attention": "flash", **tracking})
-    with torch.inference_mode(), FakeTensorMode(), device:
+    with mode, device:
         model = build(family, dtype=dtype, device=device, **changed)
+        patcher = ModelPatcher(model, load_device=device, offload_device=device)
+    patcher.model_options["transformer_options"].update(sdpa_options(device))
+    with torch.inference_mode(), installed(patched(patcher)) as options, mode, device:
         shape = latent_shape(family, call)
         given = [torch.empty(shape, dtype=dtype), torch.empty(1, dtype=dtype)]
         given.append(torch.empty(1, call.text_tokens, family.text, dtype=dtype))
@@ -179,5 +186,5 @@ def measure(
             more["ref_latents"] = made
         with tracker:
             tracker.watch(*given, *more.get("ref_latents", ()))
-            model(*given, **more, transformer_options=sdpa_options(device))
+            model.diffusion_model(*given, **more, transformer_options=options)
     return tracker

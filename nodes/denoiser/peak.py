@@ -101,6 +101,10 @@ def attention_elements(
     made = normed * (sizes.dim + (sizes.qkv_dim if is_beside else 0))
     # q of a chunk beside what it attended to; or that joined; or that beside its projection.
     ends = 2 * sizes.dim
+    if sizes.is_parallel:  # beside it what is joined with the hidden rows, and the rows they are of
+        blocks = plan.feed_blocks(is_whole=sizes.is_whole)
+        second = -(-sizes.ffn_dim // blocks) if sizes.is_gated else 0
+        ends = 2 * sizes.dim + sizes.ffn_dim + second
     shared = 2 if repeats == 1 else 2 * repeats + (2 if queries else 0)
     attention = max(
         tokens * (held + (queries + 2) * group) + made + before_out,
@@ -124,6 +128,8 @@ def feed_forward_elements(
     """
     chunk = longest_chunk(tokens, plan.feed_tokens)
     held = chunk * (sizes.dim + sizes.ffn_dim) + 3 * copies.feed_forward
+    if not sizes.is_gated:
+        return held
     block = chunk * -(-sizes.ffn_dim // plan.feed_blocks(is_whole=sizes.is_whole))
     # The first chunk has not fetched w2 where it holds that block.
     is_first = chunk == tokens and not copies.is_batch

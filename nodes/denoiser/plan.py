@@ -120,11 +120,13 @@ def plan_for(
         groups = _many_groups(sizes.kv_heads)
     else:
         groups = [1, 2] if choice.chunk_tokens else [1]
+    is_joined = sizes.is_parallel and sizes.is_gated
     attention = [
-        replace(base, groups=count, chunk_tokens=chunk, holds_query=holds)
-        for count in groups
+        replace(base, groups=n, chunk_tokens=chunk, holds_query=holds, hidden_blocks=blocks)
+        for n in groups
         for chunk in chunks
         for holds in (True, False)
+        for blocks in ((1, HIDDEN_BLOCKS) if is_joined else (1,))
     ]
     feed = [
         replace(base, feed_tokens=chunk, hidden_blocks=blocks)
@@ -152,9 +154,8 @@ def plan_for(
     of_attention, of_feed = (
         min((w for w in half if w[0] <= limit), key=lambda w: (w[1], w[0]))[2] for half in halves
     )
-    return replace(
-        of_attention, feed_tokens=of_feed.feed_tokens, hidden_blocks=of_feed.hidden_blocks
-    )
+    blocks = max(of_attention.hidden_blocks, of_feed.hidden_blocks)
+    return replace(of_attention, feed_tokens=of_feed.feed_tokens, hidden_blocks=blocks)
 
 
 def _limit(
@@ -165,8 +166,8 @@ def _limit(
         return float("inf")
     if prefer == "smallest" or choice.groups or choice.chunk_tokens:
         return 0
-    # Of the host's block: four hidden tensors and four streams.
-    return BALANCE_SHARE * batch * tokens * 4 * (sizes.ffn_dim + sizes.dim)
+    of_host = sizes.stock_elements or 4 * (sizes.ffn_dim + sizes.dim)
+    return BALANCE_SHARE * batch * tokens * of_host
 
 
 def _chunks(tokens: int, least: int) -> Iterator[int]:

@@ -23,6 +23,10 @@ class TransformerSizes:
         layers), so q, k and v of all heads live at a time.
     is_dequantised: copies of weights of some block are in the dtype of the activations.
     has_features: features of reference pictures (SigLIP) are tokens too.
+    is_gated: the feed-forward has two factors.
+    is_parallel: in some block the feed-forward runs beside the attention, on the same rows (FLUX).
+    stock_elements: what the host's block holds of a token at its peak; 0: four hidden tensors and
+        four streams.
     """
 
     dim: int = 3840
@@ -39,6 +43,9 @@ class TransformerSizes:
     is_whole: bool = False
     is_dequantised: bool = False
     has_features: bool = False
+    is_gated: bool = True
+    is_parallel: bool = False
+    stock_elements: int = 0
 
     def __post_init__(self) -> None:
         if self.heads * self.head_dim != self.dim:

@@ -90,8 +90,8 @@ CASES = {
         ("host", "cuda"),
     ),
     "families": Case(
-        ["--family", "Qwen-Image"],
-        [("Qwen-Image, 1024x1024", ("U", "ComfyUI alone", "in U"))],
+        ["--family", "FLUX.1 dev", "--way", "ComfyUI alone", "--way", "balance (default)"],
+        [("FLUX.1 dev, 1024x1024", ("U", "ComfyUI alone", "balance (default)"))],
         ("host", "cuda"),
     ),
     "launches": Case(

@@ -60,6 +60,14 @@ def fetch_norm(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
     )
 
 
+def fetch_layer_norm(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
+    """Fetches weight and bias of a layer norm; returns the norm of rows. As `fetch_norm`."""
+    if not is_plain(layer, _PLAIN.LayerNorm):
+        return layer
+    weight, bias = (None, None) if layer.weight is None else fetch_weights(layer, like, until)
+    return lambda rows: functional.layer_norm(rows, layer.normalized_shape, weight, bias, layer.eps)
+
+
 def by_pieces(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
     """Applies a row-wise function to rows [T, ...]; on the CPU a few rows at a time.
 

@@ -6,17 +6,16 @@ in a patched model. Its layers are the block's own, so weights, LoRA and offload
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import comfy.ldm.lumina.model as lumina
 import comfy.model_management
 import torch
 import torch.utils.checkpoint
-from torch import nn
 
 from ...denoiser.attention_half import Heads, add_attention
 from ...denoiser.cuts import DenoiserPlan
@@ -29,18 +28,9 @@ from ..base.fetch import fetch_norm
 from ..base.options import FIT, OPTIONS_KEY, asked_groups
 from .heads import RopeFn, attend_of, rotation, views_of
 from .projections import projection
+from .replaced import Replaced, eager
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def eager(function: F) -> F:
-    """Keeps torch.compile out of a function, which then runs between the compiled parts.
-
-    It would unroll the loops over chunks into a graph that writes into views of its own inputs,
-    which it cannot build.
-    """
-    return cast(F, torch.compiler.disable(function))
 
 
 @dataclass(frozen=True)
@@ -161,7 +151,8 @@ def _attention_half(
         qkv, out = (projection(layer, source, until) for layer in (attention.qkv, attention.out))
         norm_in = fetch_norm(block.attention_norm1, source, until)
         norm_out = fetch_norm(block.attention_norm2, source, until)
-        rotate = rotation(rope, attention, source, until, plan)
+        norms = attention.q_norm, attention.k_norm
+        rotate = rotation(rope, norms, attention.head_dim, source, until, plan)
         for sample in range(source.shape[0]):
             add_attention(
                 source[sample],
@@ -208,7 +199,7 @@ def _feed_forward_half(
             )
 
 
-class LeanBlock(nn.Module):
+class LeanBlock(Replaced):
     """Replaces a block of the host under the host's own forward.
 
     Sampling: `run_block` into a new tensor. With gradients: the block itself under
@@ -218,18 +209,10 @@ class LeanBlock(nn.Module):
     """
 
     def __init__(self, block: Any, settings: BlockSettings) -> None:
-        super().__init__()
-        for name, layer in block.named_children():
-            self.add_module(name, layer)
+        super().__init__(block)
         for name in ("layer_id", "dim", "head_dim", "modulation"):
             setattr(self, name, getattr(block, name))
-        self.stock = (block,)  # in a tuple, so that it is no submodule and its weights count once
         self.settings = settings
-
-    def named_modules(self, memo=None, prefix="", remove_duplicate=True):
-        """With the block, so that the host's Train LoRA takes its checkpointing off it again."""
-        yield from super().named_modules(memo, prefix, remove_duplicate)
-        yield f"{prefix}.stock", self.stock[0]  # its layers are this module's
 
     def forward(self, x, x_mask, freqs_cis, adaln_input=None, *args, **kwargs):
         (block,) = self.stock

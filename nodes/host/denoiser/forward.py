@@ -18,13 +18,14 @@ import torch
 
 from ...denoiser.cuts import DenoiserPlan, chunks
 from ..base.block_events import block_ended
-from .block import BlockSettings, eager, is_untouched, run_block
+from .block import BlockSettings, is_untouched, run_block
 from .controlnet import lean_controls
 from .heads import RopeFn, views_of
 from .patches import Patched, Stream, patches_of
 from .positions import rope_table
 from .prefetch import prefetching
 from .projections import projection
+from .replaced import eager
 from .sequence import Layout, embed, layout_of
 
 # What a request has of its reference pictures.

@@ -39,17 +39,25 @@ def views_of(table: torch.Tensor) -> RopeFn:
 
 
 def rotation(
-    rope: RopeFn, attention: Any, like: torch.Tensor, until: ExitStack, plan: DenoiserPlan
+    rope: RopeFn,
+    layers: tuple[Any, Any],
+    channels: int,
+    like: torch.Tensor,
+    until: ExitStack,
+    plan: DenoiserPlan,
+    *,
+    is_fused: bool = IS_FUSED,
 ) -> RotateFn:
     """Norm and rotary embedding of q and k, in place. Two arguments as `fetch_weights`.
 
     Args:
         rope: the table of a run of tokens.
-        attention: the layer with q_norm and k_norm.
+        layers: the norms of q and of k.
+        channels: of a head.
+        is_fused: whether the host's block fuses the two.
     """
-    layers = attention.q_norm, attention.k_norm
-    norms = [_norm_weight(layer, like, until) for layer in layers]
-    channels = attention.head_dim
+    norm_of = _norm_weight if is_fused else fetch_norm
+    norms = [norm_of(layer, like, until) for layer in layers]
 
     def rotate(query: torch.Tensor | None, key: torch.Tensor | None, start: int) -> None:
         given = [
@@ -60,7 +68,7 @@ def rotation(
         tokens = step = given[0][0].shape[0]
         if not plan.holds_rope:
             step = plan.rope_tokens(like.shape[-1], channels)
-        if not (IS_FUSED and IN_PLACE and _has_kernel(like.device, like.dtype, channels)):
+        if not (is_fused and IN_PLACE and _has_kernel(like.device, like.dtype, channels)):
             step = min(step, max(1, plan.chunk_tokens // UNFUSED_PARTS))
         if like.device.type == "cpu":
             step = max(1, min(step, PIECE_ELEMENTS // given[0][0][0].numel()))
@@ -91,7 +99,7 @@ def _has_kernel(device: torch.device, dtype: torch.dtype, channels: int) -> bool
 
 def _norm_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> torch.Tensor | RowsFn:
     """What `_rotate_` needs of q's or k's norm: its weight, or the norm itself on older hosts."""
-    if IS_FUSED and is_plain(layer, comfy.ops.disable_weight_init.RMSNorm):
+    if is_plain(layer, comfy.ops.disable_weight_init.RMSNorm):
         # In-place kernels refuse what requires a gradient, even where none is recorded.
         return fetch_weights(layer, like, until)[0].detach()
     return fetch_norm(layer, like, until)

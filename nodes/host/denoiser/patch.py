@@ -19,16 +19,19 @@ from ..base.fetch import mixes_rows
 from ..base.options import OPTIONS_KEY
 from ..base.reserve import reserved
 from ..base.server import NodeLog
+from . import flux
 from .block import BlockSettings, LeanBlock, is_known_block
 from .controlnet import control_sizes
 from .forward import is_ming_image, make_wrapper
 from .projections import is_whole
+from .replaced import OnHandover, Replaced
 
 BLOCKS = ["all", "main layers", "every second", "refiners only"]
 MIXED_ROWS = (
     "nvfp4 without input scales: each chunk is rounded by a scale of its own, so pictures may "
     "differ from ComfyUI's by rounding"
 )
+REFINERS = ("context_refiner", "noise_refiner")
 _KEY = f"{OPTIONS_KEY}.gradient_checkpoint"
 
 
@@ -36,19 +39,21 @@ def transformer_sizes(model: ModelPatcher) -> TransformerSizes:
     """The sizes of the model's transformer.
 
     Raises:
-        ValueError: the model is not the host's NextDiT (Z-Image, Lumina 2).
+        ValueError: the model is not the host's NextDiT (Z-Image, Lumina 2) or Flux.
     """
     denoiser: Any = model.get_model_object("diffusion_model")
-    if type(denoiser) is not lumina.NextDiT:
+    if type(denoiser) is not lumina.NextDiT and not flux.is_flux(denoiser):
         raise ValueError(
-            "Apply Gradient Checkpoint works on Z-Image and Lumina 2, this model is "
-            f"{type(model.model).__name__}: use Attention Slice, which works on every model"
+            "Apply Gradient Checkpoint works on Z-Image, Lumina 2, FLUX.1 and FLUX.2, this model "
+            f"is {type(model.model).__name__}: use Attention Slice, which works on every model"
         )
     # Ignore replaced blocks when reading sizes.
     found = ((name, model.get_model_object(name)) for name in _block_names(denoiser))
     known: dict[str, Any] = {
-        name: b for name, b in found if type(b) is LeanBlock or is_known_block(b)
+        name: b for name, b in found if isinstance(b, Replaced) or _is_known(denoiser, b)
     }
+    if flux.is_flux(denoiser) and known:
+        return flux.sizes_of(denoiser, list(known.values()))
     block = next((b for name, b in known.items() if ".layers." in name), None)
     if block is None:
         raise ValueError("another node replaced every block: place this node before that one")
@@ -97,7 +102,8 @@ def check_is_z_image(model: ModelPatcher) -> None:
 
 def has_lean_forward(model: ModelPatcher, blocks: str) -> bool:
     """Whether the forward around the blocks is lean as well, for plain requests."""
-    return blocks == "all" and not is_ming_image(model.model.diffusion_model)
+    denoiser = model.model.diffusion_model
+    return blocks == "all" and type(denoiser) is lumina.NextDiT and not is_ming_image(denoiser)
 
 
 def activation_bytes(model: ModelPatcher) -> int:
@@ -132,11 +138,14 @@ def with_lean_blocks(
     if mixes_rows:
         log.say_once("nvfp4", MIXED_ROWS)
 
+    def on_stock_block(reason: str) -> None:
+        log.say_once(reason, f"{reason}: the blocks run as ComfyUI's own")
+
     clone = model.clone()
-    _put_blocks(clone, settings, blocks)
+    _put_blocks(clone, settings, blocks, on_stock_block)
     for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING):
         clone.remove_wrappers_with_key(kind, _KEY)
-    if blocks == "all":
+    if blocks == "all" and type(model.model.diffusion_model) is lumina.NextDiT:
         wrapper = make_wrapper(settings, on_handover)
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
         clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, prepare)
@@ -144,7 +153,7 @@ def with_lean_blocks(
     def on_copy(source: ModelPatcher, copy: ModelPatcher) -> None:
         # A copy with weights of its own (another GPU) needs lean blocks around those.
         if copy.model is not source.model:
-            _put_blocks(copy, settings, blocks)
+            _put_blocks(copy, settings, blocks, on_stock_block)
 
     for event in ("ON_CLONE", "ON_DEEPCLONE_MULTIGPU"):
         if hasattr(CallbacksMP, event):
@@ -153,33 +162,54 @@ def with_lean_blocks(
     return clone
 
 
-def _put_blocks(patcher: ModelPatcher, settings: BlockSettings, blocks: str) -> None:
-    for name in _block_names(patcher.model.diffusion_model):
+def _put_blocks(
+    patcher: ModelPatcher, settings: BlockSettings, blocks: str, on_handover: OnHandover
+) -> None:
+    denoiser = patcher.model.diffusion_model
+    names = _block_names(denoiser)
+    if not any(_is_chosen(name, blocks) for name in names):
+        raise ValueError(f"blocks must be one that this model has, got {blocks}: choose all")
+    if flux.is_flux(denoiser):
+        names.append(f"diffusion_model.{flux.FINAL}")
+    for name in names:
         put = patcher.object_patches.get(name)
-        if isinstance(put, LeanBlock):  # of this node before, or of the model that was copied
+        if isinstance(put, Replaced):  # of this node before, or of the model that was copied
             del patcher.object_patches[name]
         # Not the model's own attribute: another clone in use may have patched it.
         block = patcher.get_model_object(name)
         if _is_chosen(name, blocks) and name not in patcher.object_patches:
-            if not is_known_block(block):
+            if not _is_known(denoiser, block):
                 raise ValueError(
                     f"{name} must be the host's own block, got {type(block).__name__}: place "
                     "this node before the one that replaces it"
                 )
-            patcher.add_object_patch(name, LeanBlock(block, settings))
+            if flux.is_flux(denoiser):
+                lean = flux.lean_part(block, settings, on_handover)
+            else:
+                lean = LeanBlock(block, settings)
+            patcher.add_object_patch(name, lean)
+
+
+def _is_known(denoiser: Any, part: Any) -> bool:
+    if flux.is_flux(denoiser):
+        return flux.is_known_block(part) or flux.is_known_final(part)
+    return is_known_block(part)
 
 
 def _block_names(denoiser: Any) -> list[str]:
-    stacks = ("context_refiner", "noise_refiner", "layers")
+    stacks = flux.STACKS if flux.is_flux(denoiser) else (*REFINERS, "layers")
     return [f"diffusion_model.{s}.{i}" for s in stacks for i in range(len(getattr(denoiser, s)))]
 
 
 def _is_chosen(name: str, blocks: str) -> bool:
-    _, stack, number = name.split(".")
-    index = int(number)
-    if stack == "layers":
-        return blocks in ("all", "main layers") or (blocks == "every second" and index % 2 == 0)
-    return blocks in ("all", "refiners only")
+    _, stack, *number = name.split(".")
+    if stack == flux.FINAL:
+        return blocks == "all"
+    if stack in REFINERS:
+        return blocks in ("all", "refiners only")
+    return blocks in ("all", "main layers") or (
+        blocks == "every second" and int(number[0]) % 2 == 0
+    )
 
 
 def reserve_need(request: Request, settings: BlockSettings) -> Callable[..., Any]:

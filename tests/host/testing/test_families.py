@@ -19,7 +19,7 @@ def test_the_host_detects_this_configuration(name: str) -> None:
 
     family = FAMILIES[name]
     model = build(family, dtype=torch.bfloat16, device=torch.device("meta"))
-    found: Any = detect_unet_config(model.state_dict(), "")
+    found: Any = detect_unet_config(model.diffusion_model.state_dict(), "")
     assert found is not None
     shared = family.config.keys() & found.keys()
     assert {key: found[key] for key in shared} == {key: family.config[key] for key in shared}

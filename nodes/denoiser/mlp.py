@@ -1,0 +1,84 @@
+"""The hidden rows of a feed-forward with one factor or two, and the half of a block around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ..cuts import pieces
+from .cuts import DenoiserPlan, chunks
+from .rows import Columns, Projection, write_columns
+
+# Applies the activation to rows, in place.
+ActivationFn = Callable[[torch.Tensor], object]
+
+
+class Hidden(NamedTuple):
+    """The hidden rows: activation(first), times second where there is one.
+
+    width: H, in elements.
+    """
+
+    width: int
+    first: Columns
+    second: Columns | None
+    activation_: ActivationFn
+
+    def write(self, rows: torch.Tensor, into: torch.Tensor, plan: DenoiserPlan) -> None:
+        """Writes the hidden rows of rows [T, D] into a tensor [T, H].
+
+        Memory: T * H / hidden_blocks elements for the second factor. Where a projection `is_whole`,
+            its product: of both factors if it gives both.
+        Exact: bit-exact on CPU.
+        """
+        first, second = self.first, self.second
+        if second is None:
+            write_columns(rows, [(first, 0, self.width)], into)
+            self.activation_(into)
+        elif first.projection is second.projection and first.projection.is_whole:
+            product = first.projection(rows)
+            into.copy_(product[:, first.first : first.first + self.width])
+            self.activation_(into)
+            into.mul_(product[:, second.first : second.first + self.width])
+        else:
+            write_columns(rows, [(first, 0, self.width)], into)
+            self.activation_(into)
+            blocks = plan.feed_blocks(is_whole=second.projection.is_whole)
+            for begin, end in pieces(self.width, -(-self.width // blocks)):
+                factor = second.projection(rows, second.first + begin, second.first + end)
+                into[:, begin:end].mul_(factor)
+                del factor
+
+
+def add_mlp(
+    source: torch.Tensor,
+    *,
+    modulated: Callable[[int, int], torch.Tensor],
+    hidden: Hidden,
+    out: Projection,
+    add: Callable[[torch.Tensor, int], None],
+    plan: DenoiserPlan,
+) -> None:
+    """Adds out(hidden(modulated rows)) to a stream, chunk by chunk.
+
+    Args:
+        source: residual stream, [T, D], float.
+        modulated: normed and modulated rows of a run of its tokens, new [t, D].
+        out: H -> D.
+        add: adds rows to the stream, from that token on; may write over them.
+        plan: its feed_tokens and hidden_blocks.
+
+    Memory: feed_tokens * (D + (1 + 1 / hidden_blocks) H) elements; H alone with one factor.
+    Exact: bit-exact on CPU (rows and output features are independent).
+    """
+    for start, stop in chunks(source.shape[0], plan.feed_tokens):
+        rows = modulated(start, stop)
+        made = source.new_empty(stop - start, hidden.width)
+        hidden.write(rows, made, plan)
+        del rows  # before out allocates its result
+        change = out(made)
+        del made
+        add(change, start)
+        del change  # before the next chunk allocates

@@ -1,0 +1,106 @@
+"""What lean blocks have in common: they stand for a block of the host under its own forward."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+OnHandover = Callable[[str], None]
+F = TypeVar("F", bound=Callable[..., Any])
+# Patches inside a block get q, k and v, or what they attended to, whole.
+OF_ATTENTION = ("attn1_patch", "attn1_output_patch")
+
+
+def eager(function: F) -> F:
+    """Keeps torch.compile out of a function, which then runs between the compiled parts.
+
+    It would unroll the loops over chunks into a graph that writes into views of its own inputs,
+    which it cannot build.
+    """
+    return cast(F, torch.compiler.disable(function))
+
+
+def is_stock(part: Any, kind: type) -> bool:
+    """True for a part of the host's class without hooks and without a forward of its own."""
+    return (
+        type(part) is kind
+        and getattr(part.forward, "__func__", None) is kind.forward
+        and not part._forward_hooks
+        and not part._forward_pre_hooks
+    )
+
+
+class Replaced(nn.Module):
+    """Replaces a block in a patched model.
+
+    Its layers are the block's own, so weights, LoRA and offload find them by name.
+
+    stock: the block, in a tuple, so that it is no submodule and its weights count once.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        for name, layer in block.named_children():
+            self.add_module(name, layer)
+        self.stock = (block,)
+
+    def named_modules(self, memo=None, prefix="", remove_duplicate=True):
+        """With the block, so that the host's Train LoRA takes its checkpointing off it again."""
+        yield from super().named_modules(memo, prefix, remove_duplicate)
+        yield f"{prefix}.stock", self.stock[0]  # its layers are this module's
+
+
+class InPlace(Replaced):
+    """For parts of the host that write over their streams, and return them.
+
+    Sampling: `run`, also in place. Calls that are not known, and those with gradients, go to the
+    part as they are: under torch.utils.checkpoint, what it saves would be written over unnoticed.
+
+    STREAMS: the arguments that the part may write over. KNOWN: the others that `run` reads.
+    """
+
+    STREAMS: tuple[str, ...]
+    KNOWN: tuple[str, ...]
+
+    def __init__(self, block: Any, on_handover: OnHandover) -> None:
+        super().__init__(block)
+        for name, value in vars(block).items():
+            if not name.startswith("_") and name not in vars(self):
+                setattr(self, name, value)
+        self._on_handover = on_handover
+
+    def why_not(self, given: Mapping[str, Any]) -> str | None:
+        """Why the part itself has to run, in a few words."""
+        for name, value in given.items():
+            if name not in (*self.STREAMS, *self.KNOWN) and value is not None:
+                return f"the request has {name}"
+        patches = (given.get("transformer_options") or {}).get("patches", {})
+        for kind in OF_ATTENTION:
+            if patches.get(kind):
+                return f"another node patches the attention ({kind})"
+        return None
+
+    def run(self, **given: Any) -> Any:
+        """What the part computes; arguments by their names."""
+        raise NotImplementedError
+
+    @eager
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (block,) = self.stock
+        bound = inspect.signature(block.forward).bind(*args, **kwargs)
+        given = bound.arguments
+        why = "gradients are on" if self._has_gradient(given) else self.why_not(given)
+        if why is not None:
+            self._on_handover(why)
+            return block(*args, **kwargs)
+        return self.run(**given)
+
+    def _has_gradient(self, given: Mapping[str, Any]) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        tensors = (t for t in given.values() if isinstance(t, torch.Tensor))
+        return any(t.requires_grad for t in (*tensors, *self.parameters()))
