@@ -139,9 +139,13 @@ def _of(factors: torch.Tensor, sample: int) -> torch.Tensor:
     return factors[sample if len(factors) > 1 else 0, 0]
 
 
-def _why_not_modulated(modulations: list[Any]) -> str | None:
-    is_by_token = any(each.shift.ndim != 3 or each.shift.shape[1] != 1 for each in modulations)
-    return "each token is modulated by itself" if is_by_token else None
+def _is_by_token(vec: Any) -> bool:
+    """True where tokens are modulated apart. What modulates is not computed for the answer."""
+    if isinstance(vec, torch.Tensor):
+        return vec.ndim == 3 and vec.shape[1] != 1
+    if isinstance(vec, layers.ModulationOut):
+        return vec.shift.ndim != 3 or vec.shift.shape[1] != 1
+    return any(map(_is_by_token, vec))
 
 
 class _Lean(InPlace):
@@ -156,7 +160,9 @@ class _Lean(InPlace):
             return "another node changed a block"
         if given.get("pe", 0) is None:
             return "the request has no positions"
-        return super().why_not(given) or _why_not_modulated(self._modulations(given["vec"]))
+        if _is_by_token(given["vec"]):
+            return "each token is modulated by itself"
+        return super().why_not(given)
 
     def _is_untouched(self) -> bool:
         raise NotImplementedError
