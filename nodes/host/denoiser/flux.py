@@ -17,8 +17,9 @@ from torch.nn import functional
 from ...denoiser.attention_half import AttendFn, Heads, Part, add_joint_attention
 from ...denoiser.cuts import DenoiserPlan, chunks
 from ...denoiser.mlp import ActivationFn, Hidden, add_mlp
-from ...denoiser.rows import Columns, Projection, Shift, clamp_fp16_
+from ...denoiser.rows import Columns, Projection, RowsFn, Shift, clamp_fp16_
 from ...denoiser.sizes import TransformerSizes
+from ...denoiser.stream import Factors, Stream
 from ..base.fetch import fetch_layer_norm
 from ..base.options import within_groups
 from .block import BlockSettings
@@ -105,7 +106,7 @@ def _activation(mlp: Any) -> Activation | None:
     return _activation_of(mlp[1])
 
 
-class _Stream(NamedTuple):
+class _Modulated(NamedTuple):
     """One stream of a block, and what modulates it there.
 
     tokens: [B, T, D], written over.
@@ -116,23 +117,12 @@ class _Stream(NamedTuple):
     norm: Any
     factors: Any
 
-    def modulated(
-        self, sample: int, normed: Callable[[torch.Tensor], torch.Tensor]
-    ) -> Callable[[int, int], torch.Tensor]:
-        """Rows of one sample, normed, scaled and shifted."""
-        source = self.tokens[sample]
-        scale = 1 + _of(self.factors.scale, sample)
-        shift = Shift(scale, _of(self.factors.shift, sample))
-        return lambda start, stop: shift.apply_(normed(source[start:stop]))
-
-    def add(self, sample: int) -> Callable[[torch.Tensor, int], None]:
-        """Adds rows, times the gate, to one sample."""
-        source, gate = self.tokens[sample], _of(self.factors.gate, sample)
-
-        def add(change: torch.Tensor, start: int) -> None:
-            source[start : start + change.shape[0]].add_(change.mul_(gate))
-
-        return add
+    def of(self, sample: int, norm: RowsFn) -> Stream:
+        """The stream of one sample; norm: fetched."""
+        source, factors = self.tokens[sample], self.factors
+        shift = Shift(1 + _of(factors.scale, sample), _of(factors.shift, sample))
+        run = Factors(0, source.shape[0], shift, _of(factors.gate, sample))
+        return Stream(source, source, norm, [run], is_fused=False)
 
 
 def _of(factors: torch.Tensor, sample: int) -> torch.Tensor:
@@ -232,16 +222,16 @@ class LeanDouble(_Lean):
         options = transformer_options or {}
         plan = self._plan([txt, img], options)
         img_1, img_2, txt_1, txt_2 = self._modulations(vec)
-        of_text = (_Stream(txt, block.txt_norm1, txt_1), block.txt_attn)
-        of_picture = (_Stream(img, block.img_norm1, img_1), block.img_attn)
+        of_text = (_Modulated(txt, block.txt_norm1, txt_1), block.txt_attn)
+        of_picture = (_Modulated(img, block.img_norm1, img_1), block.img_attn)
         self._attention([of_text, of_picture], pe, options, plan)
-        _feed_forward(_Stream(img, block.img_norm2, img_2), block.img_mlp, plan)
-        _feed_forward(_Stream(txt, block.txt_norm2, txt_2), block.txt_mlp, plan)
+        _feed_forward(_Modulated(img, block.img_norm2, img_2), block.img_mlp, plan)
+        _feed_forward(_Modulated(txt, block.txt_norm2, txt_2), block.txt_mlp, plan)
         return img, clamp_fp16_(txt)
 
     def _attention(
         self,
-        streams: list[tuple[_Stream, Any]],
+        streams: list[tuple[_Modulated, Any]],
         pe: torch.Tensor,
         options: dict[str, Any],
         plan: DenoiserPlan,
@@ -262,10 +252,11 @@ class LeanDouble(_Lean):
                 parts, first = [], 0
                 for (stream, attention), (norm, qkv, out) in zip(streams, fetched, strict=True):
                     tokens, norms = stream.tokens, attention.norm
+                    of_sample = stream.of(sample, norm)
                     parts.append(
                         Part(
                             tokens[sample],
-                            stream.modulated(sample, norm),
+                            of_sample.modulated,
                             *_packed(qkv, dim),
                             rotation(
                                 _rope(pe, sample, first),
@@ -277,14 +268,14 @@ class LeanDouble(_Lean):
                                 is_fused=False,
                             ),
                             out=lambda attended, start, out=out: out(attended),
-                            add=stream.add(sample),
+                            add=of_sample.add,
                         )
                     )
                     first += tokens.shape[1]
                 add_joint_attention(parts, attend=attend, heads=heads, plan=plan)
 
 
-def _feed_forward(stream: _Stream, mlp: Any, plan: DenoiserPlan) -> None:
+def _feed_forward(stream: _Modulated, mlp: Any, plan: DenoiserPlan) -> None:
     activation = _activation(mlp)
     assert activation is not None
     with ExitStack() as until:
@@ -294,12 +285,13 @@ def _feed_forward(stream: _Stream, mlp: Any, plan: DenoiserPlan) -> None:
         second = Columns(first, width) if activation.is_gated else None
         norm = fetch_layer_norm(stream.norm, stream.tokens, until)
         for sample in range(stream.tokens.shape[0]):
+            of_sample = stream.of(sample, norm)
             add_mlp(
-                stream.tokens[sample],
-                modulated=stream.modulated(sample, norm),
+                of_sample.source,
+                modulated=of_sample.modulated,
                 hidden=Hidden(width, Columns(first), second, activation.apply_),
                 out=out,
-                add=stream.add(sample),
+                add=of_sample.add,
                 plan=plan,
             )
 
@@ -330,7 +322,7 @@ class LeanSingle(_Lean):
         heads, dim = self._heads, self.settings.sizes.dim
         activation = _activation_of(block.mlp_act)
         assert activation is not None
-        stream = _Stream(x, block.pre_norm, *self._modulations(vec))
+        stream = _Modulated(x, block.pre_norm, *self._modulations(vec))
         with ExitStack() as until:
             first = projection(block.linear1, x, until)
             last = projection(block.linear2, x, until)
@@ -340,12 +332,12 @@ class LeanSingle(_Lean):
             norm = fetch_layer_norm(block.pre_norm, x, until)
             attend = _attend_of(options, is_grouped=not first.is_whole)
             for sample in range(x.shape[0]):
-                modulated = stream.modulated(sample, norm)
+                of_sample = stream.of(sample, norm)
 
                 def out(
                     attended: torch.Tensor,
                     start: int,
-                    modulated: Callable[[int, int], torch.Tensor] = modulated,
+                    modulated: Callable[[int, int], torch.Tensor] = of_sample.modulated,
                 ) -> torch.Tensor:
                     stop = start + attended.shape[0]
                     whole = attended.new_empty(attended.shape[0], dim + width)
@@ -356,7 +348,7 @@ class LeanSingle(_Lean):
 
                 part = Part(
                     x[sample],
-                    modulated,
+                    of_sample.modulated,
                     *_packed(first, dim),
                     rotation(
                         _rope(pe, sample),
@@ -368,7 +360,7 @@ class LeanSingle(_Lean):
                         is_fused=False,
                     ),
                     out=out,
-                    add=stream.add(sample),
+                    add=of_sample.add,
                 )
                 add_joint_attention([part], attend=attend, heads=heads, plan=plan)
         return clamp_fp16_(x)
@@ -391,14 +383,14 @@ class LeanLast(_Lean):
 
     def run(self, *, x, vec, **_):
         (layer,) = self.stock
-        stream = _Stream(x, layer.norm_final, *self._modulations(vec))
+        stream = _Modulated(x, layer.norm_final, *self._modulations(vec))
         plan = self._plan([x], {})
         with ExitStack() as until:
             norm = fetch_layer_norm(layer.norm_final, x, until)
             linear = projection(layer.linear, x, until)
             made = x.new_empty(*x.shape[:2], layer.linear.out_features)
             for sample in range(x.shape[0]):
-                modulated = stream.modulated(sample, norm)
+                modulated = stream.of(sample, norm).modulated
                 for start, stop in chunks(x.shape[1], plan.chunk_tokens):
                     made[sample, start:stop] = linear(modulated(start, stop))
         return made

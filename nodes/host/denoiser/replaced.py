@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
+import comfy.model_management
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 OnHandover = Callable[[str], None]
@@ -54,13 +56,12 @@ class Replaced(nn.Module):
         yield f"{prefix}.stock", self.stock[0]  # its layers are this module's
 
 
-class InPlace(Replaced):
-    """For parts of the host that write over their streams, and return them.
+class LeanPart(Replaced):
+    """Replaces a part whose known calls `run` computes in pieces.
 
-    Sampling: `run`, also in place. Calls that are not known, and those with gradients, go to the
-    part as they are: under torch.utils.checkpoint, what it saves would be written over unnoticed.
+    Calls that are not known go to the part as they are, with a reason.
 
-    STREAMS: the arguments that the part may write over. KNOWN: the others that `run` reads.
+    STREAMS: the arguments that are residual streams. KNOWN: the others that `run` reads.
     """
 
     STREAMS: tuple[str, ...]
@@ -88,12 +89,18 @@ class InPlace(Replaced):
         """What the part computes; arguments by their names."""
         raise NotImplementedError
 
+    def with_gradients(self, *args: Any, **kwargs: Any) -> Any:
+        """What the part computes where gradients are recorded."""
+        raise NotImplementedError
+
     @eager
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         (block,) = self.stock
         bound = inspect.signature(block.forward).bind(*args, **kwargs)
         given = bound.arguments
-        why = "gradients are on" if self._has_gradient(given) else self.why_not(given)
+        if self._has_gradient(given):
+            return self.with_gradients(*args, **kwargs)
+        why = self.why_not(given)
         if why is not None:
             self._on_handover(why)
             return block(*args, **kwargs)
@@ -104,3 +111,33 @@ class InPlace(Replaced):
             return False
         tensors = (t for t in given.values() if isinstance(t, torch.Tensor))
         return any(t.requires_grad for t in (*tensors, *self.parameters()))
+
+
+class InPlace(LeanPart):
+    """For parts of the host that write over their streams, and return them. `run` does so too.
+
+    With gradients they go to the part as they are: under torch.utils.checkpoint, what it saves
+    would be written over unnoticed.
+    """
+
+    def with_gradients(self, *args: Any, **kwargs: Any) -> Any:
+        (block,) = self.stock
+        self._on_handover("gradients are on")
+        return block(*args, **kwargs)
+
+
+class IntoNew(LeanPart):
+    """For parts of the host that make new streams. `run` does so too.
+
+    With gradients the part runs under torch.utils.checkpoint, so that its activations are computed
+    again in the backward pass.
+    """
+
+    def why_not(self, given: Mapping[str, Any]) -> str | None:
+        if comfy.model_management.in_training:
+            return "a training runs"
+        return super().why_not(given)
+
+    def with_gradients(self, *args: Any, **kwargs: Any) -> Any:
+        (block,) = self.stock
+        return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False, **kwargs)
