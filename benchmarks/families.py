@@ -3,7 +3,8 @@
     python run.py bench families [--family "Qwen-Image"]
 
 As denoiser_peak: the host's own classes at full width in bfloat16, two blocks of each kind, which
-peak as all do; flash-like attention; weights excluded. U is one residual stream. Columns of Apply
+peak as all do, or the whole U-Net; flash-like attention; weights excluded. U is one residual stream
+of the batch, in a U-Net that of the level with the most elements in a transformer. Columns of Apply
 Gradient Checkpoint where it works on the family; "smallest" takes minutes on fake tensors.
 """
 
@@ -87,8 +88,8 @@ def main() -> None:
     rows = merged(RESULTS, rows, KEY)
     write(RESULTS, rows)
     print(
-        f"Live-bytes peak of one forward, bfloat16, {families.BLOCKS} blocks of each kind, weights "
-        f"excluded, flash attention, fake tensors. ComfyUI {known['host']}, torch "
+        f"Live-bytes peak of one forward, bfloat16, {families.BLOCKS} blocks of each kind (U-Nets: "
+        f"all), weights excluded, flash attention, fake tensors. ComfyUI {known['host']}, torch "
         f"{known['torch']}, comfy-kitchen {known['comfy_kitchen']}, Python {known['python']}."
     )
     print(f"\n{table(rows)}")

@@ -33,6 +33,7 @@ class Family:
     text: width of the text's hidden states, in elements.
     config: what the host's detection says of its file, with `BLOCKS` blocks.
     inputs: widths of vectors that it is called with besides, by their names; 0 for one number.
+    joins_text: the text's tokens are part of the stream.
     """
 
     supported: str
@@ -44,17 +45,19 @@ class Family:
     config: Mapping[str, Any]
     inputs: Mapping[str, int] = field(default_factory=dict)
     frames: int = 0
+    joins_text: bool = True
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call: pixels, the text's tokens, and reference pictures of the same size."""
+    """One call: pixels, the text's tokens, reference pictures of the same size, and samples."""
 
     width_px: int
     height_px: int
     text_tokens: int
     frames: int = 1
     references: int = 0
+    batch: int = 1
 
     def __str__(self) -> str:
         parts = [f"{self.width_px}x{self.height_px}"]
@@ -62,6 +65,8 @@ class Call:
             parts.append(f"{self.frames} frames")
         if self.references:
             parts.append(f"{self.references} references")
+        if self.batch > 1:
+            parts.append(f"batch {self.batch}")
         return ", ".join(parts)
 
 
@@ -102,10 +107,38 @@ WAN = Family(
         "num_heads": 40, "num_layers": BLOCKS,
         "in_dim": 16, "out_dim": 16, "text_dim": 4096, "cross_attn_norm": True,
     },
-    frames=4,
+    frames=4, joins_text=False,
+)  # fmt: skip
+# The U-Nets' streams and cells are those of the level with the most elements in a transformer.
+SDXL = Family(
+    "SDXL", 640, 16, 4, 8, 2048,
+    {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True,
+        "legacy": False, "num_classes": "sequential", "adm_in_channels": 2816,
+        "model_channels": 320, "num_res_blocks": [2, 2, 2],
+        "transformer_depth": [0, 0, 2, 2, 10, 10], "channel_mult": [1, 2, 4],
+        "transformer_depth_middle": 10, "use_linear_in_transformer": True, "context_dim": 2048,
+        "num_head_channels": 64, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+        "use_temporal_attention": False, "use_temporal_resblock": False,
+    },
+    {"y": 2816}, joins_text=False,
+)  # fmt: skip
+SD15 = Family(
+    "SD15", 320, 8, 4, 8, 768,
+    {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True,
+        "legacy": False, "adm_in_channels": None, "model_channels": 320,
+        "num_res_blocks": [2, 2, 2, 2], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "channel_mult": [1, 2, 4, 4], "transformer_depth_middle": 1,
+        "use_linear_in_transformer": False, "context_dim": 768, "num_heads": 8,
+        "num_head_channels": -1, "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        "use_temporal_attention": False, "use_temporal_resblock": False,
+    },
+    joins_text=False,
 )  # fmt: skip
 FAMILIES = {
     "FLUX.2 dev": FLUX2, "FLUX.1 dev": FLUX1, "Qwen-Image": QWEN_IMAGE, "Wan 2.1 14B": WAN,
+    "SDXL": SDXL, "SD1.5": SD15,
 }  # fmt: skip
 CALLS = {
     "FLUX.2 dev": (
@@ -114,6 +147,8 @@ CALLS = {
     "FLUX.1 dev": (Call(1024, 1024, 512), Call(2048, 2048, 512)),
     "Qwen-Image": (Call(1024, 1024, 256), Call(2048, 2048, 256)),
     "Wan 2.1 14B": (Call(832, 480, 512, frames=81), Call(1280, 720, 512, frames=81)),
+    "SDXL": (Call(1024, 1024, 77, batch=2), Call(2048, 2048, 77, batch=2)),
+    "SD1.5": (Call(512, 512, 77, batch=2), Call(1024, 1024, 77, batch=2)),
 }  # fmt: skip
 
 
@@ -133,10 +168,10 @@ def build(family: Family, *, dtype: torch.dtype, device: torch.device, **changed
 
 
 def latent_shape(family: Family, call: Call) -> tuple[int, ...]:
-    """[1, C, H, W]; [1, C, F, H, W] where the family has frames."""
+    """[B, C, H, W]; [B, C, F, H, W] where the family has frames."""
     sides = (call.height_px // family.latent_px, call.width_px // family.latent_px)
     frames = (1 + (call.frames - 1) // family.frames,) if family.frames else ()
-    return (1, family.channels, *frames, *sides)
+    return (call.batch, family.channels, *frames, *sides)
 
 
 def stream_bytes(family: Family, call: Call, dtype: torch.dtype = torch.bfloat16) -> int:
@@ -145,8 +180,8 @@ def stream_bytes(family: Family, call: Call, dtype: torch.dtype = torch.bfloat16
     frames = math.prod(latent_shape(family, call)[2:-2])
     scale = family.cell // family.latent_px
     tokens = frames * (height // scale) * (width // scale) * (1 + call.references)
-    joined = 0 if family is WAN else call.text_tokens
-    return (tokens + joined) * family.dim * dtype.itemsize
+    joined = call.text_tokens if family.joins_text else 0
+    return call.batch * (tokens + joined) * family.dim * dtype.itemsize
 
 
 def measure(
@@ -175,10 +210,11 @@ def measure(
     patcher.model_options["transformer_options"].update(sdpa_options(device))
     with torch.inference_mode(), installed(patched(patcher)) as options, mode, device:
         shape = latent_shape(family, call)
-        given = [torch.empty(shape, dtype=dtype), torch.empty(1, dtype=dtype)]
-        given.append(torch.empty(1, call.text_tokens, family.text, dtype=dtype))
+        batch = call.batch
+        given = [torch.empty(shape, dtype=dtype), torch.empty(batch, dtype=dtype)]
+        given.append(torch.empty(batch, call.text_tokens, family.text, dtype=dtype))
         more: dict[str, Any] = {
-            name: torch.empty((1, width) if width else 1, dtype=dtype)
+            name: torch.empty((batch, width) if width else batch, dtype=dtype)
             for name, width in family.inputs.items()
         }
         if call.references:

@@ -91,3 +91,33 @@ def attention_half(
     attended = functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)[0]
     change = attended.movedim(0, 1).flatten(1) @ out.double().T
     return source.double() + gate.double() * rms_norm(change, norm_out)
+
+
+def cross_attention(
+    source: torch.Tensor,
+    *,
+    text: torch.Tensor,
+    scale: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    channels: int,
+) -> torch.Tensor:
+    """source + out(attention of (source * scale)'s q to the text's k and v), in float64.
+
+    Args:
+        source: [T, D], float.
+        text: [S, E], float.
+        scale: factors of the rows, [D].
+        query: [H * C, D].
+        key, value: [H * C, E].
+        out: [D, H * C].
+        channels: C.
+    """
+    q, k, v = (
+        (rows.double() @ weight.double().T).unflatten(-1, (-1, channels)).movedim(0, 1)[None]
+        for rows, weight in ((source * scale, query), (text, key), (text, value))
+    )
+    attended = functional.scaled_dot_product_attention(q, k, v)[0]
+    return source.double() + attended.movedim(0, 1).flatten(1) @ out.double().T
