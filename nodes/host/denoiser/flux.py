@@ -23,45 +23,24 @@ from ...denoiser.stream import Factors, Stream
 from ..base.fetch import fetch_layer_norm
 from ..base.options import within_groups
 from .block import BlockSettings
+from .family import Family
 from .heads import RopeFn, rotation
 from .projections import is_whole, projection
 from .replaced import InPlace, OnHandover, is_stock
 
-STACKS = ("double_blocks", "single_blocks")
-FINAL = "final_layer"
 # What the host's block holds of a token at its peak, in streams: linear1's product, silu and their
 # product in FLUX.2; what attention made and the joined rows in FLUX.1.
 STOCK_STREAMS = {True: 17, False: 14}
 
 
-def is_flux(denoiser: Any) -> bool:
-    """True for the host's own transformer of FLUX.1 and FLUX.2."""
-    return type(denoiser) is flux.Flux
-
-
-def is_known_block(block: Any) -> bool:
+def _is_possible(part: Any) -> bool:
     """True for the blocks of FLUX.1 and FLUX.2, and not for others of the same classes."""
-    if type(block) is layers.DoubleStreamBlock:
-        return all(_activation(mlp) is not None for mlp in (block.img_mlp, block.txt_mlp))
-    return type(block) is layers.SingleStreamBlock and _activation_of(block.mlp_act) is not None
+    if isinstance(part, layers.DoubleStreamBlock):
+        return all(_activation(mlp) is not None for mlp in (part.img_mlp, part.txt_mlp))
+    return not isinstance(part, layers.SingleStreamBlock) or bool(_activation_of(part.mlp_act))
 
 
-def is_known_final(layer: Any) -> bool:
-    """True for the last layer of FLUX.1 and FLUX.2."""
-    return type(layer) is layers.LastLayer
-
-
-def lean_part(part: Any, settings: BlockSettings, on_handover: OnHandover) -> InPlace:
-    """What replaces a known block or a known last layer."""
-    kinds = {
-        layers.DoubleStreamBlock: LeanDouble,
-        layers.SingleStreamBlock: LeanSingle,
-        layers.LastLayer: LeanLast,
-    }
-    return kinds[type(part)](part, settings, on_handover)
-
-
-def sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
+def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
     """The sizes of the transformer, of which these blocks are known."""
     dim, heads = denoiser.hidden_size, denoiser.num_heads
     is_gated = denoiser.params.mlp_silu_act
@@ -394,3 +373,18 @@ class LeanLast(_Lean):
                 for start, stop in chunks(x.shape[1], plan.chunk_tokens):
                     made[sample, start:stop] = linear(modulated(start, stop))
         return made
+
+
+FLUX = Family(
+    names=("FLUX.1", "FLUX.2"),
+    kinds=(flux.Flux,),
+    parts={
+        layers.DoubleStreamBlock: LeanDouble,
+        layers.SingleStreamBlock: LeanSingle,
+        layers.LastLayer: LeanLast,
+    },
+    sizes_of=_sizes_of,
+    stacks=("double_blocks", "single_blocks"),
+    around=("final_layer",),
+    is_possible=_is_possible,
+)

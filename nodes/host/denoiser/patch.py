@@ -19,11 +19,13 @@ from ..base.fetch import mixes_rows
 from ..base.options import OPTIONS_KEY
 from ..base.reserve import reserved
 from ..base.server import NodeLog
-from . import flux
 from .block import BlockSettings, LeanBlock, is_known_block
 from .controlnet import control_sizes
+from .family import Family, block_names
+from .flux import FLUX
 from .forward import is_ming_image, make_wrapper
 from .projections import is_whole
+from .qwen_image import QWEN_IMAGE
 from .replaced import OnHandover, Replaced
 
 BLOCKS = ["all", "main layers", "every second", "refiners only"]
@@ -31,6 +33,7 @@ MIXED_ROWS = (
     "nvfp4 without input scales: each chunk is rounded by a scale of its own, so pictures may "
     "differ from ComfyUI's by rounding"
 )
+FAMILIES = (FLUX, QWEN_IMAGE)
 REFINERS = ("context_refiner", "noise_refiner")
 _KEY = f"{OPTIONS_KEY}.gradient_checkpoint"
 
@@ -39,21 +42,24 @@ def transformer_sizes(model: ModelPatcher) -> TransformerSizes:
     """The sizes of the model's transformer.
 
     Raises:
-        ValueError: the model is not the host's NextDiT (Z-Image, Lumina 2) or Flux.
+        ValueError: the model is not the host's NextDiT (Z-Image, Lumina 2) or of `FAMILIES`.
     """
     denoiser: Any = model.get_model_object("diffusion_model")
-    if type(denoiser) is not lumina.NextDiT and not flux.is_flux(denoiser):
+    family = _family(denoiser)
+    if type(denoiser) is not lumina.NextDiT and family is None:
+        *names, last = (name for each in FAMILIES for name in each.names)
         raise ValueError(
-            "Apply Gradient Checkpoint works on Z-Image, Lumina 2, FLUX.1 and FLUX.2, this model "
-            f"is {type(model.model).__name__}: use Attention Slice, which works on every model"
+            f"Apply Gradient Checkpoint works on Z-Image, Lumina 2, {', '.join(names)} and {last}, "
+            f"this model is {type(model.model).__name__}: use Attention Slice, which works on "
+            "every model"
         )
     # Ignore replaced blocks when reading sizes.
     found = ((name, model.get_model_object(name)) for name in _block_names(denoiser))
     known: dict[str, Any] = {
         name: b for name, b in found if isinstance(b, Replaced) or _is_known(denoiser, b)
     }
-    if flux.is_flux(denoiser) and known:
-        return flux.sizes_of(denoiser, list(known.values()))
+    if family is not None and known:
+        return family.sizes_of(denoiser, list(known.values()))
     block = next((b for name, b in known.items() if ".layers." in name), None)
     if block is None:
         raise ValueError("another node replaced every block: place this node before that one")
@@ -166,45 +172,50 @@ def _put_blocks(
     patcher: ModelPatcher, settings: BlockSettings, blocks: str, on_handover: OnHandover
 ) -> None:
     denoiser = patcher.model.diffusion_model
-    names = _block_names(denoiser)
-    if not any(_is_chosen(name, blocks) for name in names):
+    family, names = _family(denoiser), _block_names(denoiser)
+    chosen = {name for name in names if _is_chosen(name, blocks)}
+    if not chosen:
         raise ValueError(f"blocks must be one that this model has, got {blocks}: choose all")
-    if flux.is_flux(denoiser):
-        names.append(f"diffusion_model.{flux.FINAL}")
+    if family is not None:
+        around = [f"diffusion_model.{name}" for name in family.around]
+        names += around
+        chosen.update(around if blocks == "all" else ())
     for name in names:
         put = patcher.object_patches.get(name)
         if isinstance(put, Replaced):  # of this node before, or of the model that was copied
             del patcher.object_patches[name]
         # Not the model's own attribute: another clone in use may have patched it.
         block = patcher.get_model_object(name)
-        if _is_chosen(name, blocks) and name not in patcher.object_patches:
+        if name in chosen and name not in patcher.object_patches:
             if not _is_known(denoiser, block):
                 raise ValueError(
                     f"{name} must be the host's own block, got {type(block).__name__}: place "
                     "this node before the one that replaces it"
                 )
-            if flux.is_flux(denoiser):
-                lean = flux.lean_part(block, settings, on_handover)
+            if family is None:
+                lean: Replaced = LeanBlock(block, settings)
             else:
-                lean = LeanBlock(block, settings)
+                lean = family.parts[type(block)](block, settings, on_handover)
             patcher.add_object_patch(name, lean)
 
 
+def _family(denoiser: Any) -> Family | None:
+    """None for Z-Image and Lumina 2, and for models that are not known."""
+    return next((family for family in FAMILIES if type(denoiser) in family.kinds), None)
+
+
 def _is_known(denoiser: Any, part: Any) -> bool:
-    if flux.is_flux(denoiser):
-        return flux.is_known_block(part) or flux.is_known_final(part)
-    return is_known_block(part)
+    family = _family(denoiser)
+    return is_known_block(part) if family is None else family.is_known(part)
 
 
 def _block_names(denoiser: Any) -> list[str]:
-    stacks = flux.STACKS if flux.is_flux(denoiser) else (*REFINERS, "layers")
-    return [f"diffusion_model.{s}.{i}" for s in stacks for i in range(len(getattr(denoiser, s)))]
+    family, stacks = _family(denoiser), (*REFINERS, "layers")
+    return block_names(denoiser, stacks if family is None else family.stacks)
 
 
 def _is_chosen(name: str, blocks: str) -> bool:
     _, stack, *number = name.split(".")
-    if stack == flux.FINAL:
-        return blocks == "all"
     if stack in REFINERS:
         return blocks in ("all", "refiners only")
     return blocks in ("all", "main layers") or (

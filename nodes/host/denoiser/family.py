@@ -1,0 +1,50 @@
+"""What describes a family whose parts are replaced under the host's own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...denoiser.sizes import TransformerSizes
+from .block import BlockSettings
+from .replaced import LeanPart, OnHandover
+
+# Makes the lean part of a part.
+MakeFn = Callable[[Any, BlockSettings, OnHandover], LeanPart]
+
+
+def _always(part: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of the host's models.
+
+    names: as users say them.
+    kinds: classes of the host's denoiser; subclasses are not known.
+    parts: for each class of a block, and of what comes before and after the blocks, its lean part.
+    sizes_of: the sizes of a denoiser of which these blocks are known.
+    stacks: attributes of the denoiser that list its blocks.
+    around: attributes with parts before and after the blocks, replaced with all blocks only.
+    is_possible: whether a part of such a class can be replaced.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[type, ...]
+    parts: Mapping[type, MakeFn]
+    sizes_of: Callable[[Any, list[Any]], TransformerSizes]
+    stacks: tuple[str, ...]
+    around: tuple[str, ...] = ()
+    is_possible: Callable[[Any], bool] = _always
+
+    def is_known(self, part: Any) -> bool:
+        """Whether a part can be replaced."""
+        return type(part) in self.parts and self.is_possible(part)
+
+
+def block_names(denoiser: Any, stacks: Sequence[str]) -> list[str]:
+    """The names of all blocks within the model."""
+    counts = {stack: len(getattr(denoiser, stack)) for stack in stacks}
+    return [f"diffusion_model.{s}.{i}" for s, count in counts.items() for i in range(count)]
