@@ -40,7 +40,7 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         heads=block.num_attention_heads,
         kv_heads=block.num_attention_heads,
         head_dim=block.attention_head_dim,
-        ffn_dim=block.img_mlp.net[2].in_features,
+        ffn_dim=_layers(block.img_mlp)[1].in_features,
         layers=len(denoiser.transformer_blocks),
         refiner_layers=0,
         patch=denoiser.patch_size,
@@ -49,6 +49,12 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         is_gated=False,
         stock_elements=STOCK_STREAMS * block.dim,
     )
+
+
+def _layers(mlp: Any) -> tuple[Any, Any]:
+    """Of a feed-forward: the first with its GELU, and the last."""
+    first, _, last = mlp.get_submodule("net")
+    return first, last
 
 
 class _Side(NamedTuple):
@@ -101,7 +107,7 @@ class LeanBlock(IntoNew):
             is_stock(block, qwen.QwenImageTransformerBlock)
             and is_stock(block.attn, qwen.Attention)
             and all(is_stock(mlp, qwen.FeedForward) for mlp in feed_forwards)
-            and all(is_stock(mlp.net[0], qwen.GELU) for mlp in feed_forwards)
+            and all(is_stock(_layers(mlp)[0], qwen.GELU) for mlp in feed_forwards)
         ):
             return "another node changed a block"
         if given.get("image_rotary_emb") is None:
@@ -223,7 +229,7 @@ def _attend(
 
 
 def _feed_forward(side: _Side, plan: DenoiserPlan) -> None:
-    gelu, _, last = side.mlp.net
+    gelu, last = _layers(side.mlp)
     activation_ = functools.partial(torch.ops.aten.gelu_, approximate=gelu.approximate)
     with ExitStack() as until:
         first = projection(gelu.proj, side.target, until)

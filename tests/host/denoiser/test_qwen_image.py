@@ -206,7 +206,7 @@ def test_with_gradients_blocks_are_checkpointed_and_gradients_are_the_hosts(
     heard = Heard(model)
     model.model.diffusion_model.requires_grad_()
     monkeypatch.setattr(host.model_management, "in_training", True)
-    weight = model.model.diffusion_model.transformer_blocks[0].img_mlp.net[2].weight
+    weight = model.model.diffusion_model.transformer_blocks[0].attn.to_out[0].weight
     grads, kept = [], []
     for each in (model, heard.model):
         weight.grad, sizes = None, []
