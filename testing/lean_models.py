@@ -215,8 +215,18 @@ def block_lora(model: Any) -> dict[str, torch.Tensor]:
     return lora_file((n, named[n].in_features, named[n].out_features) for n in chosen)
 
 
+def _is_quantised(name: str) -> bool:
+    """True for the linear layers of Z-Image's blocks."""
+    is_linear = any(part in name for part in ("qkv", "attention.out", "feed_forward"))
+    return is_linear and name.startswith(("layers", "noise_refiner", "context_refiner"))
+
+
 def quantised(
-    weights: dict[str, torch.Tensor], algorithm: str, device: torch.device | str = "cpu"
+    weights: dict[str, torch.Tensor],
+    algorithm: str,
+    device: torch.device | str = "cpu",
+    *,
+    is_chosen: Callable[[str], bool] = _is_quantised,
 ) -> dict[str, torch.Tensor]:
     """The weights with the blocks' linear layers in the host's own quantised format, on the CPU.
 
@@ -224,6 +234,7 @@ def quantised(
         weights: of the transformer, by their names in the single file.
         algorithm: one of the host's QUANT_ALGOS.
         device: quantises them.
+        is_chosen: whether a weight is quantised, by its name.
     """
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
@@ -231,14 +242,27 @@ def quantised(
     mark = torch.tensor(list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8)
     result = {}
     for name, tensor in weights.items():
-        is_linear = any(part in name for part in ("qkv", "attention.out", "feed_forward"))
-        if is_linear and name.startswith(("layers", "noise_refiner", "context_refiner")):
+        if is_chosen(name):
             packed = QuantizedTensor.from_float(tensor.to(device), layout, scale="recalculate")
             result |= {part: value.cpu() for part, value in packed.state_dict(name).items()}
-            result[name.replace(".weight", ".comfy_quant")] = mark
+            result[f"{name.removesuffix('.weight')}.comfy_quant"] = mark
         else:
             result[name] = tensor
     return result
+
+
+def offloaded(model: Any) -> Any:
+    """A clone whose weights leave the device after loading, as on a card that is too small."""
+    from comfy.patcher_extension import CallbacksMP
+
+    clone = model.clone()
+
+    def unload(patcher: Any) -> None:
+        patcher.partially_unload(torch.device("cpu"), 10**12)
+        assert patcher.model.model_lowvram
+
+    clone.add_callback(CallbacksMP.ON_PRE_RUN, unload)
+    return clone
 
 
 def stopping(model: Any, stop: Callable[[], None], *, at: int) -> Any:

@@ -25,7 +25,7 @@ from ..base.options import within_groups
 from .block import BlockSettings
 from .family import Family
 from .heads import RopeFn, rotation
-from .projections import is_whole, projection
+from .projections import has_whole, projection
 from .replaced import InPlace, OnHandover, is_stock
 
 # What the host's block holds of a token at its peak, in streams: linear1's product, silu and their
@@ -44,7 +44,6 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
     """The sizes of the transformer, of which these blocks are known."""
     dim, heads = denoiser.hidden_size, denoiser.num_heads
     is_gated = denoiser.params.mlp_silu_act
-    linear = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
     return TransformerSizes(
         dim=dim,
         heads=heads,
@@ -55,7 +54,7 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         refiner_layers=0,
         patch=denoiser.patch_size,
         pad_multiple=1,
-        is_whole=any(map(is_whole, linear)),
+        is_whole=has_whole(blocks),
         is_gated=is_gated,
         is_parallel=True,
         stock_elements=STOCK_STREAMS[is_gated] * dim,

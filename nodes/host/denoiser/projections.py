@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -48,6 +49,12 @@ def is_whole(layer: Any) -> bool:
     # The layer smooths its rows before it multiplies.
     is_smoothed = layer._parameters.get("pre_quant_scale") is not None
     return not _is_hosts(layer) or is_smoothed or multiplies_quantised(layer)
+
+
+def has_whole(parts: Iterable[Any]) -> bool:
+    """True where a linear layer of the parts `is_whole`. Quantised ones are no nn.Linear."""
+    modules = (module for part in parts for module in part.modules())
+    return any(is_whole(module) for module in modules if hasattr(module, "in_features"))
 
 
 def is_fetched_once(layer: Any) -> bool:

@@ -7,62 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from pack.testing import attention_models
 from pack.testing.families import FAMILIES
+from pack.testing.flux_models import CONFIGS, TOKENS, built, drawn, forward, lean
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
-
-NARROW = {"hidden_size": 256, "num_heads": 2, "context_in_dim": 64}
-CONFIGS = {
-    "FLUX.2": {**FAMILIES["FLUX.2 dev"].config, **NARROW, "image_model": "flux2"},
-    "FLUX.1": {
-        **FAMILIES["FLUX.1 dev"].config, **NARROW, "vec_in_dim": 32, "image_model": "flux"
-    },
-}  # fmt: skip
-TOKENS = {"FLUX.2": 77, "FLUX.1": 130}
-
-
-def built(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A ModelPatcher of the host's own class with seeded weights."""
-    import comfy.supported_models
-
-    kind = {"FLUX.2": "Flux2", "FLUX.1": "Flux"}[name]
-    config = dict(CONFIGS[name])
-    model = attention_models._built(
-        getattr(comfy.supported_models, kind)(dict(config)), config, seed
-    )
-    model.model.diffusion_model.to(dtype).dtype = dtype
-    return model
-
-
-def lean(model: Any, **options: Any) -> Any:
-    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
-
-    options = {"chunk_tokens": 256, "head_groups": 2, **options}
-    return ApplyGradientCheckpoint.execute(model, **options).args[0]
-
-
-def drawn(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def forward(model: Any, name: str, *, batch: int = 1, side: int = 30, **more: Any) -> torch.Tensor:
-    """One call of the transformer, with the model's patches in place as in sampling."""
-    from pack.testing.stock_forward import installed
-
-    with installed(model) as options:
-        denoiser = model.model.diffusion_model
-        dtype = denoiser.dtype
-        config = CONFIGS[name]
-        side = side * config["patch_size"]
-        latent = drawn(batch, config["in_channels"], side, side, dtype=dtype, seed=1)
-        text = drawn(batch, TOKENS[name], 64, dtype=dtype, seed=2)
-        more.setdefault("guidance", torch.full((batch,), 3.5, dtype=dtype))
-        if name == "FLUX.1":
-            more.setdefault("y", drawn(batch, 32, dtype=dtype, seed=3))
-        more["transformer_options"] = {**options, **more.get("transformer_options", {})}
-        time = torch.full((batch,), 0.7, dtype=dtype)
-        return denoiser(latent, time, text, **more)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pack.testing import lean_models
-from pack.testing.lean_models import assert_same, block_lora, lean, sample
+from pack.testing.lean_models import assert_same, block_lora, lean, offloaded, sample
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
@@ -18,20 +18,6 @@ pytestmark = pytest.mark.usefixtures("host", "_one_thread")
 @pytest.fixture(scope="module")
 def z_image(host: Any, small_folder: Path) -> Any:
     return lean_models.from_loader(host, small_folder).model
-
-
-def offloaded(model: Any) -> Any:
-    """A clone whose weights leave the device after loading, as on a card that is too small."""
-    from comfy.patcher_extension import CallbacksMP
-
-    clone = model.clone()
-
-    def unload(patcher: Any) -> None:
-        patcher.partially_unload(torch.device("cpu"), 10**12)
-        assert patcher.model.model_lowvram
-
-    clone.add_callback(CallbacksMP.ON_PRE_RUN, unload)
-    return clone
 
 
 def with_lora(host: Any, model: Any, loader: str = "load_lora_for_models") -> Any:

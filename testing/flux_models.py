@@ -1,0 +1,82 @@
+"""Small models of FLUX.1 and FLUX.2 for the tests of Apply Gradient Checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import attention_models, lean_models
+from .families import FAMILIES
+
+NARROW = {"hidden_size": 256, "num_heads": 2, "context_in_dim": lean_models.TEXT_WIDTH}
+CONFIGS = {
+    "FLUX.2": {**FAMILIES["FLUX.2 dev"].config, **NARROW},
+    "FLUX.1": {**FAMILIES["FLUX.1 dev"].config, **NARROW, "vec_in_dim": 32},
+}
+KINDS = {"FLUX.2": "Flux2", "FLUX.1": "Flux"}
+TOKENS = {"FLUX.2": 77, "FLUX.1": 130}
+
+
+def built(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """A ModelPatcher of the host's own class with seeded weights."""
+    import comfy.supported_models
+
+    config = dict(CONFIGS[name])
+    kind = getattr(comfy.supported_models, KINDS[name])
+    model = attention_models._built(kind(dict(config)), config, seed)
+    model.model.diffusion_model.to(dtype).dtype = dtype
+    return model
+
+
+def lean(model: Any, **options: Any) -> Any:
+    """The model behind our node, in pieces so small that the test's pictures have several."""
+    return lean_models.lean(model, **options)
+
+
+def drawn(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def forward(model: Any, name: str, *, batch: int = 1, side: int = 30, **more: Any) -> torch.Tensor:
+    """One call of the transformer, with the model's patches in place as in sampling."""
+    from .stock_forward import installed
+
+    with installed(model) as options:
+        denoiser = model.model.diffusion_model
+        dtype = denoiser.dtype
+        config = CONFIGS[name]
+        side = side * config["patch_size"]
+        latent = drawn(batch, config["in_channels"], side, side, dtype=dtype, seed=1)
+        text = drawn(batch, TOKENS[name], NARROW["context_in_dim"], dtype=dtype, seed=2)
+        more.setdefault("guidance", torch.full((batch,), 3.5, dtype=dtype))
+        if name == "FLUX.1":
+            more.setdefault("y", drawn(batch, 32, dtype=dtype, seed=3))
+        more["transformer_options"] = {**options, **more.get("transformer_options", {})}
+        time = torch.full((batch,), 0.7, dtype=dtype)
+        return denoiser(latent, time, text, **more)
+
+
+def noise(name: str) -> torch.Tensor:
+    """A latent of 576 tokens: with the text two chunks of 256 and more."""
+    side = 24 * CONFIGS[name]["patch_size"]
+    return drawn(1, CONFIGS[name]["in_channels"], side, side, dtype=torch.float32, seed=1)
+
+
+def weights(name: str) -> dict[str, torch.Tensor]:
+    """Of a transformer, by their names in a file; the host recognises the family by them."""
+    state = built(name).model.diffusion_model.state_dict()
+    return {key: weight.clone() for key, weight in state.items()}
+
+
+def loaded(weights: dict[str, torch.Tensor], **options: Any) -> Any:
+    """What the host's loader makes of a file with these weights."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        return comfy.sd.load_diffusion_model_state_dict(dict(weights), model_options=options)
+
+
+def is_quantised(key: str) -> bool:
+    """Whether quantised files have the weight in fewer bits: of the linear layers of blocks."""
+    return "_blocks." in key and key.endswith(".weight") and "norm" not in key

@@ -1,0 +1,80 @@
+"""FLUX.1 and FLUX.2 behind Apply Gradient Checkpoint, with the kinds of weights that files have."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from pack.testing import lean_models
+from pack.testing.flux_models import CONFIGS, is_quantised, lean, loaded, noise, weights
+from pack.testing.lean_models import assert_same, sample
+
+pytestmark = pytest.mark.usefixtures("host", "_one_thread")
+FORMATS = ["float8_e4m3fn", "nvfp4", "mxfp8", "int8_tensorwise"]
+
+
+@pytest.fixture(scope="module")
+def files(host: Any) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: weights(name) for name in CONFIGS}
+
+
+def quantised(file: dict[str, torch.Tensor], algorithm: str, *, multiplies: bool) -> Any:
+    """Args: multiplies: as on a card that multiplies such numbers."""
+    import comfy.quant_ops
+
+    if algorithm not in comfy.quant_ops.QUANT_ALGOS:
+        pytest.skip(f"this host has no {algorithm}")
+    logging.getLogger("comfy_kitchen").setLevel(logging.ERROR)  # it tells each fallback
+    model = loaded(lean_models.quantised(file, algorithm, is_chosen=is_quantised))
+    for layer in model.model.diffusion_model.modules():
+        if hasattr(layer, "_full_precision_mm"):
+            layer._full_precision_mm = not multiplies
+            if algorithm == "nvfp4" and hasattr(layer, "quant_format"):
+                layer.input_scale = torch.nn.Parameter(torch.tensor(0.01), requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+@pytest.mark.parametrize("algorithm", FORMATS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_quantised_layers(files, name, algorithm, multiplies):
+    """Names the bug: such layers are no nn.Linear, so the plan took them for plain ones."""
+    model = quantised(files[name], algorithm, multiplies=multiplies)
+    ours = lean(model)
+    sizes = ours.object_patches["diffusion_model.single_blocks.0"].settings.sizes
+    assert sizes.is_whole == (multiplies or algorithm == "int8_tensorwise")
+    got = assert_same(model, ours, noise=noise(name))
+    plain = sample(loaded(files[name]), noise=noise(name)).latent
+    assert 1e-4 < (got.latent - plain).norm() / plain.norm() < 1.5
+
+
+@pytest.mark.parametrize("is_offloaded", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fp8_with_scales_in_ram_and_beside_a_lora(host, files, name, is_offloaded):
+    model = quantised(files[name], "float8_e4m3fn", multiplies=True)
+    place = lean_models.offloaded if is_offloaded else lambda model: model
+    assert_same(place(model), place(lean(model)), noise=noise(name))
+    layers = ["double_blocks.0.img_attn.qkv", "double_blocks.0.txt_mlp.2",
+              "single_blocks.0.linear1", "single_blocks.1.linear2"]  # fmt: skip
+    named = dict(model.model.diffusion_model.named_modules())
+    lora = lean_models.lora_file((n, named[n].in_features, named[n].out_features) for n in layers)
+    for loader in ("load_lora_for_models", "load_bypass_lora_for_models"):
+        if not hasattr(host.sd, loader):
+            continue
+        patched = getattr(host.sd, loader)(model, None, lora, 0.7, 0.0)[0]
+        got = assert_same(place(patched), place(lean(patched)), noise=noise(name))
+        assert not torch.equal(got.latent, sample(model, noise=noise(name)).latent)
+
+
+@pytest.mark.parametrize("weight_dtype", ["float8_e4m3fn", "fast"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fp8_weights_of_a_plain_file(files, name, weight_dtype):
+    import comfy.ops
+
+    options: dict[str, Any] = {"dtype": torch.float8_e4m3fn}
+    if weight_dtype == "fast":
+        options["custom_operations"] = comfy.ops.fp8_ops
+    model = loaded(files[name], **options)
+    assert_same(model, lean(model), noise=noise(name))
