@@ -57,10 +57,13 @@ def forward(model: Any, name: str, *, batch: int = 1, side: int = 30, **more: An
         return denoiser(latent, time, text, **more)
 
 
-def noise(name: str) -> torch.Tensor:
-    """A latent of 576 tokens: with the text two chunks of 256 and more."""
+def given(name: str) -> dict[str, Any]:
+    """Noise and prompts for `sample`: 576 tokens and the text, in several chunks."""
     side = 24 * CONFIGS[name]["patch_size"]
-    return drawn(1, CONFIGS[name]["in_channels"], side, side, dtype=torch.float32, seed=1)
+    noise = drawn(1, CONFIGS[name]["in_channels"], side, side, dtype=torch.float32, seed=1)
+    pooled = drawn(1, 32, dtype=torch.float32, seed=3)
+    prompt = lean_models.prompt(pooled_output=pooled)
+    return {"noise": noise, "positive": prompt, "negative": prompt}
 
 
 def weights(name: str) -> dict[str, torch.Tensor]:

@@ -78,7 +78,7 @@ def add_mlp(
         made = source.new_empty(stop - start, hidden.width)
         hidden.write(rows, made, plan)
         del rows  # before out allocates its result
-        change = out(made)
+        change = out.own(made)
         del made
         add(change, start)
         del change  # before the next chunk allocates

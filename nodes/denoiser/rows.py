@@ -43,6 +43,15 @@ class Projection:
         """
         return self._fetch()(rows, first, last, None)
 
+    def own(self, rows: torch.Tensor) -> torch.Tensor:
+        """As a call for all output features, in a tensor that may be written over.
+
+        Memory: as a call; twice that unless it `is_own`.
+        Exact: as a call.
+        """
+        made = self(rows)
+        return made if self.is_own else made.clone()
+
     def write(
         self, rows: torch.Tensor, spans: Sequence[tuple[int, int]], into: torch.Tensor
     ) -> None:

@@ -53,7 +53,7 @@ def _function(method: Callable[..., Any]) -> Callable[..., Any]:
 def fetch_norm(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
     """Fetches the weight of an RMS norm; returns the norm of rows. Arguments as `fetch_weights`."""
     if not is_plain(layer, _PLAIN.RMSNorm):
-        return layer
+        return _into_own(layer)
     weight, _ = fetch_weights(layer, like, until)
     return lambda rows: by_pieces(
         lambda part: functional.rms_norm(part, layer.normalized_shape, weight, layer.eps), rows
@@ -63,9 +63,14 @@ def fetch_norm(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
 def fetch_layer_norm(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
     """Fetches weight and bias of a layer norm; returns the norm of rows. As `fetch_norm`."""
     if not is_plain(layer, _PLAIN.LayerNorm):
-        return layer
+        return _into_own(layer)
     weight, bias = (None, None) if layer.weight is None else fetch_weights(layer, like, until)
     return lambda rows: functional.layer_norm(rows, layer.normalized_shape, weight, bias, layer.eps)
+
+
+def _into_own(layer: Callable[..., torch.Tensor]) -> RowsFn:
+    """The layer with results that may be written over; its hooks may keep those that it returns."""
+    return lambda rows: layer(rows).clone()
 
 
 def by_pieces(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:

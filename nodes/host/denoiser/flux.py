@@ -245,7 +245,7 @@ class LeanDouble(_Lean):
                                 plan,
                                 is_fused=False,
                             ),
-                            out=lambda attended, start, out=out: out(attended),
+                            out=lambda attended, start, out=out: out.own(attended),
                             add=of_sample.add,
                         )
                     )
@@ -322,7 +322,7 @@ class LeanSingle(_Lean):
                     whole[:, :dim] = attended
                     del attended  # before the rows of the feed-forward
                     hidden.write(modulated(start, stop), whole[:, dim:], plan)
-                    return last(whole)
+                    return last.own(whole)
 
                 part = Part(
                     x[sample],

@@ -76,6 +76,8 @@ class LeanPart(Replaced):
 
     def why_not(self, given: Mapping[str, Any]) -> str | None:
         """Why the part itself has to run, in a few words."""
+        if comfy.model_management.in_training:
+            return "a training runs"
         for name, value in given.items():
             if name not in (*self.STREAMS, *self.KNOWN) and value is not None:
                 return f"the request has {name}"
@@ -132,11 +134,6 @@ class IntoNew(LeanPart):
     With gradients the part runs under torch.utils.checkpoint, so that its activations are computed
     again in the backward pass.
     """
-
-    def why_not(self, given: Mapping[str, Any]) -> str | None:
-        if comfy.model_management.in_training:
-            return "a training runs"
-        return super().why_not(given)
 
     def with_gradients(self, *args: Any, **kwargs: Any) -> Any:
         (block,) = self.stock

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pack.testing import lean_models
-from pack.testing.flux_models import CONFIGS, is_quantised, lean, loaded, noise, weights
+from pack.testing.flux_models import CONFIGS, given, is_quantised, lean, loaded, weights
 from pack.testing.lean_models import assert_same, sample
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
@@ -45,8 +45,8 @@ def test_quantised_layers(files, name, algorithm, multiplies):
     ours = lean(model)
     sizes = ours.object_patches["diffusion_model.single_blocks.0"].settings.sizes
     assert sizes.is_whole == (multiplies or algorithm == "int8_tensorwise")
-    got = assert_same(model, ours, noise=noise(name))
-    plain = sample(loaded(files[name]), noise=noise(name)).latent
+    got = assert_same(model, ours, **given(name))
+    plain = sample(loaded(files[name]), **given(name)).latent
     assert 1e-4 < (got.latent - plain).norm() / plain.norm() < 1.5
 
 
@@ -55,7 +55,7 @@ def test_quantised_layers(files, name, algorithm, multiplies):
 def test_fp8_with_scales_in_ram_and_beside_a_lora(host, files, name, is_offloaded):
     model = quantised(files[name], "float8_e4m3fn", multiplies=True)
     place = lean_models.offloaded if is_offloaded else lambda model: model
-    assert_same(place(model), place(lean(model)), noise=noise(name))
+    assert_same(place(model), place(lean(model)), **given(name))
     layers = ["double_blocks.0.img_attn.qkv", "double_blocks.0.txt_mlp.2",
               "single_blocks.0.linear1", "single_blocks.1.linear2"]  # fmt: skip
     named = dict(model.model.diffusion_model.named_modules())
@@ -64,8 +64,8 @@ def test_fp8_with_scales_in_ram_and_beside_a_lora(host, files, name, is_offloade
         if not hasattr(host.sd, loader):
             continue
         patched = getattr(host.sd, loader)(model, None, lora, 0.7, 0.0)[0]
-        got = assert_same(place(patched), place(lean(patched)), noise=noise(name))
-        assert not torch.equal(got.latent, sample(model, noise=noise(name)).latent)
+        got = assert_same(place(patched), place(lean(patched)), **given(name))
+        assert not torch.equal(got.latent, sample(model, **given(name)).latent)
 
 
 @pytest.mark.parametrize("weight_dtype", ["float8_e4m3fn", "fast"])
@@ -77,4 +77,4 @@ def test_fp8_weights_of_a_plain_file(files, name, weight_dtype):
     if weight_dtype == "fast":
         options["custom_operations"] = comfy.ops.fp8_ops
     model = loaded(files[name], **options)
-    assert_same(model, lean(model), noise=noise(name))
+    assert_same(model, lean(model), **given(name))
