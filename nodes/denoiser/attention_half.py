@@ -37,6 +37,7 @@ class Part(NamedTuple):
     add: adds those rows to the stream, from that token on; may write over them.
     scratch: [T, D] to overwrite, for what waits; None: a buffer is made if needed.
     is_packed: q, k and v are all that one projection gives, in that order.
+    norms: of q and of k over all their heads, rows -> new rows; such a part is the only one.
     """
 
     source: torch.Tensor
@@ -49,6 +50,7 @@ class Part(NamedTuple):
     add: Callable[[torch.Tensor, int], None]
     scratch: torch.Tensor | None = None
     is_packed: bool = False
+    norms: tuple[RowsFn, RowsFn] | None = None
 
     @property
     def columns(self) -> tuple[Columns, Columns, Columns]:
@@ -59,6 +61,43 @@ class Part(NamedTuple):
         """Whether one call of the projection makes what may hold q, k and v."""
         projection = self.query.projection
         return self.is_packed and projection.is_whole and projection.is_own
+
+    def write(
+        self, start: int, stop: int, wanted: Sequence[tuple[int, int, int]], into: torch.Tensor
+    ) -> None:
+        """Writes columns of q, k and v (0, 1, 2) of a run of tokens side by side into a tensor.
+
+        Args:
+            wanted: of which, and the first and last of its columns.
+            into: [stop - start, sum of the columns].
+        """
+        rows = self.modulated(start, stop)
+        runs = [(self.columns[kind], low, high) for kind, low, high in wanted]
+        if self.norms is None:
+            write_columns(rows, runs, into)
+            return
+        *others, (_, low, high) = wanted[:-1]  # v and q before k, which outlives the rows
+        at = into.shape[1] - (wanted[-1][2] - wanted[-1][1])
+        write_columns(rows, runs[-1:], into[:, at:])
+        begin = 0
+        for _, first, last in others:
+            normed = self.norms[0](self.query.projection(rows))
+            into[:, begin : begin + last - first] = normed[:, first:last]
+            begin += last - first
+            del normed
+        product = self.key.projection(rows)
+        del rows
+        into[:, begin:at] = self.norms[1](product)[:, low:high]
+
+    def made_queries(self, start: int, stop: int, first: int, last: int) -> torch.Tensor:
+        """Columns of q of a run of tokens, [stop - start, last - first]."""
+        rows = self.modulated(start, stop)
+        if self.norms is None:
+            begin = self.query.first
+            return self.query.projection(rows, begin + first, begin + last)
+        product = self.query.projection(rows)
+        del rows
+        return self.norms[0](product)[:, first:last]
 
     def waiting(self, width: int) -> torch.Tensor:
         """Where results of earlier groups wait, at least [T, width]."""
@@ -160,7 +199,8 @@ def add_joint_attention(
     begins = [0, *itertools.accumulate(part.source.shape[0] for part in parts)]
     tokens, like = begins.pop(), parts[0].source
     is_whole = any(columns.projection.is_whole for part in parts for columns in part.columns)
-    cut = plan.attention(heads.key_value, is_whole=is_whole)
+    norms_across = parts[0].norms is not None
+    cut = plan.attention(heads.key_value, is_whole=is_whole, norms_across=norms_across)
     repeats = heads.query // heads.key_value
     width = heads.query * heads.channels
 
@@ -182,11 +222,8 @@ def add_joint_attention(
         else:
             buffer = like.new_empty(tokens, sum(widths))
             for part, at, of_part in zip(parts, begins, runs, strict=True):
-                wanted = [(part.columns[kind], low, high) for kind, low, high in columns]
                 for start, stop in of_part:
-                    made = part.modulated(start, stop)
-                    write_columns(made, wanted, buffer[at + start : at + stop])
-                    del made  # before the next run's
+                    part.write(start, stop, columns, buffer[at + start : at + stop])
         *queries, key, value = (by_head(part) for part in buffer.split(widths, dim=1))
         del buffer  # where k and v are copied, it is gone
         for part, at in zip(parts, begins, strict=True):
@@ -241,9 +278,7 @@ def _made_queries(
     """q of a run of the joined sequence, [T, end - begin]."""
     if len(here) == 1:
         ((index, low, high, _),) = here
-        part = parts[index]
-        first = part.query.first
-        return part.query.projection(part.modulated(low, high), first + begin, first + end)
+        return parts[index].made_queries(low, high, begin, end)
     made = parts[0].source.new_empty(sum(high - low for _, low, high, _ in here), end - begin)
     for index, low, high, at in here:
         part = parts[index]

@@ -35,12 +35,12 @@ def add_cross_attention(
         out: query * channels -> D.
         add: adds rows to the stream, from that token on; may write over them.
         heads: head counts.
-        plan: its chunk_tokens; a multiple of 64 tokens keeps the CPU's attention bit-exact.
+        plan: its feed_tokens; a multiple of 64 tokens keeps the CPU's attention bit-exact.
 
     Raises:
-        ValueError: chunk_tokens < 1.
+        ValueError: feed_tokens < 1.
 
-    Memory: 2 * chunk_tokens * max(D, query * channels) elements, and what `attend` holds beside its
+    Memory: 2 * feed_tokens * max(D, query * channels) elements, and what `attend` holds beside its
         result.
     Exact: bit-exact on CPU (rows are independent).
     """
@@ -50,7 +50,7 @@ def add_cross_attention(
         return rows.view(rows.shape[0], -1, heads.channels).movedim(0, 1)[None]
 
     keys, values = by_head(key), by_head(value)
-    for start, stop in chunks(source.shape[0], plan.chunk_tokens):
+    for start, stop in chunks(source.shape[0], plan.feed_tokens):
         rows = modulated(start, stop)
         queries = by_head(query(rows))
         del rows  # before attend allocates its result

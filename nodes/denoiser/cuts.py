@@ -62,8 +62,13 @@ class DenoiserPlan:
         """Rows whose rope table, 8 bytes a channel of a head, is no larger than a chunk's."""
         return max(1, self.chunk_tokens * dim // (4 * head_dim))
 
-    def attention(self, kv_heads: int, *, is_whole: bool) -> AttentionCuts:
+    def attention(
+        self, kv_heads: int, *, is_whole: bool, norms_across: bool = False
+    ) -> AttentionCuts:
         """The cuts of a layer. Where it `is_whole`, there is one group and q is held.
+
+        Args:
+            norms_across: the norms of q and k span all heads, so that each product is made whole.
 
         Raises:
             ValueError: groups < 1.
@@ -72,7 +77,8 @@ class DenoiserPlan:
         holds_query = self.holds_query or is_whole
         # A chunk is held once where it is made, and twice in the end. A product that comes whole is
         # held beside it. Earlier groups' results have fewer columns than what is joined.
-        made, earlier = 1 if is_whole else 2, len(spans) if holds_query else 1
+        made = 1 if is_whole or norms_across else 2
+        earlier = len(spans) if holds_query and not norms_across else 1
         chunk = self.chunk_tokens
         return AttentionCuts(spans, holds_query, made * chunk, earlier * chunk, chunk)
 

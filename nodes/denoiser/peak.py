@@ -87,10 +87,11 @@ def attention_elements(
     What earlier groups attended to, k and v of one group, q too if it is held, and one or two
     chunks of the stream.
     """
-    cut = plan.attention(sizes.kv_heads, is_whole=sizes.is_whole)
+    cut = plan.attention(sizes.kv_heads, is_whole=sizes.is_whole, norms_across=sizes.norms_across)
     chunk = longest_chunk(tokens, cut.last_tokens)
     repeats = sizes.heads // sizes.kv_heads
-    held = cut.spans[-1][0] * repeats * sizes.head_dim
+    # The new stream's rows serve, where there is one.
+    held = 0 if sizes.makes_streams else cut.spans[-1][0] * repeats * sizes.head_dim
     group, last = ((stop - start) * sizes.head_dim for start, stop in (cut.spans[0], cut.spans[-1]))
     queries = repeats if cut.holds_query else 0
     # The first sample fetches out in its last group.
@@ -99,6 +100,8 @@ def attention_elements(
     normed = longest_chunk(tokens, cut.made_tokens)
     is_beside = sizes.is_whole and normed < tokens
     made = normed * (sizes.dim + (sizes.qkv_dim if is_beside else 0))
+    if sizes.norms_across:  # q as made and as normed beside the rows; k's product outlives them
+        made = normed * sizes.dim * (3 if cut.holds_query else 2)
     # q of a chunk beside what it attended to; or that joined; or that beside its projection.
     ends = 2 * sizes.dim
     if sizes.is_parallel:  # beside it what is joined with the hidden rows, and the rows they are of

@@ -22,7 +22,10 @@ LEAST_TOKENS = 256
 CHUNK_MULTIPLE = 64
 # The peak of a block that "balance" allows, as a share of the host's.
 BALANCE_SHARE = 0.26
-# Chunks of "speed" and "balance", unless another setting asks for less memory.
+# Where k and v alone are about that much, it allows stream, k and v and this share of a stream.
+BALANCE_ROOM = 1 / 3
+# Chunks of "speed" and "balance" for each stream that lives, unless another setting asks for less
+# memory.
 MOST_CHUNKS = 4
 # Where less memory is all that counts, fewer launches are taken for this factor of it.
 SLACK = 1.025
@@ -113,7 +116,8 @@ def plan_for(
     elif is_least:
         chunks = list(_chunks(tokens, LEAST_TOKENS))
     else:  # where no plan is within a limit, many chunks would save little
-        chunks = list(_chunks(tokens, max(fill, tokens // MOST_CHUNKS) if limit else fill))
+        most = MOST_CHUNKS * sizes.streams
+        chunks = list(_chunks(tokens, max(fill, tokens // most) if limit else fill))
     if choice.groups:
         groups = [choice.groups]
     elif is_least:
@@ -133,7 +137,7 @@ def plan_for(
         for chunk in chunks
         for blocks in (1, HIDDEN_BLOCKS)
     ]
-    stream = batch * tokens * sizes.dim
+    stream = sizes.streams * batch * tokens * sizes.dim
 
     def weighed(
         plans: Sequence[DenoiserPlan],
@@ -167,7 +171,9 @@ def _limit(
     if prefer == "smallest" or choice.groups or choice.chunk_tokens:
         return 0
     of_host = sizes.stock_elements or 4 * (sizes.ffn_dim + sizes.dim)
-    return BALANCE_SHARE * batch * tokens * of_host
+    shared = 2 * sizes.kv_heads * sizes.head_dim
+    least = (batch * sizes.streams + BALANCE_ROOM) * sizes.dim + shared
+    return tokens * max(BALANCE_SHARE * batch * of_host, least)
 
 
 def _chunks(tokens: int, least: int) -> Iterator[int]:

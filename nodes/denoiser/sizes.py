@@ -25,6 +25,8 @@ class TransformerSizes:
     has_features: features of reference pictures (SigLIP) are tokens too.
     is_gated: the feed-forward has two factors.
     is_parallel: in some block the feed-forward runs beside the attention, on the same rows (FLUX).
+    makes_streams: a block makes a new stream while its caller holds the old one.
+    norms_across: the norms of q and k span all heads (Wan), so that each product is made whole.
     stock_elements: what the host's block holds of a token at its peak; 0: four hidden tensors and
         four streams.
     """
@@ -45,6 +47,8 @@ class TransformerSizes:
     has_features: bool = False
     is_gated: bool = True
     is_parallel: bool = False
+    makes_streams: bool = False
+    norms_across: bool = False
     stock_elements: int = 0
 
     def __post_init__(self) -> None:
@@ -57,6 +61,11 @@ class TransformerSizes:
     def qkv_dim(self) -> int:
         """Width of the packed query, key and value projection, in elements."""
         return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def streams(self) -> int:
+        """Residual streams that live while a block runs."""
+        return 2 if self.makes_streams else 1
 
     @property
     def patch_dim(self) -> int:

@@ -11,10 +11,12 @@ import torch
 from pack.nodes.denoiser import reference
 from pack.nodes.denoiser.attention_half import (
     Heads,
+    Part,
     add_attention,
+    add_joint_attention,
 )
 from pack.nodes.denoiser.cuts import DenoiserPlan
-from pack.nodes.denoiser.rows import Modulation, Projection, RowsFn, columns_of
+from pack.nodes.denoiser.rows import Columns, Modulation, Projection, RowsFn, columns_of
 from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
@@ -344,3 +346,57 @@ def test_errors(options: dict[str, int], message: str) -> None:
     source = half.draw(39, half.dim, seed=9)
     with pytest.raises(ValueError, match=message):
         half.run(source, source, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chunk", [1, 16, 64])
+@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_norms_that_span_all_heads(
+    groups: int, holds: bool, chunk: int, dtype: torch.dtype
+) -> None:
+    """As Wan's, with a layer each for q, k and v."""
+    half = Half(dtype, has_weights=False)
+    heads, dim = half.heads, half.dim
+    layers = [half.draw(dim, dim, seed=20 + i) * dim**-0.5 for i in range(4)]
+    weights = [half.draw(dim, seed=30 + i) + 1 for i in range(2)]
+    norms = [lambda rows, w=w: functional.rms_norm(rows, (dim,), w, EPSILON) for w in weights]
+    source = half.draw(half.tokens, dim, seed=9)
+    target = torch.empty_like(source)
+
+    def rotate(query: torch.Tensor | None, key: torch.Tensor | None, start: int) -> None:
+        for rows in (query, key):
+            if rows is not None:
+                table = half.table[start : start + rows.shape[0], None]
+                pairs = rows.float().unflatten(-1, (-1, 1, 2))
+                turned = table[..., 0] * pairs[..., 0] + table[..., 1] * pairs[..., 1]
+                rows.copy_(turned.flatten(-2))
+
+    def add(change: torch.Tensor, start: int) -> None:
+        stop = start + change.shape[0]
+        torch.add(source[start:stop], change, out=target[start:stop])
+
+    query, key, value, out = (Projection(lambda w=weight: columns_of(w, None)) for weight in layers)
+    part = Part(
+        source,
+        lambda start, stop: half.norm("norm_in")(source[start:stop]),
+        Columns(query),
+        Columns(key),
+        Columns(value),
+        rotate,
+        out=lambda attended, start: out(attended),
+        add=add,
+        scratch=target,
+        norms=(norms[0], norms[1]),
+    )
+    plan = DenoiserPlan(groups, chunk, 1, holds_query=holds)
+    add_joint_attention([part], attend=half.attend, heads=heads, plan=plan)
+
+    rows = half.norm("norm_in")(source)
+    made = [norm(rows @ w.t()) for norm, w in zip(norms, layers, strict=False)]
+    q, k = (each.unflatten(1, (heads.query, -1)) for each in made)
+    rotate(q, k, 0)
+    v = (rows @ layers[2].t()).unflatten(1, (heads.query, -1))
+    attended = half.attend(*(each.movedim(0, 1)[None] for each in (q, k, v)))[0]
+    wanted = source + attended @ layers[3].t()
+    assert ((target - wanted).norm() / wanted.norm()).item() < TOLERANCE[dtype]

@@ -66,7 +66,7 @@ class Cross:
             out=lambda rows: rows @ weights["out"].T,
             add=add,
             heads=self.heads,
-            plan=DenoiserPlan(1, chunk, 1),
+            plan=DenoiserPlan(1, 1, chunk),
         )
 
     def oracle(self, source: torch.Tensor) -> torch.Tensor:

@@ -27,13 +27,14 @@ from .forward import is_ming_image, make_wrapper
 from .projections import is_whole
 from .qwen_image import QWEN_IMAGE
 from .replaced import OnHandover, Replaced
+from .wan import WAN
 
 BLOCKS = ["all", "main layers", "every second", "refiners only"]
 MIXED_ROWS = (
     "nvfp4 without input scales: each chunk is rounded by a scale of its own, so pictures may "
     "differ from ComfyUI's by rounding"
 )
-FAMILIES = (FLUX, QWEN_IMAGE)
+FAMILIES = (FLUX, QWEN_IMAGE, WAN)
 REFINERS = ("context_refiner", "noise_refiner")
 _KEY = f"{OPTIONS_KEY}.gradient_checkpoint"
 

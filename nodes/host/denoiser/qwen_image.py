@@ -47,6 +47,7 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         pad_multiple=1,
         is_whole=any(map(is_whole, linear)),
         is_gated=False,
+        makes_streams=True,
         stock_elements=STOCK_STREAMS * block.dim,
     )
 

@@ -48,6 +48,8 @@ class Replaced(nn.Module):
         super().__init__()
         for name, layer in block.named_children():
             self.add_module(name, layer)
+        # Shared, so that a weight that the host patches here is the block's too.
+        self._parameters = block._parameters
         self.stock = (block,)
 
     def named_modules(self, memo=None, prefix="", remove_duplicate=True):

@@ -1,0 +1,321 @@
+"""Wan 2.1 and 2.2: attention among the video's tokens, then to the text, then the feed-forward."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import comfy.ldm.wan.model as wan
+import comfy.model_management
+import torch
+from torch import nn
+
+from ...denoiser.attention_half import AttendFn, Heads, Part, add_joint_attention
+from ...denoiser.cross_attention import add_cross_attention
+from ...denoiser.cuts import DenoiserPlan, chunks
+from ...denoiser.mlp import Hidden, add_mlp
+from ...denoiser.plan import CHUNK_MULTIPLE
+from ...denoiser.rows import Columns, RowsFn, Shift
+from ...denoiser.sizes import TransformerSizes
+from ...denoiser.stream import Factors, Stream
+from ..base.fetch import fetch_layer_norm, fetch_norm
+from ..base.options import within_groups
+from .block import BlockSettings
+from .family import Family
+from .heads import rotation
+from .projections import is_whole, projection
+from .replaced import IntoNew, OnHandover, is_stock
+
+ACROSS = (wan.WanT2VCrossAttention, wan.WanI2VCrossAttention)
+
+
+def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
+    dim, heads, ffn_dim = denoiser.dim, denoiser.num_heads, denoiser.ffn_dim
+    linear = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
+    return TransformerSizes(
+        dim=dim,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=dim // heads,
+        ffn_dim=ffn_dim,
+        layers=len(denoiser.blocks),
+        refiner_layers=0,
+        patch=denoiser.patch_size[-1],
+        pad_multiple=1,
+        is_whole=any(map(is_whole, linear)),
+        is_gated=False,
+        makes_streams=True,
+        norms_across=True,
+        # Two streams, the rows of the feed-forward, and its GELU beside what it is of.
+        stock_elements=3 * dim + 2 * ffn_dim,
+    )
+
+
+def _runs(factors: torch.Tensor, tokens: int) -> list[tuple[int, int, torch.Tensor]]:
+    """Runs of tokens, and the factors of each, as the host's repeat_e.
+
+    Args:
+        factors: [N, ...], of as many runs of equal length; the last may be short.
+    """
+    count = factors.shape[0]
+    length = tokens // count if tokens % count == 0 else tokens // count + 1
+    begins = range(0, tokens, length)
+    return [(b, min(tokens, b + length), factors[i]) for i, b in enumerate(begins)]
+
+
+def _is_by_token(factors: torch.Tensor, tokens: int) -> bool:
+    """True where the runs are too short to be worth a call each."""
+    return factors.ndim > 3 and 1 < factors.shape[1] > tokens // CHUNK_MULTIPLE
+
+
+class _Lean(IntoNew):
+    """What the block and the head have in common."""
+
+    def __init__(self, block: Any, settings: BlockSettings, on_handover: OnHandover) -> None:
+        super().__init__(block, on_handover)
+        self.settings = settings
+
+    def _plan(self, x: torch.Tensor, options: Mapping[str, Any]) -> DenoiserPlan:
+        return self.settings.plan_for(x.shape[0], (x.shape[1],), x.device, options)
+
+    def _modulated(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """What modulates each run of tokens, [B, N, factors, D]."""
+        (block,) = self.stock
+        own = comfy.model_management.cast_to(block.modulation, dtype=x.dtype, device=x.device)
+        return own.unsqueeze(0) + e
+
+
+class LeanBlock(_Lean):
+    """A block in pieces."""
+
+    STREAMS = ("x",)
+    KNOWN = ("e", "freqs", "context", "context_img_len", "transformer_options")
+
+    def why_not(self, given: Mapping[str, Any]) -> str | None:
+        (block,) = self.stock
+        if not (
+            is_stock(block, wan.WanAttentionBlock)
+            and is_stock(block.self_attn, wan.WanSelfAttention)
+            and any(is_stock(block.cross_attn, kind) for kind in ACROSS)
+            and is_stock(block.ffn, nn.Sequential)
+            and is_stock(block.ffn[1], nn.GELU)
+            and block.ffn[1].approximate == "tanh"
+        ):
+            return "another node changed a block"
+        if given["freqs"] is None:
+            return "the request has no positions"
+        if _is_by_token(given["e"], given["x"].shape[1]):
+            return "each token is modulated by itself"
+        patches = (given.get("transformer_options") or {}).get("patches", {})
+        if patches.get("attn2_patch"):
+            return "another node patches the attention (attn2_patch)"
+        return super().why_not(given)
+
+    def run(
+        self, *, x, e, freqs, context, context_img_len=257, transformer_options=None, **_
+    ) -> torch.Tensor:
+        options = transformer_options or {}
+        plan = self._plan(x, options)
+        factors = self._modulated(x, e if e.ndim == 4 else e.unsqueeze(1))
+        target = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        self._attend_to_itself(x, target, factors, freqs, options, plan)
+        self._attend_to_text(target, context, context_img_len, options, plan)
+        self._feed_forward(target, factors, plan)
+        return target
+
+    @property
+    def _heads(self) -> Heads:
+        sizes = self.settings.sizes
+        return Heads(sizes.heads, sizes.heads, sizes.head_dim)
+
+    def _attend_to_itself(
+        self,
+        x: torch.Tensor,
+        target: torch.Tensor,
+        factors: torch.Tensor,
+        freqs: torch.Tensor,
+        options: dict[str, Any],
+        plan: DenoiserPlan,
+    ) -> None:
+        (block,) = self.stock
+        attention = block.self_attn
+        heads = self._heads
+        with ExitStack() as until:
+            layers = (attention.q, attention.k, attention.v, attention.o)
+            query, key, value, out = (projection(layer, x, until) for layer in layers)
+            norms = (fetch_norm(attention.norm_q, x, until), fetch_norm(attention.norm_k, x, until))
+            is_grouped = not any(layer.is_whole for layer in (query, key, value))
+            norm = fetch_layer_norm(block.norm1, x, until)
+            attend = functools.partial(_attend, within_groups(options) if is_grouped else options)
+            for sample in range(x.shape[0]):
+                stream = _stream(x[sample], target[sample], norm, factors[sample], 0)
+                table = freqs[sample : sample + 1] if len(freqs) > 1 else freqs
+                part = Part(
+                    stream.source,
+                    stream.modulated,
+                    Columns(query),
+                    Columns(key),
+                    Columns(value),
+                    rotation(
+                        functools.partial(_rows_of, table),
+                        (nn.Identity(), nn.Identity()),
+                        heads.channels,
+                        x,
+                        until,
+                        plan,
+                        is_fused=False,
+                    ),
+                    out=lambda attended, start: out(attended),
+                    add=stream.add,
+                    scratch=stream.target,
+                    norms=norms,
+                )
+                add_joint_attention([part], attend=attend, heads=heads, plan=plan)
+
+    def _attend_to_text(
+        self,
+        target: torch.Tensor,
+        context: torch.Tensor,
+        context_img_len: int | None,
+        options: dict[str, Any],
+        plan: DenoiserPlan,
+    ) -> None:
+        (block,) = self.stock
+        across, heads = block.cross_attn, self._heads
+        picture = text = context
+        if isinstance(across, wan.WanI2VCrossAttention):
+            picture, text = context[:, :context_img_len], context[:, context_img_len:]
+        key, value = across.norm_k(across.k(text)), across.v(text)
+        with ExitStack() as until:
+            query, out = (projection(layer, target, until) for layer in (across.q, across.o))
+            norm_query = fetch_norm(across.norm_q, target, until)
+            norm = fetch_layer_norm(block.norm3, target, until)
+            attend: AttendFn = functools.partial(_attend, options)
+            for sample in range(target.shape[0]):
+                if isinstance(across, wan.WanI2VCrossAttention):
+                    of_sample = picture[sample : sample + 1]
+                    attend = _of_both(
+                        functools.partial(_attend, options),
+                        _by_head(across.norm_k_img(across.k_img(of_sample)), heads),
+                        _by_head(across.v_img(of_sample), heads),
+                    )
+                tokens = target.shape[1]
+                stream = Stream(
+                    target[sample], target[sample], norm, [Factors(0, tokens, None, None)]
+                )
+                add_cross_attention(
+                    stream.target,
+                    modulated=stream.modulated,
+                    query=lambda rows: norm_query(query(rows)),
+                    key=key[sample],
+                    value=value[sample],
+                    attend=attend,
+                    out=out,
+                    add=stream.add,
+                    heads=heads,
+                    plan=plan,
+                )
+
+    def _feed_forward(
+        self, target: torch.Tensor, factors: torch.Tensor, plan: DenoiserPlan
+    ) -> None:
+        (block,) = self.stock
+        first, gelu, last = block.ffn
+        activation_ = functools.partial(torch.ops.aten.gelu_, approximate=gelu.approximate)
+        with ExitStack() as until:
+            inner = projection(first, target, until)
+            out = projection(last, target, until)
+            norm = fetch_layer_norm(block.norm2, target, until)
+            for sample in range(target.shape[0]):
+                stream = _stream(target[sample], target[sample], norm, factors[sample], 3)
+                add_mlp(
+                    stream.target,
+                    modulated=stream.modulated,
+                    hidden=Hidden(last.in_features, Columns(inner), None, activation_),
+                    out=out,
+                    add=stream.add,
+                    plan=plan,
+                )
+
+
+def _stream(
+    source: torch.Tensor, target: torch.Tensor, norm: RowsFn, factors: torch.Tensor, first: int
+) -> Stream:
+    """Of one sample, modulated by shift, scale and gate from that factor on; factors [N, 6, D]."""
+    runs = [
+        Factors(begin, end, Shift(1 + f[first + 1], f[first]), f[first + 2])
+        for begin, end, f in _runs(factors, source.shape[0])
+    ]
+    return Stream(source, target, norm, runs)
+
+
+def _rows_of(table: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """The rotary table of a run of tokens, of that of all, [1, T, 1, C / 2, 2, 2]."""
+    return table[:, start:stop]
+
+
+def _by_head(rows: torch.Tensor, heads: Heads) -> torch.Tensor:
+    """[1, S, H * C] -> [1, H, S, C]."""
+    return rows.unflatten(2, (-1, heads.channels)).transpose(1, 2)
+
+
+def _attend(
+    options: dict[str, Any], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> torch.Tensor:
+    return wan.optimized_attention(
+        q, k, v, heads=q.shape[1], skip_reshape=True, transformer_options=options
+    )
+
+
+def _of_both(attend: AttendFn, key: torch.Tensor, value: torch.Tensor) -> AttendFn:
+    """What attends to the text, plus what attends to these keys of a picture."""
+
+    def of_both(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        of_picture = attend(q, key, value)
+        return attend(q, k, v).add_(of_picture)
+
+    return of_both
+
+
+class LeanHead(_Lean):
+    """The last layer in chunks of tokens."""
+
+    STREAMS = ("x",)
+    KNOWN = ("e",)
+
+    def why_not(self, given: Mapping[str, Any]) -> str | None:
+        if not is_stock(self.stock[0], wan.Head):
+            return "another node changed a block"
+        if given["e"].ndim == 3 and _is_by_token(given["e"].unsqueeze(2), given["x"].shape[1]):
+            return "each token is modulated by itself"
+        return super().why_not(given)
+
+    def run(self, *, x, e, **_) -> torch.Tensor:
+        (layer,) = self.stock
+        plan = self._plan(x, {})
+        factors = self._modulated(x, (e if e.ndim == 3 else e.unsqueeze(1)).unsqueeze(2))
+        made = x.new_empty(*x.shape[:2], layer.head.out_features)
+        with ExitStack() as until:
+            norm = fetch_layer_norm(layer.norm, x, until)
+            linear = projection(layer.head, x, until)
+            for sample, rows in enumerate(x):
+                runs = [
+                    Factors(begin, end, Shift(1 + f[1], f[0]), None)
+                    for begin, end, f in _runs(factors[sample], x.shape[1])
+                ]
+                stream = Stream(rows, rows, norm, runs)
+                for start, stop in chunks(x.shape[1], plan.chunk_tokens):
+                    made[sample, start:stop] = linear(stream.modulated(start, stop))
+        return made
+
+
+WAN = Family(
+    names=("Wan",),
+    kinds=(wan.WanModel, wan.CameraWanModel),
+    parts={wan.WanAttentionBlock: LeanBlock, wan.Head: LeanHead},
+    sizes_of=_sizes_of,
+    stacks=("blocks",),
+    around=("head",),
+)
