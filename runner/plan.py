@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from ..nodes.denoiser import need, sizes
+from ..nodes.denoiser import families, need, sizes
+from ..nodes.denoiser.plan import DenoiserChoice
 from ..nodes.fit import report as fit_report
 from ..nodes.fit import stages, what_fits
+from ..nodes.prefer import PREFERENCES
 from ..nodes.units import GIB, size
 from .arguments import above_zero, positive
 
@@ -22,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, value in (("width", 1024), ("height", 1024), ("batch", 1)):
         parser.add_argument(f"--{name}", type=positive, default=value, metavar="N")
     parser.add_argument("--vram", type=above_zero, default=8.0, metavar="GIB", help="free for it")
-    parser.add_argument("--prefer", choices=stages.PREFERENCES, default="balance")
+    parser.add_argument("--prefer", choices=PREFERENCES, default="balance")
     parser.add_argument("--weights", choices=list(WEIGHT_BITS), default="bf16")
     parser.add_argument("--text-tokens", type=positive, default=256, metavar="N")
     parser.add_argument(
@@ -34,6 +36,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--controlnet", type=int, choices=list(sizes.UNIONS), nargs="?", const=15, metavar="LAYERS",
         help="with a Z-Image Fun ControlNet: 3 (2.1 lite), 6 (Union) or 15 control layers (2.1)",
     )  # fmt: skip
+    parser.add_argument(
+        "--family", choices=list(families.FAMILIES),
+        help="what the denoiser of another family holds, by prefer",
+    )  # fmt: skip
+    parser.add_argument("--frames", type=positive, default=1, metavar="N", help="of a video")
     parser.add_argument("--copy-gbs", type=above_zero, metavar="GB_PER_S", help="RAM to card")
 
 
@@ -43,6 +50,10 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     Raises:
         ValueError: the picture is smaller than a pixel of the latent.
     """
+    if options.family:
+        return _of_family(options), True
+    if options.frames > 1:
+        raise ValueError(f"frames must be 1 for Z-Image, got {options.frames}: name a --family")
     request = sizes.Request(
         options.width, options.height, options.batch, text_tokens=options.text_tokens
     )
@@ -73,3 +84,45 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     speed = options.copy_gbs and options.copy_gbs * 1e9
     text = fit_report.text(plan, others=others, copy_bytes_per_s=speed, notes=notes)
     return text, plan.verdict != "too large"
+
+
+def _of_family(options: argparse.Namespace) -> str:
+    """The denoise row of another family."""
+    if options.controlnet or options.img2img:
+        raise ValueError("--controlnet and --img2img are planned for Z-Image alone: leave them out")
+    request = families.FamilyRequest(
+        families.FAMILIES[options.family],
+        options.width,
+        options.height,
+        frames=options.frames,
+        references=options.references,
+        batch=options.batch,
+        text_tokens=options.text_tokens,
+    )
+    shape = f"{options.width}x{options.height}, batch {options.batch}"
+    if options.frames > 1:
+        shape += f", {options.frames} frames"
+    if options.references:
+        shape += f", {options.references} references"
+    lines = [
+        f"{request.family.name}, {shape}, {options.text_tokens} text tokens, bfloat16",
+        f"Modelled peak of activations of one call, weights excluded; U, one residual stream, is "
+        f"{size(request.stream_bytes)}.",
+        "",
+        "| denoise | peak | in U | head groups | chunk | feed-forward chunk |",
+        "|---|---|---|---|---|---|",
+        _row(request, "ComfyUI alone", families.family_stock_bytes(request), ("-", "-", "-")),
+    ]
+    for prefer in PREFERENCES:
+        plan = request.plan(DenoiserChoice(prefer))
+        cuts = (str(plan.groups), f"{plan.chunk_tokens} tokens", f"{plan.feed_tokens} tokens")
+        name = f"**{prefer}**" if prefer == options.prefer else prefer
+        lines.append(_row(request, name, families.family_peak_bytes(request, plan), cuts))
+    return "\n".join(lines)
+
+
+def _row(
+    request: families.FamilyRequest, name: str, peak_bytes: int, cuts: tuple[str, str, str]
+) -> str:
+    in_streams = f"{peak_bytes / request.stream_bytes:.1f}"
+    return f"| {name} | {size(peak_bytes)} | {in_streams} | {' | '.join(cuts)} |"

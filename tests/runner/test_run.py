@@ -185,3 +185,20 @@ def test_plan_says_what_would_fit_and_refuses_what_is_no_size():
         assert bad.returncode == 2 and told in bad.stderr
     tiny = _plan("--width", "4")
     assert tiny.returncode == 1 and tiny.stderr == "run.py: width_px must be >= 8, got 4\n"
+
+
+def test_plan_prints_the_denoise_row_of_another_family():
+    made = _plan("--family", "wan", "--width=1280", "--height=720", "--frames=81")
+    assert made.returncode == 0, made.stderr
+    rows = re.findall(r"^\| (ComfyUI alone|speed|\*\*balance\*\*|smallest) \| ([\d.]+) GiB",
+                      made.stdout, re.M)  # fmt: skip
+    peaks = [float(gib) for _, gib in rows]
+    assert len(peaks) == 4 and peaks == sorted(peaks, reverse=True)
+    assert "Wan 2.1 14B, 1280x720, batch 1, 81 frames" in made.stdout
+    for options, message in (
+        (["--frames=9"], "frames must be 1 for Z-Image, got 9: name a --family"),
+        (["--family", "flux1", "--frames=9"], "frames must be 1 for FLUX.1 dev, got 9"),
+        (["--family", "flux1", "--img2img"], "are planned for Z-Image alone: leave them out"),
+    ):
+        refused = _plan(*options)
+        assert refused.returncode and message in refused.stderr + refused.stdout

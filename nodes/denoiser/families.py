@@ -1,0 +1,189 @@
+"""Published models of other families: their sizes, and what a call holds. Integers only.
+
+Their blocks run in pieces under the host's own forward (nodes/host/denoiser/family.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .cuts import DenoiserPlan
+from .peak import block_elements
+from .plan import DEFAULT, FILL_TOKENS, DenoiserChoice, plan_for
+from .sizes import TransformerSizes
+
+
+@dataclass(frozen=True)
+class FamilySizes:
+    """A published model.
+
+    name: as users say it.
+    sizes: of its transformer.
+    cell_px, latent_px: pixels of the side of a token, and of the latent's cell.
+    channels: of the latent.
+    text_dim: width of the text encoder's hidden states, in elements.
+    frames: frames of a video for each frame of the latent after the first; 0: pictures only.
+    joins_text: the text's tokens are part of the stream; otherwise it is attended to.
+    holds_text: the host's forward holds the embedded text beside the stream.
+    rope_bytes: of an element of the rotary table, four for each pair of a head's channels.
+    """
+
+    name: str
+    sizes: TransformerSizes
+    cell_px: int
+    latent_px: int
+    channels: int
+    text_dim: int
+    frames: int = 0
+    joins_text: bool = True
+    holds_text: bool = True
+    rope_bytes: int = 4
+
+
+def _transformer(
+    dim: int, heads: int, ffn_dim: int, layers: int, stock_elements: int, **others: bool
+) -> TransformerSizes:
+    return TransformerSizes(
+        dim=dim,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=dim // heads,
+        ffn_dim=ffn_dim,
+        layers=layers,
+        refiner_layers=0,
+        pad_multiple=1,
+        stock_elements=stock_elements,
+        **others,
+    )
+
+
+# Source: the published files, as the host's detection reads them.
+FLUX2_DEV = FamilySizes(
+    "FLUX.2 dev", _transformer(6144, 48, 18432, 56, 17 * 6144, is_parallel=True),
+    cell_px=16, latent_px=16, channels=128, text_dim=15360,
+)  # fmt: skip
+FLUX1_DEV = FamilySizes(
+    "FLUX.1 dev", _transformer(3072, 24, 12288, 57, 14 * 3072, is_gated=False, is_parallel=True),
+    cell_px=16, latent_px=8, channels=16, text_dim=4096,
+)  # fmt: skip
+QWEN_IMAGE = FamilySizes(
+    "Qwen-Image",
+    _transformer(3072, 24, 12288, 60, 11 * 3072, is_gated=False, makes_streams=True),
+    cell_px=16, latent_px=8, channels=16, text_dim=3584, frames=1, holds_text=False, rope_bytes=2,
+)  # fmt: skip
+WAN_14B = FamilySizes(
+    "Wan 2.1 14B",
+    _transformer(
+        5120, 40, 13824, 40, 3 * 5120 + 2 * 13824, is_gated=False, makes_streams=True,
+        norms_across=True,
+    ),
+    cell_px=16, latent_px=8, channels=16, text_dim=4096, frames=4, joins_text=False,
+)  # fmt: skip
+# By what `run.py plan` calls them.
+FAMILIES = {
+    "flux2": FLUX2_DEV, "flux1": FLUX1_DEV, "qwen-image": QWEN_IMAGE, "wan": WAN_14B,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FamilyRequest:
+    """One call of a family's denoiser.
+
+    frames: of a video; 1: a picture.
+    references: pictures of the same size whose tokens join the stream.
+    batch: samples in the call, the unconditional ones of guidance included.
+    dtype_bytes: bytes per activation element (2 in bfloat16).
+
+    Raises:
+        ValueError: a number is too small, or a family has no frames or no joined tokens.
+    """
+
+    family: FamilySizes
+    width_px: int
+    height_px: int
+    frames: int = 1
+    references: int = 0
+    batch: int = 1
+    text_tokens: int = 512
+    dtype_bytes: int = 2
+
+    def __post_init__(self) -> None:
+        cell = self.family.cell_px
+        least = {"width_px": cell, "height_px": cell, "references": 0}
+        for name in (
+            *("width_px", "height_px", "frames", "references", "batch", "text_tokens"),
+            "dtype_bytes",
+        ):
+            value, bound = getattr(self, name), least.get(name, 1)
+            if value < bound:
+                raise ValueError(f"{name} must be >= {bound}, got {value}")
+        if self.frames > 1 and self.family.frames < 2:
+            raise ValueError(f"frames must be 1 for {self.family.name}, got {self.frames}")
+        if self.references and not self.family.joins_text:
+            raise ValueError(f"references must be 0 for {self.family.name}, got {self.references}")
+
+    @property
+    def latent_frames(self) -> int:
+        """Frames of the latent."""
+        return 1 + (self.frames - 1) // max(1, self.family.frames)
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence that attends to itself, per sample."""
+        cell = self.family.cell_px
+        picture = self.latent_frames * -(-self.width_px // cell) * -(-self.height_px // cell)
+        return picture * (1 + self.references) + self.text_tokens * self.family.joins_text
+
+    @property
+    def stream_bytes(self) -> int:
+        """U: bytes of one residual stream of the whole batch."""
+        return self.batch * self.tokens * self.family.sizes.dim * self.dtype_bytes
+
+    @property
+    def given_bytes(self) -> int:
+        """Bytes of the latent, the references and the text, which the caller holds."""
+        family = self.family
+        cells = (self.width_px // family.latent_px) * (self.height_px // family.latent_px)
+        latents = (1 + self.references) * self.latent_frames * family.channels * cells
+        text = self.text_tokens * family.text_dim
+        return self.batch * (latents + text) * self.dtype_bytes
+
+    @property
+    def around_bytes(self) -> int:
+        """Bytes that the host's forward holds beside a block's streams.
+
+        The rotary table of one sample, the embedded text, and a copy of the latent.
+        """
+        family, sizes = self.family, self.family.sizes
+        table = self.tokens * (sizes.head_dim // 2) * 4 * family.rope_bytes
+        text = self.batch * self.text_tokens * sizes.dim * self.dtype_bytes
+        return table + text * family.holds_text
+
+    def plan(self, choice: DenoiserChoice = DEFAULT, *, fill: int = FILL_TOKENS) -> DenoiserPlan:
+        """How its blocks are cut."""
+        return plan_for(self.family.sizes, self.batch, (self.tokens,), choice, fill=fill)
+
+
+def family_peak_bytes(request: FamilyRequest, plan: DenoiserPlan) -> int:
+    """The peak of a call whose blocks run in pieces, in bytes; weights excluded.
+
+    The streams of the whole batch, what one sample's block holds, and what the host's forward
+    holds around the blocks.
+
+    Source: Flux, QwenImageTransformer2DModel and WanModel of the host's comfy/ldm.
+    """
+    sizes = request.family.sizes
+    block = block_elements(sizes, request.tokens, plan) * request.dtype_bytes
+    return sizes.streams * request.stream_bytes + block + request.around_bytes + request.given_bytes
+
+
+def family_stock_bytes(request: FamilyRequest) -> int:
+    """The peak of a call of the host's own blocks, in bytes; weights excluded.
+
+    Where the text has a feed-forward of its own, only its two streams live beside the picture's.
+    """
+    family, sizes = request.family, request.family.sizes
+    apart = request.text_tokens if family.joins_text and not sizes.is_parallel else 0
+    elements = sizes.stock_elements * (request.tokens - apart) + 2 * apart * sizes.dim
+    of_block = request.batch * elements * request.dtype_bytes
+    return of_block + request.around_bytes + request.given_bytes
