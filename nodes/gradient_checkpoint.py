@@ -114,7 +114,8 @@ class ApplyGradientCheckpoint(io.ComfyNode):
         prefer: Prefer = "balance",
     ) -> io.NodeOutput:
         sizes = transformer_sizes(model)
-        settings = BlockSettings(sizes, DenoiserChoice(prefer, head_groups, chunk_tokens))
+        choice = DenoiserChoice(prefer, head_groups, chunk_tokens)
+        settings = BlockSettings(sizes, choice, model.model.get_dtype_inference())
         request = Request(1024, 1024, 1, TEXT_TOKENS, activation_bytes(model), sizes)
         node_id = cls.hidden.unique_id if cls.hidden else None
         prepare = reserve_need(request, settings)

@@ -146,7 +146,7 @@ def with_lean_blocks(
         log.say_once("nvfp4", MIXED_ROWS)
 
     def on_stock_block(reason: str) -> None:
-        log.say_once(reason, f"{reason}: the blocks run as ComfyUI's own")
+        log.say_once(reason, f"{reason}: ComfyUI's own code runs there")
 
     clone = model.clone()
     _put_blocks(clone, settings, blocks, on_stock_block)
@@ -177,6 +177,7 @@ def _put_blocks(
     chosen = {name for name in names if _is_chosen(name, blocks)}
     if not chosen:
         raise ValueError(f"blocks must be one that this model has, got {blocks}: choose all")
+    blocks_of = tuple(names)
     if family is not None:
         around = [f"diffusion_model.{name}" for name in family.around]
         names += around
@@ -189,6 +190,9 @@ def _put_blocks(
         block = patcher.get_model_object(name)
         if name in chosen and name not in patcher.object_patches:
             if not _is_known(denoiser, block):
+                if name not in blocks_of:
+                    on_handover(f"{name} is not the host's own")
+                    continue
                 raise ValueError(
                     f"{name} must be the host's own block, got {type(block).__name__}: place "
                     "this node before the one that replaces it"

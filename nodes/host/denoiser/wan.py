@@ -9,24 +9,24 @@ from typing import Any
 
 import comfy.ldm.wan.model as wan
 import comfy.model_management
+import comfy.ops
 import torch
 from torch import nn
 
 from ...denoiser.attention_half import AttendFn, Heads, Part, add_joint_attention
 from ...denoiser.cross_attention import add_cross_attention
-from ...denoiser.cuts import DenoiserPlan, chunks
+from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.mlp import Hidden, add_mlp
-from ...denoiser.plan import CHUNK_MULTIPLE
 from ...denoiser.rows import Columns, RowsFn, Shift
 from ...denoiser.sizes import TransformerSizes
 from ...denoiser.stream import Factors, Stream
 from ..base.fetch import fetch_layer_norm, fetch_norm
 from ..base.options import within_groups
-from .block import BlockSettings
 from .family import Family
 from .heads import rotation
 from .projections import is_whole, projection
-from .replaced import IntoNew, OnHandover, is_stock
+from .replaced import is_stock
+from .wan_ends import LeanHead, LeanPatches, LeanWan, is_by_token, runs_of
 
 ACROSS = (wan.WanT2VCrossAttention, wan.WanI2VCrossAttention)
 
@@ -53,41 +53,7 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
     )
 
 
-def _runs(factors: torch.Tensor, tokens: int) -> list[tuple[int, int, torch.Tensor]]:
-    """Runs of tokens, and the factors of each, as the host's repeat_e.
-
-    Args:
-        factors: [N, ...], of as many runs of equal length; the last may be short.
-    """
-    count = factors.shape[0]
-    length = tokens // count if tokens % count == 0 else tokens // count + 1
-    begins = range(0, tokens, length)
-    return [(b, min(tokens, b + length), factors[i]) for i, b in enumerate(begins)]
-
-
-def _is_by_token(factors: torch.Tensor, tokens: int) -> bool:
-    """True where the runs are too short to be worth a call each."""
-    return factors.ndim > 3 and 1 < factors.shape[1] > tokens // CHUNK_MULTIPLE
-
-
-class _Lean(IntoNew):
-    """What the block and the head have in common."""
-
-    def __init__(self, block: Any, settings: BlockSettings, on_handover: OnHandover) -> None:
-        super().__init__(block, on_handover)
-        self.settings = settings
-
-    def _plan(self, x: torch.Tensor, options: Mapping[str, Any]) -> DenoiserPlan:
-        return self.settings.plan_for(x.shape[0], (x.shape[1],), x.device, options)
-
-    def _modulated(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        """What modulates each run of tokens, [B, N, factors, D]."""
-        (block,) = self.stock
-        own = comfy.model_management.cast_to(block.modulation, dtype=x.dtype, device=x.device)
-        return own.unsqueeze(0) + e
-
-
-class LeanBlock(_Lean):
+class LeanBlock(LeanWan):
     """A block in pieces."""
 
     STREAMS = ("x",)
@@ -106,7 +72,7 @@ class LeanBlock(_Lean):
             return "another node changed a block"
         if given["freqs"] is None:
             return "the request has no positions"
-        if _is_by_token(given["e"], given["x"].shape[1]):
+        if is_by_token(given["e"], given["x"].shape[1]):
             return "each token is modulated by itself"
         patches = (given.get("transformer_options") or {}).get("patches", {})
         if patches.get("attn2_patch"):
@@ -117,8 +83,8 @@ class LeanBlock(_Lean):
         self, *, x, e, freqs, context, context_img_len=257, transformer_options=None, **_
     ) -> torch.Tensor:
         options = transformer_options or {}
-        plan = self._plan(x, options)
-        factors = self._modulated(x, e if e.ndim == 4 else e.unsqueeze(1))
+        plan = self.plan(x, options)
+        factors = self.modulated(x, e if e.ndim == 4 else e.unsqueeze(1))
         target = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         self._attend_to_itself(x, target, factors, freqs, options, plan)
         self._attend_to_text(target, context, context_img_len, options, plan)
@@ -246,7 +212,7 @@ def _stream(
     """Of one sample, modulated by shift, scale and gate from that factor on; factors [N, 6, D]."""
     runs = [
         Factors(begin, end, Shift(1 + f[first + 1], f[first]), f[first + 2])
-        for begin, end, f in _runs(factors, source.shape[0])
+        for begin, end, f in runs_of(factors, source.shape[0])
     ]
     return Stream(source, target, norm, runs)
 
@@ -279,43 +245,16 @@ def _of_both(attend: AttendFn, key: torch.Tensor, value: torch.Tensor) -> Attend
     return of_both
 
 
-class LeanHead(_Lean):
-    """The last layer in chunks of tokens."""
-
-    STREAMS = ("x",)
-    KNOWN = ("e",)
-
-    def why_not(self, given: Mapping[str, Any]) -> str | None:
-        if not is_stock(self.stock[0], wan.Head):
-            return "another node changed a block"
-        if given["e"].ndim == 3 and _is_by_token(given["e"].unsqueeze(2), given["x"].shape[1]):
-            return "each token is modulated by itself"
-        return super().why_not(given)
-
-    def run(self, *, x, e, **_) -> torch.Tensor:
-        (layer,) = self.stock
-        plan = self._plan(x, {})
-        factors = self._modulated(x, (e if e.ndim == 3 else e.unsqueeze(1)).unsqueeze(2))
-        made = x.new_empty(*x.shape[:2], layer.head.out_features)
-        with ExitStack() as until:
-            norm = fetch_layer_norm(layer.norm, x, until)
-            linear = projection(layer.head, x, until)
-            for sample, rows in enumerate(x):
-                runs = [
-                    Factors(begin, end, Shift(1 + f[1], f[0]), None)
-                    for begin, end, f in _runs(factors[sample], x.shape[1])
-                ]
-                stream = Stream(rows, rows, norm, runs)
-                for start, stop in chunks(x.shape[1], plan.chunk_tokens):
-                    made[sample, start:stop] = linear(stream.modulated(start, stop))
-        return made
-
-
 WAN = Family(
     names=("Wan",),
     kinds=(wan.WanModel, wan.CameraWanModel),
-    parts={wan.WanAttentionBlock: LeanBlock, wan.Head: LeanHead},
+    parts={
+        wan.WanAttentionBlock: LeanBlock,
+        wan.Head: LeanHead,
+        comfy.ops.disable_weight_init.Conv3d: LeanPatches,
+        comfy.ops.manual_cast.Conv3d: LeanPatches,
+    },
     sizes_of=_sizes_of,
     stacks=("blocks",),
-    around=("head",),
+    around=("patch_embedding", "head"),
 )

@@ -122,7 +122,8 @@ def test_every_block_and_the_head_are_replaced_on_the_clone_alone() -> None:
     model = built()
     ours = lean(model)
     names = {n.partition(".")[2] for n in ours.object_patches}
-    assert names == {*(f"blocks.{i}" for i in range(CONFIG["num_layers"])), "head"}
+    blocks = {f"blocks.{i}" for i in range(CONFIG["num_layers"])}
+    assert names == {*blocks, "patch_embedding", "head"}
     assert not any(isinstance(m, Replaced) for m in model.model.diffusion_model.modules())
     again = lean(ours, blocks="every second").object_patches
     assert {n.partition(".")[2] for n in again} == {"blocks.0"}

@@ -1,0 +1,122 @@
+"""What comes before and after Wan's blocks, and what all three have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import comfy.ldm.wan.model as wan
+import comfy.model_management
+import comfy.ops
+import torch
+
+from ...cuts import pieces
+from ...denoiser.cuts import DenoiserPlan, chunks
+from ...denoiser.plan import CHUNK_MULTIPLE
+from ...denoiser.rows import Shift
+from ...denoiser.stream import Factors, Stream
+from ..base.fetch import fetch_layer_norm, is_plain
+from .block import BlockSettings
+from .projections import projection
+from .replaced import IntoNew, OnHandover, is_stock
+
+
+def runs_of(factors: torch.Tensor, tokens: int) -> list[tuple[int, int, torch.Tensor]]:
+    """Runs of tokens, and the factors of each, as the host's repeat_e.
+
+    Args:
+        factors: [N, ...], of as many runs of equal length; the last may be short.
+    """
+    count = factors.shape[0]
+    length = tokens // count if tokens % count == 0 else tokens // count + 1
+    begins = range(0, tokens, length)
+    return [(b, min(tokens, b + length), factors[i]) for i, b in enumerate(begins)]
+
+
+def is_by_token(factors: torch.Tensor, tokens: int) -> bool:
+    """True where the runs are too short to be worth a call each."""
+    return factors.ndim > 3 and 1 < factors.shape[1] > tokens // CHUNK_MULTIPLE
+
+
+class LeanWan(IntoNew):
+    """What the parts have in common."""
+
+    def __init__(self, block: Any, settings: BlockSettings, on_handover: OnHandover) -> None:
+        super().__init__(block, on_handover)
+        self.settings = settings
+
+    def plan(self, x: torch.Tensor, options: Mapping[str, Any]) -> DenoiserPlan:
+        return self.settings.plan_for(x.shape[0], (x.shape[1],), x.device, options)
+
+    def modulated(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """What modulates each run of tokens, [B, N, factors, D]."""
+        (block,) = self.stock
+        own = comfy.model_management.cast_to(block.modulation, dtype=x.dtype, device=x.device)
+        return own.unsqueeze(0) + e
+
+
+class LeanHead(LeanWan):
+    """The last layer in chunks of tokens."""
+
+    STREAMS = ("x",)
+    KNOWN = ("e",)
+
+    def why_not(self, given: Mapping[str, Any]) -> str | None:
+        if not is_stock(self.stock[0], wan.Head):
+            return "another node changed a block"
+        if given["e"].ndim == 3 and is_by_token(given["e"].unsqueeze(2), given["x"].shape[1]):
+            return "each token is modulated by itself"
+        return super().why_not(given)
+
+    def run(self, *, x, e, **_) -> torch.Tensor:
+        (layer,) = self.stock
+        plan = self.plan(x, {})
+        factors = self.modulated(x, (e if e.ndim == 3 else e.unsqueeze(1)).unsqueeze(2))
+        made = x.new_empty(*x.shape[:2], layer.head.out_features)
+        with ExitStack() as until:
+            norm = fetch_layer_norm(layer.norm, x, until)
+            linear = projection(layer.head, x, until)
+            for sample, rows in enumerate(x):
+                runs = [
+                    Factors(begin, end, Shift(1 + f[1], f[0]), None)
+                    for begin, end, f in runs_of(factors[sample], x.shape[1])
+                ]
+                stream = Stream(rows, rows, norm, runs)
+                for start, stop in chunks(x.shape[1], plan.chunk_tokens):
+                    made[sample, start:stop] = linear(stream.modulated(start, stop))
+        return made
+
+
+class LeanPatches(LeanWan):
+    """The first layer, a few frames at a time.
+
+    It multiplies in float32, and the host rounds its result. Here each frame's result is rounded
+    at once, so that three streams do not live together.
+    """
+
+    STREAMS = ()
+    KNOWN = ("args",)
+
+    def why_not(self, given: Mapping[str, Any]) -> str | None:
+        (layer,) = self.stock
+        if not is_plain(layer, comfy.ops.disable_weight_init.Conv3d):
+            return "another node changed the first layer"
+        if layer.kernel_size != layer.stride or layer.kernel_size[0] != 1 or any(layer.padding):
+            return "a token has several frames"
+        return super().why_not(given)
+
+    def run(self, *, args, **_) -> torch.Tensor:
+        (layer,), (x,) = self.stock, args
+        batch, _, frames, *sides = x.shape
+        height, width = (side // step for side, step in zip(sides, layer.stride[1:], strict=True))
+        tokens = frames * height * width
+        plan = self.settings.plan_for(batch, (tokens,), x.device)
+        made = torch.empty(
+            (batch, layer.out_channels, frames, height, width),
+            dtype=self.settings.dtype or x.dtype,
+            device=x.device,
+        )
+        for start, stop in pieces(frames, max(1, plan.chunk_tokens // (height * width))):
+            made[:, :, start:stop] = layer(x[:, :, start:stop])
+        return made
