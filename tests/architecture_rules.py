@@ -32,7 +32,10 @@ TWINS: dict[str, set[str]] = {
 # Files of nodes/ itself that every subject may import.
 SHARED = {"units", "cuts", "prefer"}
 # `python run.py plan` runs on the standard library alone, so these have no torch.
-TORCH_FREE = {"sizes", "cuts", "plan", "peak", "need", "cost", "choice", "budget", "families"}
+TORCH_FREE = {
+    *("sizes", "cuts", "plan", "peak", "need", "cost", "choice", "budget", "families"),
+    "unet_cuts",
+}
 PROBE_WITH_TORCH = {"operations", "tracker"}
 NETWORK_AND_PROCESSES = {
     "aiohttp", "asyncore", "ftplib", "http", "httpx", "huggingface_hub", "imaplib", "poplib",

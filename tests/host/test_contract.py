@@ -46,7 +46,10 @@ OTHERS: tuple[Any, ...] = (
 # Scopes of which a name is neither a module's nor a class's.
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)
 # psutil on Windows, newer torch, torch with a card; torch's GELU, inspect.
-ELSEWHERE = {"peak_wset", "empty_host_cache", "multi_processor_count", "approximate", "arguments"}
+ELSEWHERE = {
+    *("peak_wset", "empty_host_cache", "multi_processor_count", "approximate", "arguments"),
+    "kwargs",
+}
 # What the pack asks for by a string, other than in `getattr` and `hasattr`.
 IN_STRINGS = {
     *("ON_CLONE", "ON_DEEPCLONE_MULTIGPU", "__ming_image__", "optimized_attention", "output"),

@@ -39,9 +39,31 @@ class Family:
     around: tuple[str, ...] = ()
     is_possible: Callable[[Any], bool] = _always
 
+    def has(self, denoiser: Any) -> bool:
+        """Whether a denoiser is of this family."""
+        return type(denoiser) in self.kinds
+
     def is_known(self, part: Any) -> bool:
         """Whether a part can be replaced."""
         return type(part) in self.parts and self.is_possible(part)
+
+    def block_names(self, denoiser: Any) -> list[str]:
+        """The names of all blocks within the model."""
+        return block_names(denoiser, self.stacks)
+
+    def around_names(self, denoiser: Any) -> list[str]:
+        """The names of the parts that are replaced with all blocks only."""
+        return [f"diffusion_model.{name}" for name in self.around]
+
+    def every_second(self, denoiser: Any) -> list[str]:
+        """Every second block's name."""
+        return [n for n in self.block_names(denoiser) if int(n.rpartition(".")[2]) % 2 == 0]
+
+    def lean(
+        self, denoiser: Any, name: str, part: Any, settings: BlockSettings, on_handover: OnHandover
+    ) -> LeanPart:
+        """What replaces a known part of that name."""
+        return self.parts[type(part)](part, settings, on_handover)
 
 
 def block_names(denoiser: Any, stacks: Sequence[str]) -> list[str]:

@@ -27,6 +27,8 @@ from .forward import is_ming_image, make_wrapper
 from .projections import is_whole
 from .qwen_image import QWEN_IMAGE
 from .replaced import OnHandover, Replaced
+from .skips import make_wrapper as make_skips_wrapper
+from .unet_parts import UNET
 from .wan import WAN
 
 BLOCKS = ["all", "main layers", "every second", "refiners only"]
@@ -34,7 +36,7 @@ MIXED_ROWS = (
     "nvfp4 without input scales: each chunk is rounded by a scale of its own, so pictures may "
     "differ from ComfyUI's by rounding"
 )
-FAMILIES = (FLUX, QWEN_IMAGE, WAN)
+FAMILIES = (FLUX, QWEN_IMAGE, WAN, UNET)
 REFINERS = ("context_refiner", "noise_refiner")
 _KEY = f"{OPTIONS_KEY}.gradient_checkpoint"
 
@@ -148,6 +150,9 @@ def with_lean_blocks(
     def on_stock_block(reason: str) -> None:
         log.say_once(reason, f"{reason}: ComfyUI's own code runs there")
 
+    def on_held_skips(reason: str) -> None:
+        log.say_once(reason, f"{reason}: all skip tensors wait, as ComfyUI's own")
+
     clone = model.clone()
     _put_blocks(clone, settings, blocks, on_stock_block)
     for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING):
@@ -156,6 +161,9 @@ def with_lean_blocks(
         wrapper = make_wrapper(settings, on_handover)
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
         clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, prepare)
+    if blocks == "all" and UNET.has(model.model.diffusion_model):
+        wrapper = make_skips_wrapper(on_held_skips)
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
 
     def on_copy(source: ModelPatcher, copy: ModelPatcher) -> None:
         # A copy with weights of its own (another GPU) needs lean blocks around those.
@@ -174,12 +182,15 @@ def _put_blocks(
 ) -> None:
     denoiser = patcher.model.diffusion_model
     family, names = _family(denoiser), _block_names(denoiser)
-    chosen = {name for name in names if _is_chosen(name, blocks)}
+    if family is not None and blocks == "every second":
+        chosen = set(family.every_second(denoiser))
+    else:
+        chosen = {name for name in names if _is_chosen(name, blocks)}
     if not chosen:
         raise ValueError(f"blocks must be one that this model has, got {blocks}: choose all")
     blocks_of = tuple(names)
     if family is not None:
-        around = [f"diffusion_model.{name}" for name in family.around]
+        around = family.around_names(denoiser)
         names += around
         chosen.update(around if blocks == "all" else ())
     for name in names:
@@ -200,13 +211,13 @@ def _put_blocks(
             if family is None:
                 lean: Replaced = LeanBlock(block, settings)
             else:
-                lean = family.parts[type(block)](block, settings, on_handover)
+                lean = family.lean(denoiser, name, block, settings, on_handover)
             patcher.add_object_patch(name, lean)
 
 
 def _family(denoiser: Any) -> Family | None:
     """None for Z-Image and Lumina 2, and for models that are not known."""
-    return next((family for family in FAMILIES if type(denoiser) in family.kinds), None)
+    return next((family for family in FAMILIES if family.has(denoiser)), None)
 
 
 def _is_known(denoiser: Any, part: Any) -> bool:
@@ -215,8 +226,10 @@ def _is_known(denoiser: Any, part: Any) -> bool:
 
 
 def _block_names(denoiser: Any) -> list[str]:
-    family, stacks = _family(denoiser), (*REFINERS, "layers")
-    return block_names(denoiser, stacks if family is None else family.stacks)
+    family = _family(denoiser)
+    if family is None:
+        return block_names(denoiser, (*REFINERS, "layers"))
+    return family.block_names(denoiser)
 
 
 def _is_chosen(name: str, blocks: str) -> bool:

@@ -1,0 +1,131 @@
+"""Which parts of a U-Net are replaced, and by what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import comfy.ldm.modules.attention as attention
+import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
+
+from ...denoiser.sizes import TransformerSizes
+from ...denoiser.unet_cuts import map_strips
+from .block import BlockSettings
+from .family import Family
+from .replaced import LeanPart, OnHandover, Replaced
+from .unet import LeanTransformer, is_known_block, sizes_of
+from .unet_maps import LeanResBlock, LeanUpsample, is_known_res_block, is_known_upsample
+
+STAGES = ("input_blocks", "middle_block", "output_blocks")
+
+
+class Layer(NamedTuple):
+    """A layer of the U-Net.
+
+    name: as ModelPatcher knows it.
+    scale: latent pixels of a side of what it is given, in each of its own.
+    """
+
+    name: str
+    module: Any
+    scale: int
+
+
+def layers(denoiser: Any) -> Iterator[Layer]:
+    """The layers in the order of the forward. Some may be replaced by a clone in use."""
+    scale = 1
+    for stage in STAGES:
+        blocks = getattr(denoiser, stage)
+        of_stage = [(stage, blocks)]
+        if stage != "middle_block":
+            of_stage = [(f"{stage}.{i}", block) for i, block in enumerate(blocks)]
+        for name, block in of_stage:
+            for i, module in enumerate(block or ()):
+                yield Layer(f"diffusion_model.{name}.{i}", module, scale)
+                resampled = (module, getattr(module, "h_upd", None))
+                if any(isinstance(each, openaimodel.Downsample) for each in resampled):
+                    scale *= 2
+                elif any(isinstance(each, openaimodel.Upsample) for each in resampled):
+                    scale = max(1, scale // 2)
+
+
+def block_names(denoiser: Any) -> dict[str, int]:
+    """The transformer blocks that are lean, in the order of the forward; the scale of each."""
+    return {
+        f"{layer.name}.transformer_blocks.{i}": layer.scale
+        for layer in layers(denoiser)
+        if type(layer.module) is attention.SpatialTransformer
+        for i, block in enumerate(layer.module.transformer_blocks)
+        if type(_own(block)) is not attention.BasicTransformerBlock or is_known_block(_own(block))
+    }
+
+
+def map_names(denoiser: Any) -> dict[str, int]:
+    """The other parts that are lean; the scale of each."""
+    return {
+        layer.name: layer.scale for layer in layers(denoiser) if _is_known_map(_own(layer.module))
+    }
+
+
+def _own(part: Any) -> Any:
+    """The host's part, where a clone in use has replaced it."""
+    return part.stock[0] if isinstance(part, Replaced) else part
+
+
+def _is_known_map(part: Any) -> bool:
+    return is_known_res_block(part) or is_known_upsample(part)
+
+
+def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
+    """Those of the stream with the most elements."""
+    names = block_names(denoiser)
+    scales = {id(_own(denoiser.get_submodule(n.partition(".")[2]))): s for n, s in names.items()}
+
+    def elements(block: Any) -> float:  # of a stream, in each pixel of the latent
+        return block.n_heads * block.d_head / scales[id(_own(block))] ** 2
+
+    ordered = sorted(blocks, key=elements, reverse=True)
+    return sizes_of(ordered, patch=scales[id(_own(ordered[0]))], channels=denoiser.in_channels)
+
+
+class UNetFamily(Family):
+    """Blocks lie in spatial transformers; ResBlocks and upsamplings are the parts around them."""
+
+    def has(self, denoiser: Any) -> bool:
+        # Packs derive theirs from the host's (Kolors).
+        return isinstance(denoiser, self.kinds) and bool(block_names(denoiser))
+
+    def block_names(self, denoiser: Any) -> list[str]:
+        return list(block_names(denoiser))
+
+    def around_names(self, denoiser: Any) -> list[str]:
+        return list(map_names(denoiser))
+
+    def every_second(self, denoiser: Any) -> list[str]:
+        return self.block_names(denoiser)[::2]
+
+    def lean(
+        self, denoiser: Any, name: str, part: Any, settings: BlockSettings, on_handover: OnHandover
+    ) -> LeanPart:
+        if is_known_block(part):
+            return LeanTransformer(part, settings, on_handover)
+        scale, made, out = map_names(denoiser)[name], part.channels, part.out_channels
+        is_upsample = is_known_upsample(part)
+        kind = LeanUpsample if is_upsample else LeanResBlock
+        scale = scale / 2 if is_upsample else scale
+        strips = map_strips(settings.sizes, settings.choice, made, out, scale)
+        return kind(part, strips, on_handover)
+
+
+UNET = UNetFamily(
+    names=("SDXL", "Stable Diffusion 1.5"),
+    kinds=(openaimodel.UNetModel,),
+    parts={
+        attention.BasicTransformerBlock: LeanTransformer,
+        openaimodel.ResBlock: LeanResBlock,
+        openaimodel.Upsample: LeanUpsample,
+    },
+    sizes_of=_sizes_of,
+    stacks=(),
+    is_possible=lambda part: is_known_block(part) or _is_known_map(part),
+)
