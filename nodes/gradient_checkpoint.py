@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .denoiser.families import predicted_family_savings
 from .denoiser.need import TEXT_TOKENS, casts_weights, predicted_savings
 from .denoiser.plan import DenoiserChoice
 from .denoiser.sizes import Request
@@ -16,6 +17,7 @@ from .host.denoiser.patch import (
     activation_bytes,
     has_lean_forward,
     mixes_rows_of_calls,
+    published_family,
     reserve_need,
     transformer_sizes,
     with_lean_blocks,
@@ -123,12 +125,18 @@ class ApplyGradientCheckpoint(io.ComfyNode):
         patched = with_lean_blocks(
             model, settings, blocks=blocks, prepare=prepare, node_id=node_id, mixes_rows=mixes_rows
         )
-        if has_lean_forward(model, blocks):
+        fill = fill_on(model.load_device, sizes)
+        family = published_family(model, sizes)
+        if family is not None and blocks == "all":
+            text = predicted_family_savings(
+                family, choice, dtype_bytes=request.dtype_bytes, fill=fill
+            )
+        elif has_lean_forward(model, blocks):
             is_cast = casts_weights(request, model.model_size())
             text = predicted_savings(
                 request,
                 settings.choice,
-                fill=fill_on(model.load_device, sizes),
+                fill=fill,
                 mixes_rows=mixes_rows,
                 is_cast=is_cast,
             )

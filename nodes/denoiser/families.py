@@ -6,7 +6,9 @@ Their blocks run in pieces under the host's own forward (nodes/host/denoiser/fam
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from ..units import MIB
 from .cuts import DenoiserPlan
 from .peak import block_elements
 from .plan import DEFAULT, FILL_TOKENS, DenoiserChoice, plan_for
@@ -18,10 +20,8 @@ class FamilySizes:
     """A published model.
 
     name: as users say it.
-    sizes: of its transformer.
+    sizes: of its transformer, its latent and its text.
     cell_px, latent_px: pixels of the side of a token, and of the latent's cell.
-    channels: of the latent.
-    text_dim: width of the text encoder's hidden states, in elements.
     frames: frames of a video for each frame of the latent after the first; 0: pictures only.
     joins_text: the text's tokens are part of the stream; otherwise it is attended to.
     holds_text: the host's forward holds the embedded text beside the stream.
@@ -32,8 +32,6 @@ class FamilySizes:
     sizes: TransformerSizes
     cell_px: int
     latent_px: int
-    channels: int
-    text_dim: int
     frames: int = 0
     joins_text: bool = True
     holds_text: bool = True
@@ -41,7 +39,7 @@ class FamilySizes:
 
 
 def _transformer(
-    dim: int, heads: int, ffn_dim: int, layers: int, stock_elements: int, **others: bool
+    dim: int, heads: int, ffn_dim: int, stock_elements: int, **others: Any
 ) -> TransformerSizes:
     return TransformerSizes(
         dim=dim,
@@ -49,7 +47,6 @@ def _transformer(
         kv_heads=heads,
         head_dim=dim // heads,
         ffn_dim=ffn_dim,
-        layers=layers,
         refiner_layers=0,
         pad_multiple=1,
         stock_elements=stock_elements,
@@ -59,26 +56,37 @@ def _transformer(
 
 # Source: the published files, as the host's detection reads them.
 FLUX2_DEV = FamilySizes(
-    "FLUX.2 dev", _transformer(6144, 48, 18432, 56, 17 * 6144, is_parallel=True),
-    cell_px=16, latent_px=16, channels=128, text_dim=15360,
+    "FLUX.2 dev",
+    _transformer(
+        6144, 48, 18432, 17 * 6144, layers=56, cap_dim=15360, patch=1, channels=128,
+        is_parallel=True,
+    ),
+    cell_px=16, latent_px=16,
 )  # fmt: skip
 FLUX1_DEV = FamilySizes(
-    "FLUX.1 dev", _transformer(3072, 24, 12288, 57, 14 * 3072, is_gated=False, is_parallel=True),
-    cell_px=16, latent_px=8, channels=16, text_dim=4096,
+    "FLUX.1 dev",
+    _transformer(
+        3072, 24, 12288, 14 * 3072, layers=57, cap_dim=4096, is_gated=False, is_parallel=True
+    ),
+    cell_px=16, latent_px=8,
 )  # fmt: skip
 QWEN_IMAGE = FamilySizes(
     "Qwen-Image",
-    _transformer(3072, 24, 12288, 60, 11 * 3072, is_gated=False, makes_streams=True),
-    cell_px=16, latent_px=8, channels=16, text_dim=3584, frames=1, holds_text=False, rope_bytes=2,
+    _transformer(
+        3072, 24, 12288, 11 * 3072, layers=60, cap_dim=3584, is_gated=False, makes_streams=True
+    ),
+    cell_px=16, latent_px=8, frames=1, holds_text=False, rope_bytes=2,
 )  # fmt: skip
 WAN_14B = FamilySizes(
     "Wan 2.1 14B",
     _transformer(
-        5120, 40, 13824, 40, 3 * 5120 + 2 * 13824, is_gated=False, makes_streams=True,
-        norms_across=True,
+        5120, 40, 13824, 3 * 5120 + 2 * 13824, layers=40, cap_dim=4096, is_gated=False,
+        makes_streams=True, norms_across=True,
     ),
-    cell_px=16, latent_px=8, channels=16, text_dim=4096, frames=4, joins_text=False,
+    cell_px=16, latent_px=8, frames=4, joins_text=False,
 )  # fmt: skip
+# Of a usual video.
+VIDEO_FRAMES = 81
 # By what `run.py plan` calls them.
 FAMILIES = {
     "flux2": FLUX2_DEV, "flux1": FLUX1_DEV, "qwen-image": QWEN_IMAGE, "wan": WAN_14B,
@@ -144,8 +152,8 @@ class FamilyRequest:
         """Bytes of the latent, the references and the text, which the caller holds."""
         family = self.family
         cells = (self.width_px // family.latent_px) * (self.height_px // family.latent_px)
-        latents = (1 + self.references) * self.latent_frames * family.channels * cells
-        text = self.text_tokens * family.text_dim
+        latents = (1 + self.references) * self.latent_frames * family.sizes.channels * cells
+        text = self.text_tokens * family.sizes.cap_dim
         return self.batch * (latents + text) * self.dtype_bytes
 
     @property
@@ -187,3 +195,20 @@ def family_stock_bytes(request: FamilyRequest) -> int:
     elements = sizes.stock_elements * (request.tokens - apart) + 2 * apart * sizes.dim
     of_block = request.batch * elements * request.dtype_bytes
     return of_block + request.around_bytes + request.given_bytes
+
+
+def predicted_family_savings(
+    family: FamilySizes, choice: DenoiserChoice, *, dtype_bytes: int, fill: int = FILL_TOKENS
+) -> str:
+    """The predicted peaks before and after at two sizes, in one line; `fill`: see `plan_for`."""
+    parts = []
+    is_video = family.frames > 1
+    for width, height in ((832, 480), (1280, 720)) if is_video else ((1024, 1024), (2048, 2048)):
+        request = FamilyRequest(
+            family, width, height, frames=VIDEO_FRAMES if is_video else 1, dtype_bytes=dtype_bytes
+        )
+        after = family_peak_bytes(request, request.plan(choice, fill=fill))
+        before = round(family_stock_bytes(request) / MIB)
+        shape = f"{width}x{height}" + (f", {request.frames} frames" if is_video else "")
+        parts.append(f"{before} -> {round(after / MIB)} MiB predicted at {shape}")
+    return f"activations {' · '.join(parts)}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...denoiser.families import FamilySizes
 from ...denoiser.sizes import TransformerSizes
 from .block import BlockSettings
 from .replaced import LeanPart, OnHandover
@@ -28,6 +29,7 @@ class Family:
     sizes_of: the sizes of a denoiser of which these blocks are known.
     stacks: attributes of the denoiser that list its blocks.
     around: attributes with parts before and after the blocks, replaced with all blocks only.
+    published: the model that predictions are made of, for those sizes; None: none is.
     is_possible: whether a part of such a class can be replaced.
     """
 
@@ -37,6 +39,7 @@ class Family:
     sizes_of: Callable[[Any, list[Any]], TransformerSizes]
     stacks: tuple[str, ...]
     around: tuple[str, ...] = ()
+    published: Callable[[TransformerSizes], FamilySizes] | None = None
     is_possible: Callable[[Any], bool] = _always
 
     def has(self, denoiser: Any) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ...denoiser import families
 from ...denoiser.attention_half import AttendFn, Heads, Part, add_joint_attention
 from ...denoiser.cuts import DenoiserPlan, chunks
 from ...denoiser.mlp import ActivationFn, Hidden, add_mlp
@@ -52,7 +53,9 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         ffn_dim=int(dim * denoiser.params.mlp_ratio),
         layers=len(denoiser.double_blocks) + len(denoiser.single_blocks),
         refiner_layers=0,
+        cap_dim=denoiser.params.context_in_dim,
         patch=denoiser.patch_size,
+        channels=denoiser.params.in_channels,
         pad_multiple=1,
         is_whole=has_whole(blocks),
         is_gated=is_gated,
@@ -385,5 +388,6 @@ FLUX = Family(
     sizes_of=_sizes_of,
     stacks=("double_blocks", "single_blocks"),
     around=("final_layer",),
+    published=lambda sizes: families.FLUX2_DEV if sizes.is_gated else families.FLUX1_DEV,
     is_possible=_is_possible,
 )

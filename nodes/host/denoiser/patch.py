@@ -12,6 +12,7 @@ import comfy.supported_models
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
+from ...denoiser.families import FamilySizes
 from ...denoiser.need import denoiser_reserve_bytes, of_latent
 from ...denoiser.sizes import Request, TransformerSizes
 from ..base.device import is_dynamic
@@ -113,6 +114,14 @@ def has_lean_forward(model: ModelPatcher, blocks: str) -> bool:
     """Whether the forward around the blocks is lean as well, for plain requests."""
     denoiser = model.model.diffusion_model
     return blocks == "all" and type(denoiser) is lumina.NextDiT and not is_ming_image(denoiser)
+
+
+def published_family(model: ModelPatcher, sizes: TransformerSizes) -> FamilySizes | None:
+    """The model of another family that predictions are made of, with those sizes."""
+    family = _family(model.model.diffusion_model)
+    if family is None or family.published is None:
+        return None
+    return replace(family.published(sizes), sizes=sizes)
 
 
 def activation_bytes(model: ModelPatcher) -> int:

@@ -12,6 +12,7 @@ import comfy.ldm.qwen_image.model as qwen
 import torch
 from torch import nn
 
+from ...denoiser import families
 from ...denoiser.attention_half import Heads, Part, add_joint_attention
 from ...denoiser.cuts import DenoiserPlan, chunks
 from ...denoiser.mlp import Hidden, add_mlp
@@ -43,7 +44,9 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         ffn_dim=_layers(block.img_mlp)[1].in_features,
         layers=len(denoiser.transformer_blocks),
         refiner_layers=0,
+        cap_dim=denoiser.txt_in.in_features,
         patch=denoiser.patch_size,
+        channels=denoiser.in_channels // denoiser.patch_size**2,
         pad_multiple=1,
         is_whole=any(map(is_whole, linear)),
         is_gated=False,
@@ -286,4 +289,5 @@ QWEN_IMAGE = Family(
     sizes_of=_sizes_of,
     stacks=("transformer_blocks",),
     around=("norm_out",),
+    published=lambda sizes: families.QWEN_IMAGE,
 )

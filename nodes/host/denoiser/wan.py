@@ -13,6 +13,7 @@ import comfy.ops
 import torch
 from torch import nn
 
+from ...denoiser import families
 from ...denoiser.attention_half import AttendFn, Heads, Part, add_joint_attention
 from ...denoiser.cross_attention import add_cross_attention
 from ...denoiser.cuts import DenoiserPlan
@@ -42,7 +43,9 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         ffn_dim=ffn_dim,
         layers=len(denoiser.blocks),
         refiner_layers=0,
+        cap_dim=denoiser.text_dim,
         patch=denoiser.patch_size[-1],
+        channels=denoiser.out_dim,
         pad_multiple=1,
         is_whole=any(map(is_whole, linear)),
         is_gated=False,
@@ -257,4 +260,5 @@ WAN = Family(
     sizes_of=_sizes_of,
     stacks=("blocks",),
     around=("patch_embedding", "head"),
+    published=lambda sizes: families.WAN_14B,
 )
