@@ -54,6 +54,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     demo.add_argument("--keep-open", action="store_true", help="leave the server running")
     bench.description = "Without a name all run, which takes hours and rewrites benchmarks/results."
     scripts = ", ".join(commands.benchmark_names())
+    bench.add_argument("--version", choices=versions, default=DEFAULT_HOST, help="of ComfyUI")
     bench.add_argument("name", nargs="?", help=f"one script of: {scripts}")
     bench.add_argument("args", nargs=argparse.REMAINDER, help="its options")
     host.add_argument("--port", type=int, default=8188)

@@ -1,6 +1,7 @@
 """Peak of live activations in one forward of other families' transformers, on fake tensors.
 
     python run.py bench families [--family "Qwen-Image"]
+    python run.py bench --version 0.16.3 families
 
 As denoiser_peak: the host's own classes at full width in bfloat16, two blocks of each kind, which
 peak as all do, or the whole U-Net; flash-like attention; weights excluded. U is one residual stream
@@ -27,7 +28,7 @@ from pack.testing.tracker import Tracker
 from .rows import RESULTS_DIR, merged, versions, write
 
 RESULTS = RESULTS_DIR / "families.jsonl"
-KEY = ("family", "case", "way")
+KEY = ("family", "case", "way", "host")
 WAYS: dict[str, Prefer | None] = {
     "ComfyUI alone": None, "speed": "speed", "balance (default)": "balance",
     "smallest": "smallest",
@@ -92,7 +93,7 @@ def main() -> None:
         f"all), weights excluded, flash attention, fake tensors. ComfyUI {known['host']}, torch "
         f"{known['torch']}, comfy-kitchen {known['comfy_kitchen']}, Python {known['python']}."
     )
-    print(f"\n{table(rows)}")
+    print(f"\n{table([row for row in rows if row['host'] == known['host']])}")
 
 
 if __name__ == "__main__":

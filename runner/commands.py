@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import environment, live_host, model_files
 from .plan import report
-from .setup import DEFAULT_HOST, Steps, choose_host, needs_cpu, prepare
+from .setup import Steps, choose_host, needs_cpu, prepare
 
 NO_BENCHMARKS = ("__init__.py", "launches_shown.py", "rows.py")
 
@@ -77,7 +77,7 @@ def bench(options: argparse.Namespace, rest: list[str]) -> int:
         scripts = [options.name]
     steps = Steps(3 + len(scripts))
     prepare(steps, with_tools=True)
-    python, host_dir = choose_host(DEFAULT_HOST, None)
+    python, host_dir = choose_host(options.version, None)
     failed = 0
     for script in scripts:
         steps(f"bench {script}")
