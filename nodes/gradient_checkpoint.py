@@ -35,11 +35,11 @@ class ApplyGradientCheckpoint(io.ComfyNode):
             display_name="Apply Gradient Checkpoint",
             category="model/patch/z-image",
             description=(
-                "Lowers the activation peak of Z-Image, Lumina 2, FLUX.1 and FLUX.2. While "
-                "sampling, the blocks run in chunks of tokens and groups of heads into one buffer: "
-                "checkpointing as in training would save nothing there, as no activation is kept "
-                "for a backward pass. While training, it is real checkpointing, block by block, of "
-                "Z-Image and Lumina 2."
+                "Lowers the activation peak of Z-Image, Lumina 2, FLUX.1, FLUX.2, Qwen-Image, Wan, "
+                "SDXL and Stable Diffusion 1.5. While sampling, the blocks run in chunks of tokens "
+                "and groups of heads: checkpointing as in training would save nothing there, as no "
+                "activation is kept for a backward pass. While training, it is real "
+                "checkpointing, block by block; FLUX's blocks then run as ComfyUI's own."
             ),
             search_aliases=[
                 "gradient checkpointing",
@@ -50,7 +50,10 @@ class ApplyGradientCheckpoint(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A Z-Image, Lumina 2, FLUX.1 or FLUX.2 model; it stays as it is.",
+                    tooltip=(
+                        "A model of one of the families above; it stays as it is. The node names "
+                        "the families if it gets another."
+                    ),
                 ),
                 io.Combo.Input(
                     "blocks",
