@@ -120,7 +120,7 @@ class ApplyGradientCheckpoint(io.ComfyNode):
     ) -> io.NodeOutput:
         sizes = transformer_sizes(model)
         choice = DenoiserChoice(prefer, head_groups, chunk_tokens)
-        settings = BlockSettings(sizes, choice, model.model.get_dtype_inference())
+        settings = BlockSettings(sizes, choice)
         request = Request(1024, 1024, 1, TEXT_TOKENS, activation_bytes(model), sizes)
         node_id = cls.hidden.unique_id if cls.hidden else None
         prepare = reserve_need(request, settings)

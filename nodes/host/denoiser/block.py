@@ -39,12 +39,10 @@ class BlockSettings:
 
     sizes: of the transformer.
     choice: what was chosen; Attention Slice may ask for more groups, Fit to VRAM for less memory.
-    dtype: of the activations, where it is known.
     """
 
     sizes: TransformerSizes
     choice: DenoiserChoice = DEFAULT
-    dtype: torch.dtype | None = None
 
     @eager  # else the sizes of one call become guards of the graph
     def plan(self, stream: torch.Tensor, transformer_options: dict[str, Any]) -> DenoiserPlan:

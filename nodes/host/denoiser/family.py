@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from ...denoiser.families import FamilySizes
 from ...denoiser.sizes import TransformerSizes
 from .block import BlockSettings
-from .replaced import LeanPart, OnHandover
+from .replaced import LeanForward, LeanPart, OnHandover
 
 # Makes the lean part of a part.
 MakeFn = Callable[[Any, BlockSettings, OnHandover], LeanPart]
+# The dtype of the activations of the call that runs; None where it is not known.
+DtypeFn = Callable[[], "torch.dtype | None"]
+# Makes the lean forward of a layer.
+MakeForwardFn = Callable[[Any, BlockSettings, OnHandover, DtypeFn], LeanForward]
 
 
 def _always(part: Any) -> bool:
@@ -31,6 +37,7 @@ class Family:
     around: attributes with parts before and after the blocks, replaced with all blocks only.
     published: the model that predictions are made of, for those sizes; None: none is.
     is_possible: whether a part of such a class can be replaced.
+    forwards: for attributes with one layer, its lean forward; with all blocks only.
     """
 
     names: tuple[str, ...]
@@ -41,6 +48,7 @@ class Family:
     around: tuple[str, ...] = ()
     published: Callable[[TransformerSizes], FamilySizes] | None = None
     is_possible: Callable[[Any], bool] = _always
+    forwards: Mapping[str, MakeForwardFn] = field(default_factory=dict)
 
     def has(self, denoiser: Any) -> bool:
         """Whether a denoiser is of this family."""

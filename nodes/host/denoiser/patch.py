@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import comfy.ldm.lumina.model as lumina
 import comfy.model_management
 import comfy.supported_models
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
@@ -27,7 +29,7 @@ from .flux import FLUX
 from .forward import is_ming_image, make_wrapper
 from .projections import is_whole
 from .qwen_image import QWEN_IMAGE
-from .replaced import OnHandover, Replaced
+from .replaced import LeanForward, OnHandover, Replaced
 from .skips import make_wrapper as make_skips_wrapper
 from .unet_parts import UNET
 from .wan import WAN
@@ -222,6 +224,37 @@ def _put_blocks(
             else:
                 lean = family.lean(denoiser, name, block, settings, on_handover)
             patcher.add_object_patch(name, lean)
+    if family is not None:
+        _put_forwards(patcher, family, settings, blocks, on_handover)
+
+
+def _put_forwards(
+    patcher: ModelPatcher,
+    family: Family,
+    settings: BlockSettings,
+    blocks: str,
+    on_handover: OnHandover,
+) -> None:
+    model = weakref.ref(patcher.model)  # which would hold itself
+
+    def dtype_of() -> torch.dtype | None:
+        found = model()
+        return None if found is None else found.get_dtype_inference()
+
+    for name, make in family.forwards.items():
+        path = f"diffusion_model.{name}"
+        put = patcher.object_patches.get(f"{path}.forward")
+        if isinstance(put, LeanForward):  # of this node before, or of the model that was copied
+            del patcher.object_patches[f"{path}.forward"]
+        if blocks != "all":
+            continue
+        layer = patcher.get_model_object(path)
+        forward = patcher.get_model_object(f"{path}.forward")
+        if getattr(forward, "__func__", None) is type(layer).forward:
+            made = make(layer, settings, on_handover, dtype_of)
+            patcher.add_object_patch(f"{path}.forward", made)
+        else:
+            on_handover(f"another node changed {name}")
 
 
 def _family(denoiser: Any) -> Family | None:

@@ -72,7 +72,12 @@ class LeanPart(Replaced):
     def __init__(self, block: Any, on_handover: OnHandover) -> None:
         super().__init__(block)
         for name, value in vars(block).items():
-            if not name.startswith("_") and name not in vars(self):
+            # Not what is the part's own: another node's clone may have put a forward on the block.
+            if (
+                not name.startswith("_")
+                and name not in vars(self)
+                and not hasattr(type(self), name)
+            ):
                 setattr(self, name, value)
         self._on_handover = on_handover
 
@@ -115,6 +120,39 @@ class LeanPart(Replaced):
             return False
         tensors = (t for t in given.values() if isinstance(t, torch.Tensor))
         return any(t.requires_grad for t in (*tensors, *self.parameters()))
+
+
+class LeanForward:
+    """Replaces the forward of one layer, whose known calls `run` computes in pieces.
+
+    The layer stays in its place: the host loads, offloads and patches layers with weights of their
+    own by their names and attributes. Calls that are not known go to the layer's own forward, with
+    a reason; with gradients they go there too.
+    """
+
+    def __init__(self, layer: Any, on_handover: OnHandover) -> None:
+        self.layer, self._on_handover = layer, on_handover
+
+    def why_not(self, x: torch.Tensor) -> str | None:
+        """Why the layer's own forward has to run, in a few words."""
+        return "a training runs" if comfy.model_management.in_training else None
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        """What the layer computes."""
+        raise NotImplementedError
+
+    @eager
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        is_known = isinstance(x, torch.Tensor) and not (args or kwargs)
+        if not (is_known and torch.is_grad_enabled() and self._has_gradient(x)):
+            why = self.why_not(x) if is_known else "another node calls a layer"
+            if why is None:
+                return self.run(x)
+            self._on_handover(why)
+        return type(self.layer).forward(self.layer, x, *args, **kwargs)
+
+    def _has_gradient(self, x: torch.Tensor) -> bool:
+        return any(t.requires_grad for t in (x, *self.layer.parameters()))
 
 
 class InPlace(LeanPart):

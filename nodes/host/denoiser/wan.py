@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import comfy.ldm.wan.model as wan
-import comfy.model_management
-import comfy.ops
 import torch
 from torch import nn
 
@@ -251,14 +249,10 @@ def _of_both(attend: AttendFn, key: torch.Tensor, value: torch.Tensor) -> Attend
 WAN = Family(
     names=("Wan",),
     kinds=(wan.WanModel, wan.CameraWanModel),
-    parts={
-        wan.WanAttentionBlock: LeanBlock,
-        wan.Head: LeanHead,
-        comfy.ops.disable_weight_init.Conv3d: LeanPatches,
-        comfy.ops.manual_cast.Conv3d: LeanPatches,
-    },
+    parts={wan.WanAttentionBlock: LeanBlock, wan.Head: LeanHead},
     sizes_of=_sizes_of,
     stacks=("blocks",),
-    around=("patch_embedding", "head"),
+    around=("head",),
     published=lambda sizes: families.WAN_14B,
+    forwards={"patch_embedding": LeanPatches},
 )

@@ -10,16 +10,21 @@ import comfy.ldm.wan.model as wan
 import comfy.model_management
 import comfy.ops
 import torch
+from torch.nn import functional
 
 from ...cuts import pieces
 from ...denoiser.cuts import DenoiserPlan, chunks
 from ...denoiser.plan import CHUNK_MULTIPLE
 from ...denoiser.rows import Shift
 from ...denoiser.stream import Factors, Stream
-from ..base.fetch import fetch_layer_norm, is_plain
+from ..base.fetch import fetch_layer_norm, fetch_weights
 from .block import BlockSettings
+from .family import DtypeFn
 from .projections import projection
-from .replaced import IntoNew, OnHandover, is_stock
+from .replaced import IntoNew, LeanForward, OnHandover, is_stock
+
+# Of the first layer: as it is, and with weights that are cast.
+CONVOLUTIONS = (comfy.ops.disable_weight_init.Conv3d, comfy.ops.manual_cast.Conv3d)
 
 
 def runs_of(factors: torch.Tensor, tokens: int) -> list[tuple[int, int, torch.Tensor]]:
@@ -88,35 +93,44 @@ class LeanHead(LeanWan):
         return made
 
 
-class LeanPatches(LeanWan):
+class LeanPatches(LeanForward):
     """The first layer, a few frames at a time.
 
     It multiplies in float32, and the host rounds its result. Here each frame's result is rounded
     at once, so that three streams do not live together.
     """
 
-    STREAMS = ()
-    KNOWN = ("args",)
+    def __init__(
+        self, layer: Any, settings: BlockSettings, on_handover: OnHandover, dtype_of: DtypeFn
+    ) -> None:
+        super().__init__(layer, on_handover)
+        self.settings, self.dtype_of = settings, dtype_of
 
-    def why_not(self, given: Mapping[str, Any]) -> str | None:
-        (layer,) = self.stock
-        if not is_plain(layer, comfy.ops.disable_weight_init.Conv3d):
+    def why_not(self, x: torch.Tensor) -> str | None:
+        layer = self.layer
+        if type(layer) not in CONVOLUTIONS or "forward_comfy_cast_weights" in vars(layer):
             return "another node changed the first layer"
-        if layer.kernel_size != layer.stride or layer.kernel_size[0] != 1 or any(layer.padding):
+        is_by_frame = layer.kernel_size == layer.stride and layer.kernel_size[0] == 1
+        if not is_by_frame or any(layer.padding) or layer.groups > 1:
             return "a token has several frames"
-        return super().why_not(given)
+        if x.dtype != torch.float32 or self.dtype_of() is None:
+            return "another node calls the first layer"
+        return super().why_not(x)
 
-    def run(self, *, args, **_) -> torch.Tensor:
-        (layer,), (x,) = self.stock, args
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        layer = self.layer
         batch, _, frames, *sides = x.shape
         height, width = (side // step for side, step in zip(sides, layer.stride[1:], strict=True))
-        tokens = frames * height * width
-        plan = self.settings.plan_for(batch, (tokens,), x.device)
+        plan = self.settings.plan_for(batch, (frames * height * width,), x.device)
         made = torch.empty(
             (batch, layer.out_channels, frames, height, width),
-            dtype=self.settings.dtype or x.dtype,
+            dtype=self.dtype_of(),
             device=x.device,
         )
-        for start, stop in pieces(frames, max(1, plan.chunk_tokens // (height * width))):
-            made[:, :, start:stop] = layer(x[:, :, start:stop])
+        with ExitStack() as until:
+            weight, bias = fetch_weights(layer, x, until)
+            for start, stop in pieces(frames, max(1, plan.chunk_tokens // (height * width))):
+                part = functional.conv3d(x[:, :, start:stop], weight, bias, layer.stride)
+                made[:, :, start:stop] = part
+                del part  # before the next frames' result is allocated
         return made

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pack.testing import attention_models
 from pack.testing.families import FAMILIES
+from pack.testing.lean_models import offloaded, prompt, sample
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
 
@@ -123,12 +124,31 @@ def test_every_block_and_the_head_are_replaced_on_the_clone_alone() -> None:
     ours = lean(model)
     names = {n.partition(".")[2] for n in ours.object_patches}
     blocks = {f"blocks.{i}" for i in range(CONFIG["num_layers"])}
-    assert names == {*blocks, "patch_embedding", "head"}
+    assert names == {*blocks, "patch_embedding.forward", "head"}
     assert not any(isinstance(m, Replaced) for m in model.model.diffusion_model.modules())
     again = lean(ours, blocks="every second").object_patches
     assert {n.partition(".")[2] for n in again} == {"blocks.0"}
     with pytest.raises(ValueError, match="blocks must be one that this model has"):
         lean(model, blocks="refiners only")
+
+
+@torch.inference_mode()
+def test_a_forward_that_another_clone_left_on_a_block_and_on_the_first_layer() -> None:
+    """Names the bug: the lean block took it for its own, now and after that clone was gone."""
+    model = built()
+    wanted = forward(model)
+    denoiser, other, found = model.model.diffusion_model, model.clone(), []
+    layers = {"blocks.0": denoiser.blocks[0], "patch_embedding": denoiser.patch_embedding}
+    for name, layer in layers.items():
+        own = layer.forward
+        louder = lambda *given, own=own, **named: 1.1 * own(*given, **named)  # noqa: E731
+        other.add_object_patch(f"diffusion_model.{name}.forward", louder)
+    other.patch_model(load_weights=False)
+    found.append(Heard(model))
+    other.unpatch_model(unpatch_weights=False)
+    found.append(Heard(model))
+    for heard in found:
+        assert torch.equal(forward(heard.model), wanted) and heard.reasons == []
 
 
 @pytest.mark.parametrize("kind", ["attn1_patch", "attn2_patch"])
@@ -204,6 +224,34 @@ def test_a_lora_also_of_a_blocks_own_weight_and_weights_in_fp8_give_the_hosts_bi
             module.weight.data = module.weight.data.to(torch.float8_e4m3fn)
             module.comfy_cast_weights = True
     assert torch.equal(forward(lean(stored)), forward(stored))
+
+
+@pytest.mark.parametrize("is_offloaded", [False, True])
+def test_the_host_loads_and_patches_the_first_layer(host: Any, is_offloaded: bool) -> None:
+    """Names the bug: a module in its place was loaded by a name that the model has not."""
+    model = built()
+    given = {"noise": drawn(1, 16, 3, 36, 36, seed=1), "positive": prompt(), "negative": prompt()}
+    place = offloaded if is_offloaded else lambda model: model
+    plain = sample(place(lean(model)), **given).latent  # loads it
+    assert torch.equal(sample(place(model), **given).latent, plain)
+    name = "diffusion_model.patch_embedding.weight"
+    change = drawn(*model.model.state_dict()[name].shape, seed=3)
+    patched = model.clone()
+    assert patched.add_patches({name: (change,)}, 0.5)
+    host.model_management.unload_all_models()
+    got = sample(place(lean(patched)), **given).latent
+    assert torch.equal(sample(place(patched), **given).latent, got)
+    assert not torch.equal(got, plain)
+
+
+def test_a_compute_dtype_that_is_chosen_behind_the_node() -> None:
+    """Names the bug: the first layer rounded to the dtype that the node had seen."""
+    model = built(torch.bfloat16)
+    given = {"noise": drawn(1, 16, 3, 36, 36, seed=1), "positive": prompt(), "negative": prompt()}
+    stock, ours = model.clone(), lean(model)
+    for each in (stock, ours):
+        each.set_model_compute_dtype(torch.float32)
+    assert torch.equal(sample(ours, **given).latent, sample(stock, **given).latent)
 
 
 def test_with_gradients_blocks_are_checkpointed_and_gradients_are_the_hosts(
