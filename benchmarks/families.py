@@ -33,7 +33,7 @@ WAYS: dict[str, Prefer | None] = {
     "ComfyUI alone": None, "speed": "speed", "balance (default)": "balance",
     "smallest": "smallest",
 }  # fmt: skip
-LEAN_FAMILIES = ("FLUX.2 dev", "FLUX.1 dev", "Qwen-Image", "Wan 2.1 14B")
+LEAN_FAMILIES = ("FLUX.2 dev", "FLUX.1 dev", "Qwen-Image", "Wan 2.1 14B", "SDXL", "SD1.5")
 
 
 def measured(family: families.Family, call: families.Call, prefer: Prefer | None) -> Tracker:

@@ -203,7 +203,7 @@ def measure(
     from comfy.model_patcher import ModelPatcher
 
     device, mode = fake_device(), FakeTensorMode()
-    tracker = Tracker(**{"attention": "flash", **tracking})
+    tracker = Tracker(**{"attention": "flash", "on": device.type, **tracking})
     with mode, device:
         model = build(family, dtype=dtype, device=device, **changed)
         patcher = ModelPatcher(model, load_device=device, offload_device=device)

@@ -47,6 +47,8 @@ class Tracker(PeakTracker):
             that it pads, math its scores, in float32 for half types.
         opened: namespaces of custom operations written in Python that run in view, instead of
             counting as their outputs: "comfy_kitchen" shows the float32 copies of its eager form.
+        on: counts only what is on devices of that type, fake tensors too, whose storages do not say
+            where they are.
         log, device: as for `PeakTracker`.
     """
 
@@ -55,13 +57,14 @@ class Tracker(PeakTracker):
         *,
         attention: Literal["flash", "efficient", "math"] | None = None,
         opened: Collection[str] = (),
+        on: str | None = None,
         log: bool = False,
         device: str | None = None,
     ) -> None:
         if attention is not None and attention not in _BACKENDS:
             raise ValueError(f"attention must be flash, efficient, math or None, got {attention!r}")
         super().__init__(log=log, device=device)
-        self._attention, self._opened = attention, frozenset(opened)
+        self._attention, self._opened, self._on = attention, frozenset(opened), on
         self._kernel = ExitStack()
 
     def watch(self, *tensors: torch.Tensor) -> None:
@@ -95,6 +98,11 @@ class Tracker(PeakTracker):
         super().__exit__(*exc)
         if self._depth == 0:
             self._kernel.close()
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        if self._on is not None:
+            out = [tensor for tensor in tensors_in(out) if tensor.device.type == self._on]
+        super()._count(func, args, kwargs, out)
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         is_fake = (

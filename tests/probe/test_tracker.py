@@ -361,3 +361,12 @@ def test_an_error_leaves_neither_the_tracker_nor_its_kernel_behind():
     assert torch.backends.cuda.flash_sdp_enabled() == enabled
     kept = torch.ones(1000)
     assert (tracker.current_bytes, kept.numel()) == (0, 1000)
+
+
+def test_only_what_is_on_a_device_counts() -> None:
+    """Storages of fake tensors do not say where they are; the tensors do."""
+    with FakeTensorMode(), Tracker(on="meta") as tracker:
+        here = torch.empty(100, device="cpu")
+        assert tracker.current_bytes == 0
+        there = here.to("meta")
+        assert tracker.current_bytes == there.nbytes == 400

@@ -30,6 +30,7 @@ from .forward import is_ming_image, make_wrapper
 from .projections import is_whole
 from .qwen_image import QWEN_IMAGE
 from .replaced import LeanForward, OnHandover, Replaced
+from .skips import WaitingRam
 from .skips import make_wrapper as make_skips_wrapper
 from .unet_parts import UNET
 from .wan import WAN
@@ -166,15 +167,19 @@ def with_lean_blocks(
 
     clone = model.clone()
     _put_blocks(clone, settings, blocks, on_stock_block)
-    for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING):
+    kinds = (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING, WrappersMP.OUTER_SAMPLE)
+    for kind in kinds:
         clone.remove_wrappers_with_key(kind, _KEY)
     if blocks == "all" and type(model.model.diffusion_model) is lumina.NextDiT:
         wrapper = make_wrapper(settings, on_handover)
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
         clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, prepare)
     if blocks == "all" and UNET.has(model.model.diffusion_model):
-        wrapper = make_skips_wrapper(on_held_skips)
+        ram = WaitingRam(log) if settings.choice.prefer == "smallest" else None
+        wrapper = make_skips_wrapper(on_held_skips, ram)
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
+        if ram is not None:
+            clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, ram.of_sampling)
 
     def on_copy(source: ModelPatcher, copy: ModelPatcher) -> None:
         # A copy with weights of its own (another GPU) needs lean blocks around those.

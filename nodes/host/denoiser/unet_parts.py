@@ -42,10 +42,9 @@ def layers(denoiser: Any) -> Iterator[Layer]:
         for name, block in of_stage:
             for i, module in enumerate(block or ()):
                 yield Layer(f"diffusion_model.{name}.{i}", module, scale)
-                resampled = (module, getattr(module, "h_upd", None))
-                if any(isinstance(each, openaimodel.Downsample) for each in resampled):
+                if _resamples(module, openaimodel.Downsample):
                     scale *= 2
-                elif any(isinstance(each, openaimodel.Upsample) for each in resampled):
+                elif _resamples(module, openaimodel.Upsample):
                     scale = max(1, scale // 2)
 
 
@@ -58,6 +57,23 @@ def block_names(denoiser: Any) -> dict[str, int]:
         for i, block in enumerate(layer.module.transformer_blocks)
         if type(_own(block)) is not attention.BasicTransformerBlock or is_known_block(_own(block))
     }
+
+
+def skip_elements(denoiser: Any, height: int, width: int) -> int:
+    """Elements of all skip tensors of one picture but the first; sides of the latent."""
+    total = channels = 0
+    found = [layer for layer in layers(denoiser) if ".input_blocks." in layer.name]
+    for layer, after in zip(found, [*found[1:], None], strict=True):
+        channels = getattr(layer.module, "out_channels", channels)
+        is_last = after is None or after.name.rpartition(".")[0] != layer.name.rpartition(".")[0]
+        if is_last and layer is not found[0]:
+            scale = layer.scale * (2 if _resamples(layer.module, openaimodel.Downsample) else 1)
+            total += channels * -(-height // scale) * -(-width // scale)
+    return total
+
+
+def _resamples(module: Any, kind: type) -> bool:
+    return any(isinstance(each, kind) for each in (module, getattr(module, "h_upd", None)))
 
 
 def map_names(denoiser: Any) -> dict[str, int]:

@@ -21,10 +21,10 @@ from ...vae.peak import lean_vae_ram_bytes
 from ...vae.plan import VaeCall
 from ...vae.ram import Ram
 from ...vae.steps import step_count
+from ..base.pinned import Pinned, PinnedRam
 from ..base.reserve import make_room
 from ..base.server import NodeLog
 from . import layers as vae_layers
-from .pinned import Pinned, PinnedRam
 
 # Pixels below which a progress bar would only flicker, as under each tile of a tiled decode.
 _LONG_PX = 768**2

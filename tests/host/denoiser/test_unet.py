@@ -352,11 +352,12 @@ def test_a_cancelled_forward_leaves_the_model_as_it_was(host: Any, name: str) ->
     assert torch.equal(forward(model, name), wanted)
 
 
+@pytest.mark.parametrize("prefer", ["balance", "smallest"])
 @torch.inference_mode()
-def test_a_whole_sampling_with_two_prompts_agrees(host: Any) -> None:
+def test_a_whole_sampling_with_two_prompts_agrees(host: Any, prefer: Any) -> None:
     model = attention_models.stable_diffusion()
     wanted = attention_models.sample(model)
-    got = attention_models.sample(lean(model))
+    got = attention_models.sample(lean(model, prefer=prefer))
     assert (got - wanted).norm() / wanted.norm() < 1e-5
 
 

@@ -77,8 +77,8 @@ def _lean(vae: Any, prefer: Prefer = "smallest", strip_rows: int = 8) -> Any:
 
 
 def _pinned_ram() -> Any:
+    from pack.nodes.host.base.pinned import PinnedRam
     from pack.nodes.host.base.server import NodeLog
-    from pack.nodes.host.vae.pinned import PinnedRam
 
     return PinnedRam(NodeLog("Lean VAE", None))
 

@@ -10,7 +10,7 @@ import torch
 from comfy.cli_args import args
 
 from ...units import MIB
-from ..base.server import NodeLog
+from .server import NodeLog
 
 # A number of bytes to pinned memory of at least so many, uint8; None where none can be had.
 Pinned = Callable[[int], "torch.Tensor | None"]
