@@ -2,11 +2,13 @@
 
     python run.py bench vae_peak [--case 2048x2048x1] [--way decode] [--prefer balance] [--show]
 
-No weights and no GPU are needed: the host's decoder and encoder (Flux, Z-Image) run on fake tensors
-of a card in bfloat16, and the storages alive on it are counted exactly; "smallest" keeps its large
-maps in RAM, which is not counted. Kernel workspaces and the allocator's fragmentation are not in
-the figures. Attention counts as fused. The arithmetic is that of the convolutions and the
-attention, relative to the host's. Rows measured before are kept.
+No weights and no GPU are needed: the host's decoder and encoder (Flux and Z-Image; Wan 2.1 and
+Qwen-Image) run on fake tensors of a card in bfloat16, and the storages alive on it are counted
+exactly; Flux's "smallest" keeps its large maps in RAM, which is not counted. Kernel workspaces and
+the allocator's fragmentation are not in the figures. Attention counts as fused. The arithmetic is
+that of the convolutions and the attention, relative to the host's. The last number of a case is the
+batch, of Wan's the frames: its decode of many takes minutes. Wan's result is not counted where it
+is not the host's own, as it goes to RAM strip by strip. Rows measured before are kept.
 """
 
 from __future__ import annotations
@@ -18,36 +20,83 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pack.nodes.units import MIB
 
 from .rows import RESULTS_DIR, cell_of, merged, versions, write
 
 RESULTS = RESULTS_DIR / "vae_peak.jsonl"
-CASES = ((1024, 1024, 1), (2048, 2048, 1), (4096, 4096, 1), (512, 512, 4), (1024, 1024, 4))
+FLUX, WAN = "Flux", "Wan 2.1"
+
+
+class Case(NamedTuple):
+    """A picture of Flux in batches, or a video of Wan."""
+
+    vae: str
+    width_px: int
+    height_px: int
+    batch: int = 1
+    frames: int = 1
+
+    @property
+    def name(self) -> str:
+        """As it is chosen."""
+        sides = f"{self.width_px}x{self.height_px}"
+        return f"{sides}x{self.batch}" if self.vae == FLUX else f"wan-{sides}x{self.frames}"
+
+    def __str__(self) -> str:
+        sides = f"{self.width_px}x{self.height_px}"
+        if self.vae == FLUX:
+            return f"{sides}, batch {self.batch}"
+        return f"{self.vae}, {sides}, {self.frames} frame{'s' * (self.frames > 1)}"
+
+
+CASES = (
+    *(Case(FLUX, side, side) for side in (1024, 2048, 4096)),
+    *(Case(FLUX, side, side, 4) for side in (512, 1024)),
+    Case(WAN, 1024, 1024),
+    Case(WAN, 2560, 1440),
+    Case(WAN, 832, 480, frames=81),
+)
 STOCK = "stock"
 COLUMNS = (STOCK, "speed", "balance", "smallest")
 WAYS = ("decode", "encode")
-KEY = ("way", "prefer", "width_px", "height_px", "batch")
+KEY = ("way", "prefer", *Case._fields)
 
 
-def measure(fake: Any, way: str, prefer: str, case: tuple[int, int, int]) -> dict[str, Any]:
-    """One row."""
-    width, height, batch = case
-    base = fake.stock_work(height, width)
+def measure(fakes: tuple[Any, Any], way: str, prefer: str, case: Case) -> dict[str, Any]:
+    """One row; `fakes` are Flux's decoder or encoder, and Wan's VAE."""
     start = time.perf_counter()
-    if prefer == STOCK:
-        tracker, ratio = fake.stock(height, width, batch=batch), 1.0
-    else:
-        tracker, work, _ = fake.measure(height, width, prefer, batch=batch)
-        ratio = work / base / batch
+    run = _of_flux if case.vae == FLUX else _of_wan
+    tracker, ratio = run(fakes[case.vae == WAN], way, prefer, case)
     return {
-        "way": way, "prefer": prefer, "width_px": width, "height_px": height, "batch": batch,
+        "way": way, "prefer": prefer, **case._asdict(),
         "dtype": "bfloat16", "device": "fake cuda", "peak_bytes": tracker.peak_bytes,
         "peak_op": tracker.peak_op, "arithmetic": round(ratio, 3),
         "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip
+
+
+def _of_flux(fake: Any, way: str, prefer: str, case: Case) -> tuple[Any, float]:
+    _, width, height, batch, _ = case
+    base = fake.stock_work(height, width)
+    if prefer == STOCK:
+        return fake.stock(height, width, batch=batch), 1.0
+    tracker, work, _ = fake.measure(height, width, prefer, batch=batch)
+    return tracker, work / base / batch
+
+
+def _of_wan(fake: Any, way: str, prefer: str, case: Case) -> tuple[Any, float]:
+    from pack.nodes.vae.video.choice import VideoChoice
+
+    call = fake.call(case.height_px, case.width_px, case.frames, is_decoder=way == "decode")
+    stock = fake.stock(call)
+    base = fake.arithmetic.total
+    if prefer == STOCK:
+        return stock, 1.0
+    tracker = fake.measure(call, VideoChoice(prefer, 0).plan(call))  # type: ignore
+    return tracker, fake.arithmetic.total / base
 
 
 def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -56,7 +105,7 @@ def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         merged(RESULTS, measured, KEY),
         key=lambda row: (
             WAYS.index(row["way"]),
-            CASES.index((row["width_px"], row["height_px"], row["batch"])),
+            CASES.index(Case(*cell_of(row, Case._fields))),
             COLUMNS.index(row["prefer"]),
         ),
     )
@@ -79,13 +128,13 @@ def table(rows: Sequence[dict[str, Any]], way: str) -> str:
                 share = row["peak_bytes"] / stock["peak_bytes"]
                 text += f" ({share:.2f}, arithmetic {row['arithmetic']:.2f}x)"
             shown.append(text)
-        lines.append(f"| {case[0]}x{case[1]}, batch {case[2]} | {' | '.join(shown)} |")
+        lines.append(f"| {case} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    names = ["{}x{}x{}".format(*case) for case in CASES]
+    names = [case.name for case in CASES]
     parser.add_argument("--case", action="append", choices=names, help="only these")
     parser.add_argument("--way", action="append", choices=WAYS)
     parser.add_argument("--prefer", action="append", choices=COLUMNS)
@@ -97,18 +146,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as base_dir:
         settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
         from pack.testing.vae_models import FakeVae
+        from pack.testing.video_models import FakeVideoVae
 
         known = versions()
         for way in () if options.show else options.way or WAYS:
-            fake = FakeVae(is_decoder=way == "decode")
+            fakes = FakeVae(is_decoder=way == "decode"), FakeVideoVae()
             for case in CASES:
-                if "{}x{}x{}".format(*case) not in (options.case or names):
+                if case.name not in (options.case or names):
                     continue
                 for prefer in options.prefer or COLUMNS:
-                    row = {**measure(fake, way, prefer, case), **known}
+                    row = {**measure(fakes, way, prefer, case), **known}
                     write(RESULTS, kept_rows([row]))
                     print(
-                        f"{way} {case} {prefer}: {row['peak_bytes'] / MIB:.1f} MiB, "
+                        f"{way} {case.name} {prefer}: {row['peak_bytes'] / MIB:.1f} MiB, "
                         f"{row['arithmetic']}x, {row['seconds']} s",
                         file=sys.stderr,
                     )

@@ -7,8 +7,13 @@ from comfy_api.latest import io
 from .host.base.server import NodeLog
 from .host.vae.forward import VaeSettings
 from .host.vae.patch import example_call, with_lean_vae
+from .host.vae.video_patch import is_wan, with_lean_video
 from .prefer import PREFERENCES, Prefer
 from .vae.choice import VaeChoice
+from .vae.video.choice import VideoChoice
+
+# The picture's side for which the node tells the peak.
+EXAMPLE_PX = 1024
 
 
 class LeanVAE(io.ComfyNode):
@@ -24,7 +29,8 @@ class LeanVAE(io.ComfyNode):
                 "Lowers the memory peak of VAE decode and encode, with the same picture up to "
                 "rounding: rows of the picture are computed in strips, with the statistics of the "
                 "whole picture, so there are no tiles and no seams. For the VAEs of Z-Image, Flux, "
-                "SD3, SDXL and SD1.5; another VAE is passed through as it is."
+                "SD3, SDXL and SD1.5, and of Qwen-Image and Wan 2.1, images and videos; another "
+                "VAE is passed through as it is."
             ),
             search_aliases=["vae low vram", "tiled vae", "exact tiled", "no seams"],
             inputs=[
@@ -40,7 +46,8 @@ class LeanVAE(io.ComfyNode):
                         "RAM and are copied, for two thirds more arithmetic; elsewhere 0.14 for "
                         "twice to two and a half times the arithmetic. That is decode at "
                         "1024x1024; encode: 0.5, 0.3 and 0.2 for up to two fifths more. Smaller "
-                        "pictures save less."
+                        "pictures save less. Qwen-Image and Wan 2.1 compute nothing twice: half, a "
+                        "quarter, or as little as the shortest sensible strips hold."
                     ),
                 ),
                 io.Int.Input(
@@ -65,11 +72,16 @@ class LeanVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, prefer: Prefer = "balance", strip_rows: int = 0) -> io.NodeOutput:
-        chosen = VaeChoice(prefer, strip_rows)
         log = NodeLog("Lean VAE", cls.hidden.unique_id if cls.hidden else None)
-        lean, reason = with_lean_vae(vae, VaeSettings(lambda call, device: chosen), log)
-        if reason is None:
-            log.say(chosen.report(example_call(lean, 1024)))
+        if is_wan(vae):
+            lean, reason = with_lean_video(vae, VideoChoice(prefer, strip_rows), log)
+            if reason is None:
+                log.say(lean.first_stage_model.decode.report(EXAMPLE_PX, vae.vae_dtype, vae.device))
         else:
+            chosen = VaeChoice(prefer, strip_rows)
+            lean, reason = with_lean_vae(vae, VaeSettings(lambda call, device: chosen), log)
+            if reason is None:
+                log.say(chosen.report(example_call(lean, EXAMPLE_PX)))
+        if reason is not None:
             log.say(f"this VAE stays stock: {reason}")
         return io.NodeOutput(lean)

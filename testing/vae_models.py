@@ -132,7 +132,7 @@ class Arithmetic(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name == "linear":
             self.total += out.numel() * args[1].shape[1]
-        elif name in ("conv2d", "conv_transpose2d"):
+        elif name in ("conv2d", "conv3d", "conv_transpose2d"):
             # Transposed, each tap of a weight meets one in stride x stride pixels.
             strides = math.prod(args[3]) if name == "conv_transpose2d" else 1
             self.total += out[:, 0].numel() * args[1].numel() // strides

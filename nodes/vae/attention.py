@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from ..cuts import pieces
 from .cuts import query_rows
-from .layers import AttentionLayers, Fetch
-from .statistics import NormSiLU
+from .layers import AttentionWeights, Fetch
 
 # Called after each strip with its share of the map that is read; may raise to end the work.
 Tick = Callable[[float], None]
@@ -19,8 +18,8 @@ Tick = Callable[[float], None]
 
 def attended_(
     parts: list[torch.Tensor],
-    norm: NormSiLU,
-    layers: AttentionLayers,
+    norm: Callable[[torch.Tensor], torch.Tensor],
+    layers: AttentionWeights,
     until: ExitStack,
     tick: Tick,
 ) -> torch.Tensor:
@@ -28,7 +27,7 @@ def attended_(
 
     Args:
         parts: the map's strips, [1, C, n, W], float.
-        norm: without its SiLU.
+        norm: gives the normed rows.
         until: borrows weights until it closes.
 
     Memory: 4 maps: itself, normed, keys and values; and 3 parts for the queries at work.
@@ -39,7 +38,7 @@ def attended_(
     # [1, C, H, W] -> [H * W, C], a view
     flat = rows.permute(0, 2, 3, 1).flatten(0, 2)
     tokens = flat.shape[0]
-    normed = norm.norm(rows).permute(0, 2, 3, 1).flatten(0, 2)
+    normed = norm(rows).permute(0, 2, 3, 1).flatten(0, 2)
     query, key, value, out = (
         _linear(fetch, until) for fetch in (layers.query, layers.key, layers.value, layers.out)
     )

@@ -43,19 +43,25 @@ class BlockLayers:
 
 
 @dataclass(frozen=True)
-class AttentionLayers:
+class AttentionWeights:
     """The attention of the whole map with itself: four 1 x 1 convolutions around `attend`.
 
     most_queries: how many queries `attend` may get at a time, for keys [1, 1, T, C].
     """
 
-    norm: NormLayer
     query: Fetch
     key: Fetch
     value: Fetch
     out: Fetch
     attend: AttendFn
     most_queries: Callable[[torch.Tensor], int]
+
+
+@dataclass(frozen=True)
+class AttentionLayers(AttentionWeights):
+    """The attention with the group norm before it."""
+
+    norm: NormLayer
 
 
 @dataclass(frozen=True)

@@ -69,3 +69,33 @@ def residual_block(
         weight, bias = (part.double() for part in shortcut)
         x = torch.einsum("oc,bchw->bohw", weight[:, :, 0, 0], x.double()) + bias[:, None, None]
     return x.double() + h
+
+
+def rms_norm_silu(x: torch.Tensor, gamma: torch.Tensor, scale: float) -> torch.Tensor:
+    """SiLU of x / |x| * scale * gamma, over the channels of [1, C, ...]; in float64."""
+    x = x.double()
+    normed = x / x.square().sum(1, keepdim=True).sqrt() * scale
+    normed = normed * gamma.double().reshape(1, -1, *[1] * (x.ndim - 2))
+    return normed * normed.sigmoid()
+
+
+def causal_convolution(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A convolution of a video [1, C, T, H, W] that sees no later frame, tap by tap, in float64.
+
+    Args:
+        weight: [C_out, C, 3, k, k] with k 1 or 3; zeros lie around the video.
+    """
+    around = weight.shape[-1] // 2
+    padded = torch.nn.functional.pad(x.double(), (around,) * 4 + (2, 0))
+    frames, height, width = x.shape[2:]
+    total = torch.zeros(1, weight.shape[0], frames, height, width, dtype=torch.float64)
+    for time in range(3):
+        for row in range(weight.shape[3]):
+            for column in range(weight.shape[4]):
+                taps = weight[:, :, time, row, column].double()
+                rows, columns = slice(row, row + height), slice(column, column + width)
+                shifted = padded[:, :, time : time + frames, rows, columns]
+                total += torch.einsum("oc,bcthw->bothw", taps, shifted)
+    return total if bias is None else total + bias.double().reshape(1, -1, 1, 1, 1)

@@ -198,7 +198,7 @@ class Steps:
         stored, height = self._empty(source.height, source.limit), source.height
         with ExitStack() as until:
             found = source.open(until, drain=True)(0, height, height)
-            stored.append(attended_(found, norm.open(until), layers, until, self._tick))
+            stored.append(attended_(found, norm.open(until).norm, layers, until, self._tick))
         return stored
 
     def convolved(self, source: Rows, conv: ConvLayer, norm: Pooled | None = None) -> Piped:

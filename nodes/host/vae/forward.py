@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
-import comfy.utils
 import torch
-from torch.backends import cudnn
 
 from ...vae.choice import VaeChoice
 from ...vae.decode import decode
 from ...vae.devices import has_ram, is_unrolled, why_stock
 from ...vae.encode import encode
 from ...vae.peak import lean_vae_ram_bytes
-from ...vae.plan import VaeCall
+from ...vae.plan import VaeCall, VaePlan
 from ...vae.ram import Ram
 from ...vae.steps import step_count
 from ..base.pinned import Pinned, PinnedRam
 from ..base.reserve import make_room
 from ..base.server import NodeLog
 from . import layers as vae_layers
+from .attempts import Progress, with_attempts
 
 # Pixels below which a progress bar would only flicker, as under each tile of a tiled decode.
 _LONG_PX = 768**2
@@ -120,68 +116,16 @@ class LeanForward:
         def write(first: int, rows: torch.Tensor) -> None:
             made[:, :, first : first + rows.shape[2]].copy_(rows)
 
-        plan = choice.plan(call)
-        for attempt in itertools.count(1):
-            assert plan is not None  # the first attempt has one, and only such are tried again
-            following = choice.plan(call, attempt)
+        def attempt(plan: VaePlan) -> None:
             ram = Ram(pinned(lean_vae_ram_bytes(call, plan)))
-            try:
-                with _without_benchmarks():
-                    run(sample, layers, plan, write=write, tick=_Progress(steps), ram=ram)
-                if made is not result:
-                    result.copy_(made)
-                return
-            except Exception as error:
-                if following is None or not _is_oom(error):
-                    raise
-            # Outside the except block: the error holds every tensor of the attempt.
-            comfy.model_management.soft_empty_cache(True)
-            plan = following
+            run(sample, layers, plan, write=write, tick=Progress(steps), ram=ram)
+            if made is not result:
+                result.copy_(made)
+
+        def say(plan: VaePlan) -> None:
             self._log.say(
                 f"out of memory: tried again with strips of {plan.levels[-1].limit} rows, "
                 f"prefer {plan.prefer}"
             )
 
-
-@contextmanager
-def _without_benchmarks() -> Iterator[None]:
-    """Keeps cuDNN from timing its algorithms for each shape of strip, with `--fast autotune`."""
-    was_on = cudnn.benchmark
-    # Not by set_flags, which raises or resets what the user set for `fp32_precision`.
-    cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        cudnn.benchmark = was_on
-
-
-class _Progress:
-    """Ends the work when the user cancels, and moves the running node's bar.
-
-    On a card, strips are done when they are queued, as nothing waits for them. So the bar may reach
-    its end while the card still works, and a cancel ends only what is not queued yet.
-
-    Args:
-        steps: how many there are; None shows no bar.
-    """
-
-    def __init__(self, steps: int | None) -> None:
-        self._done, self._percent = 0.0, 0
-        self._per_step = 100 / steps if steps else 0.0
-        self._bar = comfy.utils.ProgressBar(100) if steps else None
-
-    def __call__(self, share: float) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        self._done += share * self._per_step
-        percent = min(100, round(self._done))
-        if self._bar is not None and percent > self._percent:
-            self._percent = percent
-            self._bar.update_absolute(percent)
-
-
-def _is_oom(error: Exception) -> bool:
-    # Hosts before 0.20 name only the exception.
-    is_oom = getattr(comfy.model_management, "is_oom", None)
-    if is_oom is not None:
-        return is_oom(error)
-    return isinstance(error, comfy.model_management.OOM_EXCEPTION)
+        with_attempts(lambda count: choice.plan(call, count), attempt, say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.ldm.modules.diffusionmodules.model as kl
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ...vae.layers import (
+    AttendFn,
     AttentionLayers,
     BlockLayers,
     ConvLayer,
@@ -130,15 +132,16 @@ def read(model: Any, like: torch.Tensor) -> VaeLayers:
         blocks = [block(layer) for layer in part.block]
         return LevelLayers(blocks, None if resample is None else conv(resample.conv))
 
-    attn, has_sdpa = model.mid.attn_1, _has_sdpa(like.device)
+    attn = model.mid.attn_1
+    attend, most_queries = attend_with(like.device)
     attention = AttentionLayers(
         norm=norm(attn.norm),
         query=weights(attn.q),
         key=weights(attn.k),
         value=weights(attn.v),
         out=weights(attn.proj_out),
-        attend=comfy.ops.scaled_dot_product_attention if has_sdpa else _attend_by_scores,
-        most_queries=_most_queries if has_sdpa else _most_by_scores,
+        attend=attend,
+        most_queries=most_queries,
     )
     return VaeLayers(
         conv_in=conv(model.conv_in),
@@ -147,6 +150,13 @@ def read(model: Any, like: torch.Tensor) -> VaeLayers:
         norm_out=norm(model.norm_out),
         conv_out=conv(model.conv_out),
     )
+
+
+def attend_with(device: torch.device) -> tuple[AttendFn, Callable[[torch.Tensor], int]]:
+    """The attention of a VAE on the device, and how many queries it may get at a time."""
+    if _has_sdpa(device):
+        return comfy.ops.scaled_dot_product_attention, _most_queries
+    return _attend_by_scores, _most_by_scores
 
 
 def _has_sdpa(device: torch.device) -> bool:

@@ -106,10 +106,10 @@ def _take_buffers(changed: Any, decoder: LeanForward) -> bool:
     changed.comfy_has_chunked_io = True
     changed.decode_output_shape = decode_output_shape
     changed.encode = encode
-    return _hands_in_results()
+    return hands_in_results()
 
 
-def _hands_in_results() -> bool:
+def hands_in_results() -> bool:
     """Whether the host reads `comfy_has_chunked_io`: its own video VAE has it from 0.30 on."""
     try:
         from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE

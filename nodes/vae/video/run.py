@@ -1,0 +1,188 @@
+"""The decode and encode of a causal video VAE: strips of rows outside, frames inside.
+
+The layers of the smallest maps, among them the attention, run on whole frames; the others, which
+are the peak, on strips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import count, pairwise
+
+import torch
+
+from ..attention import Tick
+from .cuts import heights, row_kinds, row_stops
+from .layers import VideoLayers
+from .sizes import VideoCall, VideoPlan, frames_made
+from .steps import Edges, Step, made_step
+
+# Takes rows of all frames of the result, [1, C, T, n, W], with the number of their first row.
+RowsWriter = Callable[[int, torch.Tensor], None]
+# Gives the new rows of all frames for a strip, [1, C, T, n, W].
+_Source = Callable[[int], torch.Tensor]
+# Takes a strip's rows of a frame, [1, C, n, W]: with the numbers of the strip and of the frame.
+_Sink = Callable[[int, int, torch.Tensor], None]
+
+
+def decode(
+    latent: torch.Tensor,
+    layers: VideoLayers,
+    call: VideoCall,
+    plan: VideoPlan,
+    *,
+    write: RowsWriter,
+    tick: Tick,
+) -> None:
+    """Decodes one latent.
+
+    Args:
+        latent: [1, C, T, H, W], float, in the dtype and on the device of the arithmetic.
+        write: takes the rows of the video.
+        tick: gets the share of the work that is done since its last call; may raise to end it.
+
+    Memory: `video_peak_bytes`.
+    Exact: equal up to rounding to the host's decoder, whose convolutions get the same operands.
+    """
+    lower, upper = call.sizes.parts
+    height, width = call.sides()
+    stops = row_stops(row_kinds(upper), height, plan.rows, is_decoder=True)
+    edges = [0, *(given for given, *_ in stops)]
+    stored: list[torch.Tensor] = []
+
+    def store(strip: int, frame: int, rows: torch.Tensor) -> None:
+        if not stored:  # one tensor per strip, so that what was read can go
+            for start, stop in pairwise(edges):
+                shape = 1, upper[0].given, call.frames, stop - start, width
+                stored.append(rows.new_empty(shape))
+        for piece, start in zip(stored, edges, strict=False):
+            piece[:, :, frame].copy_(rows[:, :, start : start + piece.shape[3]])
+
+    run = _Run(layers, call, tick)
+    run.strips(0, [[height] * (len(row_kinds(lower)) + 1)], lambda strip: latent, store)
+    made: list[torch.Tensor] = []
+    frames = run.frames(len(call.sizes.links))
+    tops = [0, *(stop[-1] for stop in stops)]
+
+    def collect(strip: int, frame: int, rows: torch.Tensor) -> None:
+        if not made:
+            made.append(rows.new_empty(1, rows.shape[1], frames, *rows.shape[2:]))
+        made[0][:, :, frame].copy_(rows)
+        if frame == frames - 1:
+            write(tops[strip], made.pop())
+
+    run.strips(1, stops, lambda strip: stored.pop(0), collect)
+
+
+def encode(
+    video: torch.Tensor,
+    layers: VideoLayers,
+    call: VideoCall,
+    plan: VideoPlan,
+    *,
+    write: RowsWriter,
+    tick: Tick,
+) -> None:
+    """Encodes one video to its latent.
+
+    Args:
+        video: [1, C, T, H, W], float, in the dtype and on the device of the arithmetic.
+        write: takes the rows of the latent.
+        tick: as for `decode`.
+
+    Memory: `video_peak_bytes`.
+    Exact: equal up to rounding to the host's encoder, whose convolutions get the same operands.
+    """
+    upper, lower = call.sizes.parts
+    kinds = row_kinds(upper)
+    height = heights(kinds, video.shape[3])[-1]
+    stops = row_stops(kinds, video.shape[3], plan.rows, is_decoder=False)
+    edges = [0, *(given for given, *_ in stops)]
+    tops = [0, *(stop[-1] for stop in stops)]
+    run = _Run(layers, call, tick)
+    stored: list[torch.Tensor] = []
+    made: list[torch.Tensor] = []
+    frames = run.frames(call.sizes.cut)
+
+    def store(strip: int, frame: int, rows: torch.Tensor) -> None:
+        if not stored:
+            stored.append(rows.new_empty(1, rows.shape[1], frames, height, rows.shape[3]))
+        stored[0][:, :, frame, tops[strip] : tops[strip + 1]].copy_(rows)
+
+    def collect(strip: int, frame: int, rows: torch.Tensor) -> None:
+        if not made:
+            made.append(rows.new_empty(1, rows.shape[1], frames, *rows.shape[2:]))
+        made[0][:, :, frame].copy_(rows)
+
+    run.strips(0, stops, lambda n: video[:, :, :, edges[n] : edges[n + 1]], store)
+    run.strips(1, [[height] * (len(row_kinds(lower)) + 1)], lambda n: stored.pop(), collect)
+    write(0, made.pop())
+
+
+class _Run:
+    """The parts of one sample's decode or encode."""
+
+    def __init__(self, layers: VideoLayers, call: VideoCall, tick: Tick) -> None:
+        self._layers, self._call, self._tick = layers, call, tick
+
+    def frames(self, links: int) -> int:
+        """Frames behind so many of the layers."""
+        count = self._call.frames
+        for link in self._call.sizes.links[:links]:
+            count = frames_made(link.kind, count)
+        return count
+
+    def strips(self, part: int, stops: list[list[int]], source: _Source, sink: _Sink) -> None:
+        """Runs a part of the layers strip by strip.
+
+        Args:
+            stops: see `row_stops`.
+        """
+        sizes = self._call.sizes
+        links, start = sizes.parts[part], part * sizes.cut
+        frames, of_map = self.frames(start), stops[-1]
+        with ExitStack() as until:
+            steps: list[Step] = []
+            ends: list[tuple[int, int]] = []
+            place = 0
+            for link, layers in zip(links, self._layers.links[start:], strict=False):
+                end = place + len(row_kinds([link]))
+                steps.append(
+                    made_step(
+                        link.kind,
+                        layers,
+                        self._layers.convolve,
+                        until,
+                        height=of_map[place],
+                        is_video=frames > 1,
+                        tick=lambda share: None,
+                    )
+                )
+                ends.append((place, end + 1))
+                place = end
+            done = [0] * len(of_map)
+            for strip, stop in enumerate(stops):
+                for step, (first, last) in zip(steps, ends, strict=True):
+                    step.begin(Edges(done[first:last], stop[first:last]))
+                rows, numbers = list(source(strip).unbind(2)), count()
+                while rows:
+                    _push(
+                        steps,
+                        [rows.pop(0)],
+                        lambda rows, strip=strip, numbers=numbers: sink(strip, next(numbers), rows),
+                    )
+                    self._tick(1 / (frames * len(stops)))
+                done = stop
+
+
+def _push(
+    steps: Sequence[Step], held: list[torch.Tensor], sink: Callable[[torch.Tensor], None]
+) -> None:
+    """Runs a frame through the steps. Of two frames made of it, the first goes to the end first."""
+    if not steps:
+        sink(held.pop())
+        return
+    made = steps[0].push(held)
+    while made:
+        _push(steps[1:], [made.pop(0)], sink)
