@@ -13,7 +13,14 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from pack.testing.stock_forward import installed, sdpa_options
+from pack.testing.stock_forward import (
+    QUANTISED,
+    Route,
+    Weights,
+    installed,
+    quantise,
+    sdpa_options,
+)
 from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -85,6 +92,16 @@ FLUX2 = Family(
     },
     {"guidance": 0},
 )  # fmt: skip
+
+
+def _klein(dim: int, text: int) -> Family:
+    """FLUX.2's smaller models, whose guidance is distilled."""
+    sizes = {"context_in_dim": text, "hidden_size": dim, "num_heads": dim // 128}
+    return Family(
+        "Flux2", dim, 16, 128, 16, text, {**FLUX2.config, **sizes, "guidance_embed": False}
+    )
+
+
 FLUX1 = Family(
     "Flux", 3072, 16, 16, 8, 4096,
     {
@@ -137,13 +154,16 @@ SD15 = Family(
     joins_text=False,
 )  # fmt: skip
 FAMILIES = {
-    "FLUX.2 dev": FLUX2, "FLUX.1 dev": FLUX1, "Qwen-Image": QWEN_IMAGE, "Wan 2.1 14B": WAN,
-    "SDXL": SDXL, "SD1.5": SD15,
+    "FLUX.2 dev": FLUX2, "FLUX.2 klein 9B": _klein(4096, 12288),
+    "FLUX.2 klein 4B": _klein(3072, 7680), "FLUX.1 dev": FLUX1,
+    "Qwen-Image": QWEN_IMAGE, "Wan 2.1 14B": WAN, "SDXL": SDXL, "SD1.5": SD15,
 }  # fmt: skip
 CALLS = {
     "FLUX.2 dev": (
         Call(1024, 1024, 512), Call(2048, 2048, 512), Call(1024, 1024, 512, references=3)
     ),
+    "FLUX.2 klein 9B": (Call(1024, 1024, 512), Call(1024, 1024, 512, references=2)),
+    "FLUX.2 klein 4B": (Call(1024, 1024, 512), Call(1024, 1024, 512, references=2)),
     "FLUX.1 dev": (Call(1024, 1024, 512), Call(2048, 2048, 512)),
     "Qwen-Image": (Call(1024, 1024, 256), Call(2048, 2048, 256)),
     "Wan 2.1 14B": (Call(832, 480, 512, frames=81), Call(1280, 720, 512, frames=81)),
@@ -157,13 +177,27 @@ def fake_device() -> torch.device:
     return torch.device("cuda" if torch.backends.cuda.is_built() else "cpu")
 
 
-def build(family: Family, *, dtype: torch.dtype, device: torch.device, **changed: Any) -> Any:
-    """The host's BaseModel; `changed` entries of its configuration differ."""
+def build(
+    family: Family,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    is_mixed: bool = False,
+    **changed: Any,
+) -> Any:
+    """The host's BaseModel; `changed` entries of its configuration differ.
+
+    Args:
+        is_mixed: with the layers of checkpoints that have quantised ones.
+    """
+    import comfy.ops
     import comfy.supported_models
 
     config = {**family.config, **changed}
     model_config = getattr(comfy.supported_models, family.supported)(config)
     model_config.set_inference_dtype(dtype, None)
+    if is_mixed:
+        model_config.custom_operations = comfy.ops.mixed_precision_ops({}, dtype)
     return model_config.get_model({}, "", device=device)
 
 
@@ -184,6 +218,91 @@ def stream_bytes(family: Family, call: Call, dtype: torch.dtype = torch.bfloat16
     return call.batch * (tokens + joined) * family.dim * dtype.itemsize
 
 
+class FakeFamily:
+    """The host's BaseModel of a family with fake weights, as `FakeDenoiser` is Z-Image's.
+
+    Args:
+        weights: "plain", or "streamed" or "int8" as `FakeDenoiser` has them.
+        changed: see `build`.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        weights: Weights = "plain",
+        changed: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.family, self.dtype = family, dtype
+        self.device, self.mode = fake_device(), FakeTensorMode()
+        is_in_ram = weights in ("streamed", "int8")
+        device = torch.device("cpu") if is_in_ram else self.device
+        with self.mode, device:
+            quantised = QUANTISED.get(weights)
+            self.model = build(
+                family, dtype=dtype, device=device, is_mixed=quantised is not None, **changed
+            )
+            if quantised:
+                quantise(
+                    self.model.diffusion_model, quantised, dtype, lambda path: "_blocks." in path
+                )
+        for layer in self.model.modules() if is_in_ram else ():
+            if hasattr(layer, "comfy_cast_weights"):  # as the host's ModelPatcher.load sets it
+                layer.comfy_cast_weights = True
+
+    def patcher(self) -> Any:
+        """A fresh ModelPatcher for nodes to clone and patch; SDPA attention is chosen on it."""
+        from comfy.model_patcher import ModelPatcher
+
+        with self.mode:
+            patcher = ModelPatcher(self.model, load_device=self.device, offload_device=self.device)
+        patcher.model_options["transformer_options"].update(sdpa_options(self.device))
+        return patcher
+
+    def measure(
+        self,
+        call: Call,
+        *,
+        patcher: Any = None,
+        route: Route = "model",
+        around: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda called: called,
+        **tracking: Any,
+    ) -> Tracker:
+        """Runs one forward of the transformer as in sampling, and returns what it held.
+
+        Args:
+            patcher, route, around: as for `FakeDenoiser.measure`.
+            tracking: options of Tracker; attention is "flash" unless named.
+        """
+        family, dtype, batch = self.family, self.dtype, call.batch
+        tracker = Tracker(**{"attention": "flash", "on": self.device.type, **tracking})
+        with (
+            torch.inference_mode(),
+            installed(self.patcher() if patcher is None else patcher) as options,
+            self.mode,
+            self.device,
+        ):
+            shape = latent_shape(family, call)
+            is_model = route == "model"
+            called = self.model.diffusion_model if is_model else self.model.apply_model
+            kept = dtype if is_model else torch.float32
+            given = [torch.empty(shape, dtype=kept), torch.empty(batch, dtype=kept)]
+            text = torch.empty(batch, call.text_tokens, family.text, dtype=dtype)
+            more: dict[str, Any] = {
+                name: torch.empty((batch, width) if width else batch, dtype=dtype)
+                for name, width in family.inputs.items()
+            }
+            if call.references:
+                made = [torch.empty(shape, dtype=dtype) for _ in range(call.references)]
+                more["ref_latents"] = made
+            more["context" if is_model else "c_crossattn"] = text
+            with tracker:
+                tracker.watch(*given, text, *more.get("ref_latents", ()))
+                around(called)(*given, **more, transformer_options=options)
+        return tracker
+
+
 def measure(
     family: Family,
     call: Call,
@@ -193,34 +312,12 @@ def measure(
     patched: Callable[[Any], Any] = lambda patcher: patcher,
     **tracking: Any,
 ) -> Tracker:
-    """Runs one forward of the transformer as in sampling, and returns what it held.
+    """Runs one forward of a family's transformer as in sampling, and returns what it held.
 
     Args:
         changed: see `build`.
         patched: what nodes make of the ModelPatcher.
-        tracking: options of Tracker; attention is "flash" unless named.
+        tracking: see `FakeFamily.measure`.
     """
-    from comfy.model_patcher import ModelPatcher
-
-    device, mode = fake_device(), FakeTensorMode()
-    tracker = Tracker(**{"attention": "flash", "on": device.type, **tracking})
-    with mode, device:
-        model = build(family, dtype=dtype, device=device, **changed)
-        patcher = ModelPatcher(model, load_device=device, offload_device=device)
-    patcher.model_options["transformer_options"].update(sdpa_options(device))
-    with torch.inference_mode(), installed(patched(patcher)) as options, mode, device:
-        shape = latent_shape(family, call)
-        batch = call.batch
-        given = [torch.empty(shape, dtype=dtype), torch.empty(batch, dtype=dtype)]
-        given.append(torch.empty(batch, call.text_tokens, family.text, dtype=dtype))
-        more: dict[str, Any] = {
-            name: torch.empty((batch, width) if width else batch, dtype=dtype)
-            for name, width in family.inputs.items()
-        }
-        if call.references:
-            made = [torch.empty(shape, dtype=dtype) for _ in range(call.references)]
-            more["ref_latents"] = made
-        with tracker:
-            tracker.watch(*given, *more.get("ref_latents", ()))
-            model.diffusion_model(*given, **more, transformer_options=options)
-    return tracker
+    fake = FakeFamily(family, dtype=dtype, changed=changed)
+    return fake.measure(call, patcher=patched(fake.patcher()), **tracking)

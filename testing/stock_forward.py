@@ -128,7 +128,12 @@ class FakeDenoiser:
         with self.mode:
             self.model = config.get_model({}, device="cpu" if is_in_ram else self.device)
             if weights in QUANTISED:
-                _quantise(self.model.diffusion_model, QUANTISED[weights], dtype)
+                quantise(
+                    self.model.diffusion_model,
+                    QUANTISED[weights],
+                    dtype,
+                    lambda path: ".attention." in path or ".feed_forward." in path,
+                )
         for layer in self.model.modules() if is_in_ram else ():
             if hasattr(layer, "comfy_cast_weights"):  # as the host's ModelPatcher.load sets it
                 layer.comfy_cast_weights = True
@@ -221,8 +226,10 @@ class FakeDenoiser:
         )
 
 
-def _quantise(transformer: torch.nn.Module, name: str, dtype: torch.dtype) -> None:
-    """Gives the linear layers their weights, those of blocks in that format, as loading does.
+def quantise(
+    transformer: torch.nn.Module, name: str, dtype: torch.dtype, is_chosen: Callable[[str], bool]
+) -> None:
+    """Gives the linear layers their weights, those chosen by path in that format, as loading does.
 
     Source: _load_quantized_module in the host's comfy/ops.py.
     """
@@ -234,7 +241,7 @@ def _quantise(transformer: torch.nn.Module, name: str, dtype: torch.dtype) -> No
             continue
         shape, device = (layer.out_features, layer.in_features), layer.factory_kwargs["device"]
         weight = torch.empty(shape, dtype=dtype, device=device)
-        if ".attention." in path or ".feed_forward." in path:
+        if is_chosen(path):
             scale = torch.empty((), device=device)
             parameters = get_layout_class(layout).Params(
                 scale=scale, orig_dtype=dtype, orig_shape=shape
