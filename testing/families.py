@@ -113,6 +113,17 @@ FLUX1 = Family(
     },
     {"guidance": 0, "y": 768},
 )  # fmt: skip
+CHROMA = Family(
+    "Chroma", 3072, 16, 16, 8, 4096,
+    {
+        "image_model": "chroma", "in_channels": 64, "out_channels": 64, "vec_in_dim": None,
+        "context_in_dim": 4096, "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24,
+        "depth": BLOCKS, "depth_single_blocks": BLOCKS, "axes_dim": [16, 56, 56], "theta": 10000,
+        "patch_size": 2, "qkv_bias": True, "txt_ids_dims": [], "in_dim": 64, "out_dim": 3072,
+        "hidden_dim": 5120, "n_layers": 5,
+    },
+    {"guidance": 0},
+)  # fmt: skip
 QWEN_IMAGE = Family(
     "QwenImage", 3072, 16, 16, 8, 3584,
     {"image_model": "qwen_image", "in_channels": 64, "num_layers": BLOCKS}, frames=1,
@@ -155,7 +166,7 @@ SD15 = Family(
 )  # fmt: skip
 FAMILIES = {
     "FLUX.2 dev": FLUX2, "FLUX.2 klein 9B": _klein(4096, 12288),
-    "FLUX.2 klein 4B": _klein(3072, 7680), "FLUX.1 dev": FLUX1,
+    "FLUX.2 klein 4B": _klein(3072, 7680), "FLUX.1 dev": FLUX1, "Chroma": CHROMA,
     "Qwen-Image": QWEN_IMAGE, "Wan 2.1 14B": WAN, "SDXL": SDXL, "SD1.5": SD15,
 }  # fmt: skip
 CALLS = {
@@ -165,6 +176,7 @@ CALLS = {
     "FLUX.2 klein 9B": (Call(1024, 1024, 512), Call(1024, 1024, 512, references=2)),
     "FLUX.2 klein 4B": (Call(1024, 1024, 512), Call(1024, 1024, 512, references=2)),
     "FLUX.1 dev": (Call(1024, 1024, 512), Call(2048, 2048, 512)),
+    "Chroma": (Call(1024, 1024, 512), Call(2048, 2048, 512)),
     "Qwen-Image": (Call(1024, 1024, 256), Call(2048, 2048, 256)),
     "Wan 2.1 14B": (Call(832, 480, 512, frames=81), Call(1280, 720, 512, frames=81)),
     "SDXL": (Call(1024, 1024, 77, batch=2), Call(2048, 2048, 77, batch=2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -10,23 +11,51 @@ from . import attention_models, lean_models
 from .families import FAMILIES
 
 NARROW = {"hidden_size": 256, "num_heads": 2, "context_in_dim": lean_models.TEXT_WIDTH}
-CONFIGS = {
-    "FLUX.2": {**FAMILIES["FLUX.2 dev"].config, **NARROW},
-    "FLUX.1": {**FAMILIES["FLUX.1 dev"].config, **NARROW, "vec_in_dim": 32},
+_FLUX1 = {**FAMILIES["FLUX.1 dev"].config, **NARROW, "vec_in_dim": 32}
+_FLUX2 = {**FAMILIES["FLUX.2 dev"].config, **NARROW}
+_OVIS = {"yak_mlp": True, "txt_norm": True, "vec_in_dim": None, "guidance_embed": False}
+# The host's detection gives Chroma's inner widths whatever is in the file.
+_CHROMA = {**FAMILIES["Chroma"].config, **NARROW, "out_dim": 256, "hidden_dim": 64, "n_layers": 1}
+_RADIANCE = {
+    **_CHROMA, "image_model": "chroma_radiance", "in_channels": 3, "out_channels": 3,
+    "patch_size": 16, "nerf_hidden_size": 16, "nerf_mlp_ratio": 2, "nerf_depth": 1,
+    "nerf_max_freqs": 8, "nerf_tile_size": 512, "nerf_final_head_type": "conv",
+    "nerf_embedder_dtype": torch.float32, "use_x0": False, "use_sequential_txt_ids": False,
+}  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    "FLUX.2": _FLUX2,
+    "FLUX.1": _FLUX1,
+    "klein": {**_FLUX2, "guidance_embed": False},
+    "Ovis": {**_FLUX1, **_OVIS, "txt_ids_dims": [1, 2]},
+    "Chroma": _CHROMA,
+    "ChromaRadiance": _RADIANCE,
 }
-KINDS = {"FLUX.2": "Flux2", "FLUX.1": "Flux"}
-TOKENS = {"FLUX.2": 77, "FLUX.1": 130}
+MAIN = ("FLUX.2", "FLUX.1")
+KINDS = {"FLUX.2": "Flux2", "klein": "Flux2", "FLUX.1": "Flux", "Ovis": "FluxSchnell"}
+TOKENS = {"FLUX.2": 77, "FLUX.1": 130, "klein": 77, "Ovis": 77, "Chroma": 130, "ChromaRadiance": 77}
 
 
 def built(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     """A ModelPatcher of the host's own class with seeded weights."""
     import comfy.supported_models
+    from comfy.ldm.chroma_radiance.model import ChromaRadianceParams
 
     config = dict(CONFIGS[name])
-    kind = getattr(comfy.supported_models, KINDS[name])
+    if name == "ChromaRadiance":  # of which older hosts know less
+        known = {field.name for field in dataclasses.fields(ChromaRadianceParams)}
+        config = {key: value for key, value in config.items() if key in {*known, "image_model"}}
+    kind = getattr(comfy.supported_models, KINDS.get(name, name))
     model = attention_models._built(kind(dict(config)), config, seed)
-    model.model.diffusion_model.to(dtype).dtype = dtype
+    for part, module in model.model.diffusion_model.named_children():
+        if part != "nerf_image_embedder":  # which has a dtype of its own
+            module.to(dtype)
+    model.model.diffusion_model.dtype = dtype
     return model
+
+
+def channels(name: str) -> int:
+    """Of the latent."""
+    return 16 if name == "Chroma" else CONFIGS[name]["in_channels"]
 
 
 def lean(model: Any, **options: Any) -> Any:
@@ -47,7 +76,7 @@ def forward(model: Any, name: str, *, batch: int = 1, side: int = 30, **more: An
         dtype = denoiser.dtype
         config = CONFIGS[name]
         side = side * config["patch_size"]
-        latent = drawn(batch, config["in_channels"], side, side, dtype=dtype, seed=1)
+        latent = drawn(batch, channels(name), side, side, dtype=dtype, seed=1)
         text = drawn(batch, TOKENS[name], NARROW["context_in_dim"], dtype=dtype, seed=2)
         more.setdefault("guidance", torch.full((batch,), 3.5, dtype=dtype))
         if name == "FLUX.1":
@@ -60,7 +89,7 @@ def forward(model: Any, name: str, *, batch: int = 1, side: int = 30, **more: An
 def given(name: str) -> dict[str, Any]:
     """Noise and prompts for `sample`: 576 tokens and the text, in several chunks."""
     side = 24 * CONFIGS[name]["patch_size"]
-    noise = drawn(1, CONFIGS[name]["in_channels"], side, side, dtype=torch.float32, seed=1)
+    noise = drawn(1, channels(name), side, side, dtype=torch.float32, seed=1)
     pooled = drawn(1, 32, dtype=torch.float32, seed=3)
     prompt = lean_models.prompt(pooled_output=pooled)
     return {"noise": noise, "positive": prompt, "negative": prompt}

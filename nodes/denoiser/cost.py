@@ -264,9 +264,6 @@ def attention_launches(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan)
     each = chunk_count(tokens, cut.made_tokens) * (NORMED + cut.products) + rope
     attended = 1 if cut.holds_query else NORMED + 2 + table + 1
     result = 1 + ADDED + (2 if groups > 1 else 0)
-    if sizes.is_parallel:  # rows again, joined with what was attended to
-        blocks = plan.feed_blocks(is_whole=sizes.is_whole)
-        result += NORMED + 2 + 1 + (2 * blocks if sizes.is_gated else 0)
     earlier = (groups - 1) * chunk_count(tokens, cut.earlier_tokens) * (attended + 1)
     return groups * each + earlier + chunk_count(tokens, cut.last_tokens) * (attended + result)
 

@@ -49,6 +49,7 @@ class DenoiserPlan:
         per group instead of twice.
     hidden_blocks: the feed-forward's second factor is computed in so many column blocks.
     holds_rope: the rope table is held whole, so that it is gathered once per forward.
+    parallel: of blocks whose feed-forward runs beside their attention, where there are some.
     """
 
     groups: int
@@ -57,6 +58,7 @@ class DenoiserPlan:
     holds_query: bool = False
     hidden_blocks: int = 1
     holds_rope: bool = True
+    parallel: DenoiserPlan | None = None
 
     def rope_tokens(self, dim: int, head_dim: int) -> int:
         """Rows whose rope table, 8 bytes a channel of a head, is no larger than a chunk's."""

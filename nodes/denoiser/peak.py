@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .cuts import DenoiserPlan, longest_chunk
+from .parallel_plan import parallel_elements
 from .sizes import Request, TransformerSizes
 
 # Of one token in the rope tables of the axes: eight indices of 4 bytes.
@@ -76,7 +77,10 @@ def block_elements(
 ) -> int:
     """Elements that a block holds beside the stream, for a sample of that many tokens."""
     attention = attention_elements(sizes, tokens, plan, copies)
-    return max(attention, feed_forward_elements(sizes, tokens, plan, copies))
+    halves = max(attention, feed_forward_elements(sizes, tokens, plan, copies))
+    if plan.parallel is None:
+        return halves
+    return max(halves, parallel_elements(sizes, tokens, plan.parallel))
 
 
 def attention_elements(
@@ -104,10 +108,6 @@ def attention_elements(
         made = normed * sizes.dim * (3 if cut.holds_query else 2)
     # q of a chunk beside what it attended to; or that joined; or that beside its projection.
     ends = 2 * sizes.dim
-    if sizes.is_parallel:  # beside it what is joined with the hidden rows, and the rows they are of
-        blocks = plan.feed_blocks(is_whole=sizes.is_whole)
-        second = -(-sizes.ffn_dim // blocks) if sizes.is_gated else 0
-        ends = 2 * sizes.dim + sizes.ffn_dim + second
     shared = 2 if repeats == 1 else 2 * repeats + (2 if queries else 0)
     attention = max(
         tokens * (held + (queries + 2) * group) + made + before_out,

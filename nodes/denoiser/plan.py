@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..prefer import PREFERENCES, Prefer, check_prefer
 from .cost import attention_launches, feed_forward_launches
 from .cuts import HIDDEN_BLOCKS, DenoiserPlan
+from .parallel_plan import parallel_plan
 from .peak import attention_elements, feed_forward_elements
 from .sizes import Request, TransformerSizes
 
@@ -106,35 +108,17 @@ def plan_for(
         fill: rows of a chunk, at least; see `fill_tokens`.
     """
     tokens = lengths[0]
-    is_by_head = choice.groups >= sizes.kv_heads > 1 and choice.prefer != "speed"
-    prefer: Prefer = "smallest" if is_by_head else choice.prefer
-    is_least = prefer == "smallest"
-    base = DenoiserPlan(choice.groups or 1, tokens, tokens, holds_rope=not is_least)
-    limit = _limit(sizes, batch, tokens, choice, prefer)
-    if choice.chunk_tokens:
-        chunks = [choice.chunk_tokens]
-    elif is_least:
-        chunks = list(_chunks(tokens, LEAST_TOKENS))
-    else:  # where no plan is within a limit, many chunks would save little
-        most = MOST_CHUNKS * sizes.streams
-        chunks = list(_chunks(tokens, max(fill, tokens // most) if limit else fill))
-    if choice.groups:
-        groups = [choice.groups]
-    elif is_least:
-        groups = _many_groups(sizes.kv_heads)
-    else:
-        groups = [1, 2] if choice.chunk_tokens else [1]
-    is_joined = sizes.is_parallel and sizes.is_gated
+    found = candidates(sizes, batch, tokens, choice, fill)
+    base = DenoiserPlan(choice.groups or 1, tokens, tokens, holds_rope=found.holds_rope)
     attention = [
-        replace(base, groups=n, chunk_tokens=chunk, holds_query=holds, hidden_blocks=blocks)
-        for n in groups
-        for chunk in chunks
+        replace(base, groups=n, chunk_tokens=chunk, holds_query=holds)
+        for n in found.groups
+        for chunk in found.chunks
         for holds in (True, False)
-        for blocks in ((1, HIDDEN_BLOCKS) if is_joined else (1,))
     ]
     feed = [
         replace(base, feed_tokens=chunk, hidden_blocks=blocks)
-        for chunk in chunks
+        for chunk in found.chunks
         for blocks in (1, HIDDEN_BLOCKS)
     ]
     stream = sizes.streams * batch * tokens * sizes.dim
@@ -154,12 +138,58 @@ def plan_for(
         weighed(feed, feed_forward_elements, feed_forward_launches),
     )
     least = SLACK * max(min(peak for peak, _, _ in half) for half in halves)
-    limit = max(least, limit)
+    limit = max(least, found.limit)
     of_attention, of_feed = (
         min((w for w in half if w[0] <= limit), key=lambda w: (w[1], w[0]))[2] for half in halves
     )
-    blocks = max(of_attention.hidden_blocks, of_feed.hidden_blocks)
-    return replace(of_attention, feed_tokens=of_feed.feed_tokens, hidden_blocks=blocks)
+    plan = replace(
+        of_attention, feed_tokens=of_feed.feed_tokens, hidden_blocks=of_feed.hidden_blocks
+    )
+    if not sizes.is_parallel:
+        return plan
+    parallel = parallel_plan(
+        sizes, batch, tokens, base, groups=found.groups, chunks=found.chunks, limit=found.limit,
+        slack=SLACK,
+    )  # fmt: skip
+    return replace(plan, parallel=parallel)
+
+
+class Candidates(NamedTuple):
+    """What a plan is chosen from.
+
+    groups, chunks: of heads and of tokens.
+    limit: elements of stream and block; 0 for as few as possible.
+    holds_rope: see DenoiserPlan.
+    """
+
+    groups: list[int]
+    chunks: list[int]
+    limit: float
+    holds_rope: bool
+
+
+def candidates(
+    sizes: TransformerSizes, batch: int, tokens: int, choice: DenoiserChoice, fill: int
+) -> Candidates:
+    """What the plan of a block is chosen from; arguments as `plan_for`."""
+    is_by_head = choice.groups >= sizes.kv_heads > 1 and choice.prefer != "speed"
+    prefer: Prefer = "smallest" if is_by_head else choice.prefer
+    is_least = prefer == "smallest"
+    limit = _limit(sizes, batch, tokens, choice, prefer)
+    if choice.chunk_tokens:
+        chunks = [choice.chunk_tokens]
+    elif is_least:
+        chunks = list(_chunks(tokens, LEAST_TOKENS))
+    else:  # where no plan is within a limit, many chunks would save little
+        most = MOST_CHUNKS * sizes.streams
+        chunks = list(_chunks(tokens, max(fill, tokens // most) if limit else fill))
+    if choice.groups:
+        groups = [choice.groups]
+    elif is_least:
+        groups = _many_groups(sizes.kv_heads)
+    else:
+        groups = [1, 2] if choice.chunk_tokens else [1]
+    return Candidates(groups, chunks, limit, not is_least)
 
 
 def _limit(

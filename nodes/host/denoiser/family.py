@@ -25,6 +25,10 @@ def _always(part: Any) -> bool:
     return True
 
 
+def _never(sizes: TransformerSizes) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of the host's models.
@@ -34,8 +38,9 @@ class Family:
     parts: for each class of a block, and of what comes before and after the blocks, its lean part.
     sizes_of: the sizes of a denoiser of which these blocks are known.
     stacks: attributes of the denoiser that list its blocks.
-    around: attributes with parts before and after the blocks, replaced with all blocks only.
-    published: the model that predictions are made of, for those sizes; None: none is.
+    around: attributes with parts before and after the blocks, replaced with all blocks only, where
+        a denoiser has them.
+    published: the model that predictions are made of, for those sizes, if there is one.
     is_possible: whether a part of such a class can be replaced.
     forwards: for attributes with one layer, its lean forward; with all blocks only.
     """
@@ -46,7 +51,7 @@ class Family:
     sizes_of: Callable[[Any, list[Any]], TransformerSizes]
     stacks: tuple[str, ...]
     around: tuple[str, ...] = ()
-    published: Callable[[TransformerSizes], FamilySizes] | None = None
+    published: Callable[[TransformerSizes], FamilySizes | None] = _never
     is_possible: Callable[[Any], bool] = _always
     forwards: Mapping[str, MakeForwardFn] = field(default_factory=dict)
 
@@ -64,7 +69,7 @@ class Family:
 
     def around_names(self, denoiser: Any) -> list[str]:
         """The names of the parts that are replaced with all blocks only."""
-        return [f"diffusion_model.{name}" for name in self.around]
+        return [f"diffusion_model.{name}" for name in self.around if hasattr(denoiser, name)]
 
     def every_second(self, denoiser: Any) -> list[str]:
         """Every second block's name."""

@@ -16,6 +16,7 @@ from torch import nn
 from ...cuts import pieces
 from ...denoiser.attention_half import AttendFn, RotateFn
 from ...denoiser.cuts import DenoiserPlan
+from ...denoiser.parallel import TurnFn
 from ...denoiser.rows import RowsFn
 from ..base.fetch import PIECE_ELEMENTS, fetch_norm, fetch_weights, is_plain
 from ..base.options import within_groups
@@ -68,8 +69,10 @@ def rotation(
         tokens = step = given[0][0].shape[0]
         if not plan.holds_rope:
             step = plan.rope_tokens(like.shape[-1], channels)
-        if not (is_fused and IN_PLACE and _has_kernel(like.device, like.dtype, channels)):
+        if not (IN_PLACE and _has_kernel(like.device, like.dtype, channels)):
             step = min(step, max(1, plan.chunk_tokens // UNFUSED_PARTS))
+        elif not is_fused:  # a copy, which is no more than the rows that q and k were made of
+            step = min(step, 2 * plan.chunk_tokens)
         if like.device.type == "cpu":
             step = max(1, min(step, PIECE_ELEMENTS // given[0][0][0].numel()))
         for first, last in pieces(tokens, step):
@@ -117,13 +120,42 @@ def _rotate_(
         table: [1, T, 1, C / 2, 2, 2].
     """
     if not isinstance(norm, torch.Tensor):
-        rows.copy_(comfy.quant_ops.ck.apply_rope1(norm(rows), table))
+        rows.copy_(_turned(norm(rows), table))
         return
     epsilon = layer.eps if layer.eps is not None else torch.finfo(torch.float32).eps
     if IN_PLACE:
         comfy.quant_ops.ck.rms_rope1_(rows, table, norm, epsilon)
     else:
         rows.copy_(comfy.quant_ops.ck.rms_rope1(rows, table, norm, epsilon))
+
+
+def _turned(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Rows with their rotary embedding, [1, T, H, C]; writes over them where a kernel can."""
+    if IN_PLACE and rows.device.type != "cpu":
+        return comfy.quant_ops.ck.apply_rope1_(rows, table)
+    return comfy.quant_ops.ck.apply_rope1(rows, table)
+
+
+def turning(
+    rope: RopeFn, layer: Any, rotate: RotateFn, like: torch.Tensor, until: ExitStack
+) -> TurnFn:
+    """Norm and rotary embedding of q, of which a kernel makes new rows without a copy back.
+
+    Args:
+        rope: the table of a run of tokens.
+        layer: the norm of q.
+        rotate: what is done where there is no kernel.
+        like, until: see `fetch_weights`.
+    """
+    if not (IN_PLACE and _has_kernel(like.device, like.dtype, layer.weight.shape[-1])):
+
+        def rotated(query: torch.Tensor, start: int) -> torch.Tensor:
+            rotate(query, None, start)
+            return query
+
+        return rotated
+    norm = fetch_norm(layer, like, until)
+    return lambda query, start: _turned(norm(query[None]), rope(start, start + len(query)))[0]
 
 
 def _preference(attention: Any) -> dict[str, Any]:

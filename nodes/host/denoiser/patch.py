@@ -122,9 +122,8 @@ def has_lean_forward(model: ModelPatcher, blocks: str) -> bool:
 def published_family(model: ModelPatcher, sizes: TransformerSizes) -> FamilySizes | None:
     """The model of another family that predictions are made of, with those sizes."""
     family = _family(model.model.diffusion_model)
-    if family is None or family.published is None:
-        return None
-    return replace(family.published(sizes), sizes=sizes)
+    published = None if family is None else family.published(sizes)
+    return None if published is None else replace(published, sizes=sizes)
 
 
 def activation_bytes(model: ModelPatcher) -> int:

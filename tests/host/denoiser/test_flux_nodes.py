@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pack.testing.flux_models import CONFIGS, built, forward, given, lean
+from pack.testing.flux_models import CONFIGS, MAIN, built, forward, given, lean
 from pack.testing.lean_models import assert_same, sample, sliced
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
@@ -25,7 +25,7 @@ def test_attention_slice_in_either_order(models, name, mode):
         assert assert_same(model, both, **given(name)).heads == {1}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MAIN)
 def test_clones_side_by_side(models, name):
     model = models[name]
     wanted = sample(model, **given(name)).latent
@@ -42,7 +42,7 @@ def test_clones_side_by_side(models, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("comes_first", [False, pytest.param(True, marks=pytest.mark.once)])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MAIN)
 def test_torch_compile_of_the_host(models, name, comes_first):
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
@@ -75,7 +75,7 @@ class Kept:
         self.results.append((result, result.clone()))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MAIN)
 @torch.inference_mode()
 def test_what_a_hook_keeps_stays_as_it_was(models, name):
     """Names the bug: gates, shifts and activations were applied in the hook's own tensor."""

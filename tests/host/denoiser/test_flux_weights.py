@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pack.testing import lean_models
-from pack.testing.flux_models import CONFIGS, given, is_quantised, lean, loaded, weights
+from pack.testing.flux_models import MAIN, given, is_quantised, lean, loaded, weights
 from pack.testing.lean_models import assert_same, sample
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
@@ -17,7 +17,7 @@ FORMATS = ["float8_e4m3fn", "nvfp4", "mxfp8", "int8_tensorwise"]
 
 @pytest.fixture(scope="module")
 def files(host: Any) -> dict[str, dict[str, torch.Tensor]]:
-    return {name: weights(name) for name in CONFIGS}
+    return {name: weights(name) for name in MAIN}
 
 
 def quantised(file: dict[str, torch.Tensor], algorithm: str, *, multiplies: bool) -> Any:
@@ -38,7 +38,7 @@ def quantised(file: dict[str, torch.Tensor], algorithm: str, *, multiplies: bool
 
 @pytest.mark.parametrize("multiplies", [False, True])
 @pytest.mark.parametrize("algorithm", FORMATS)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MAIN)
 def test_quantised_layers(files, name, algorithm, multiplies):
     """Names the bug: such layers are no nn.Linear, so the plan took them for plain ones."""
     model = quantised(files[name], algorithm, multiplies=multiplies)
@@ -51,7 +51,7 @@ def test_quantised_layers(files, name, algorithm, multiplies):
 
 
 @pytest.mark.parametrize("is_offloaded", [False, True])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MAIN)
 def test_fp8_with_scales_in_ram_and_beside_a_lora(host, files, name, is_offloaded):
     model = quantised(files[name], "float8_e4m3fn", multiplies=True)
     place = lean_models.offloaded if is_offloaded else lambda model: model
@@ -69,7 +69,7 @@ def test_fp8_with_scales_in_ram_and_beside_a_lora(host, files, name, is_offloade
 
 
 @pytest.mark.parametrize("weight_dtype", ["float8_e4m3fn", "fast"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MAIN)
 def test_fp8_weights_of_a_plain_file(files, name, weight_dtype):
     import comfy.ops
 
