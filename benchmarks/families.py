@@ -33,7 +33,6 @@ WAYS: dict[str, Prefer | None] = {
     "ComfyUI alone": None, "speed": "speed", "balance (default)": "balance",
     "smallest": "smallest",
 }  # fmt: skip
-LEAN_FAMILIES = ("FLUX.2 dev", "FLUX.1 dev", "Qwen-Image", "Wan 2.1 14B", "SDXL", "SD1.5")
 
 
 def measured(family: families.Family, call: families.Call, prefer: Prefer | None) -> Tracker:
@@ -76,7 +75,7 @@ def main() -> None:
         rows = []
         for name in options.family or families.FAMILIES:
             family = families.FAMILIES[name]
-            ways = options.way or (WAYS if name in LEAN_FAMILIES else list(WAYS)[:1])
+            ways = options.way or WAYS
             for call, way in itertools.product(families.CALLS[name], ways):
                 tracker = measured(family, call, WAYS[way])
                 rows.append({
