@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from ..nodes.denoiser import families, need, sizes
+from ..nodes.denoiser import families, need, sizes, unet_peak
 from ..nodes.denoiser.plan import DenoiserChoice
 from ..nodes.fit import report as fit_report
 from ..nodes.fit import stages, what_fits
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="with a Z-Image Fun ControlNet: 3 (2.1 lite), 6 (Union) or 15 control layers (2.1)",
     )  # fmt: skip
     parser.add_argument(
-        "--family", choices=list(families.FAMILIES),
+        "--family", choices=[*families.FAMILIES, *unet_peak.UNETS],
         help="what the denoiser of another family holds, by prefer",
     )  # fmt: skip
     parser.add_argument("--frames", type=positive, default=1, metavar="N", help="of a video")
@@ -90,15 +90,23 @@ def _of_family(options: argparse.Namespace) -> str:
     """The denoise row of another family."""
     if options.controlnet or options.img2img:
         raise ValueError("--controlnet and --img2img are planned for Z-Image alone: leave them out")
-    request = families.FamilyRequest(
-        families.FAMILIES[options.family],
-        options.width,
-        options.height,
-        frames=options.frames,
-        references=options.references,
-        batch=options.batch,
-        text_tokens=options.text_tokens,
-    )
+    size_px, samples = (options.width, options.height), {"batch": options.batch}
+    samples["text_tokens"] = options.text_tokens
+    if options.family in unet_peak.UNETS:
+        if options.frames > 1 or options.references:
+            raise ValueError("--frames and --references must be left out for a U-Net")
+        unet = unet_peak.UNetRequest(unet_peak.UNETS[options.family], *size_px, **samples)
+        stock_bytes = unet_peak.unet_stock_bytes(unet)
+        request: unet_peak.UNetRequest | families.FamilyRequest = unet
+    else:
+        of_family = families.FamilyRequest(
+            families.FAMILIES[options.family],
+            *size_px,
+            frames=options.frames,
+            references=options.references,
+            **samples,
+        )
+        stock_bytes, request = families.family_stock_bytes(of_family), of_family
     shape = f"{options.width}x{options.height}, batch {options.batch}"
     if options.frames > 1:
         shape += f", {options.frames} frames"
@@ -111,18 +119,25 @@ def _of_family(options: argparse.Namespace) -> str:
         "",
         "| denoise | peak | in U | head groups | chunk | feed-forward chunk |",
         "|---|---|---|---|---|---|",
-        _row(request, "ComfyUI alone", families.family_stock_bytes(request), ("-", "-", "-")),
+        _row(request, "ComfyUI alone", stock_bytes, ("-", "-", "-")),
     ]
     for prefer in PREFERENCES:
         plan = request.plan(DenoiserChoice(prefer))
+        if isinstance(request, unet_peak.UNetRequest):
+            peak_bytes = unet_peak.unet_peak_bytes(request, DenoiserChoice(prefer))
+        else:
+            peak_bytes = families.family_peak_bytes(request, plan)
         cuts = (str(plan.groups), f"{plan.chunk_tokens} tokens", f"{plan.feed_tokens} tokens")
         name = f"**{prefer}**" if prefer == options.prefer else prefer
-        lines.append(_row(request, name, families.family_peak_bytes(request, plan), cuts))
+        lines.append(_row(request, name, peak_bytes, cuts))
     return "\n".join(lines)
 
 
 def _row(
-    request: families.FamilyRequest, name: str, peak_bytes: int, cuts: tuple[str, str, str]
+    request: unet_peak.UNetRequest | families.FamilyRequest,
+    name: str,
+    peak_bytes: int,
+    cuts: tuple[str, str, str],
 ) -> str:
     in_streams = f"{peak_bytes / request.stream_bytes:.1f}"
     return f"| {name} | {size(peak_bytes)} | {in_streams} | {' | '.join(cuts)} |"

@@ -14,6 +14,12 @@ from pack.nodes.denoiser.families import (
     family_stock_bytes,
 )
 from pack.nodes.denoiser.plan import DenoiserChoice
+from pack.nodes.denoiser.unet_peak import (
+    UNETS,
+    UNetRequest,
+    unet_peak_bytes,
+    unet_stock_bytes,
+)
 from pack.nodes.prefer import Prefer
 from pack.testing import families as measured
 
@@ -77,4 +83,34 @@ def test_the_formula_is_right_to_three_in_a_hundred(
     else:
         predicted = family_peak_bytes(request, request.plan(DenoiserChoice(way)))
     tracker = measured.measure(measured.FAMILIES[published.name], call, patched=patched)
+    assert predicted == pytest.approx(tracker.peak_bytes, rel=0.03)
+
+
+@pytest.mark.parametrize("way", [
+    None, "speed", "balance",
+    pytest.param("smallest", marks=[pytest.mark.once, pytest.mark.slow]),
+])  # fmt: skip
+@pytest.mark.parametrize(("name", "number"), [(n, i) for n in UNETS for i in range(2)])
+def test_the_formula_of_the_u_nets(name: str, number: int, way: Prefer | None) -> None:
+    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
+
+    if way == "smallest" and (number or name == "sdxl"):
+        pytest.skip("minutes on fake tensors; tests/host/denoiser/test_skips.py has SDXL's")
+
+    def patched(patcher: Any) -> Any:
+        if way is None:
+            return patcher
+        return ApplyGradientCheckpoint.execute(patcher, prefer=way).args[0]
+
+    unet = UNETS[name]
+    call = measured.CALLS[unet.name][number]
+    family = measured.FAMILIES[unet.name]
+    request = UNetRequest(unet, call.width_px, call.height_px, call.batch, call.text_tokens)
+    assert request.stream_bytes == measured.stream_bytes(family, call)
+    if way is None:
+        predicted = unet_stock_bytes(request)
+    else:
+        predicted = unet_peak_bytes(request, DenoiserChoice(way))
+    where = {"on": "cuda"} if measured.fake_device().type == "cuda" else {}
+    tracker = measured.measure(family, call, patched=patched, **where)
     assert predicted == pytest.approx(tracker.peak_bytes, rel=0.03)
