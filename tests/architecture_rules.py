@@ -34,12 +34,7 @@ SHARED = {"units", "cuts", "prefer"}
 # `python run.py plan` runs on the standard library alone, so these have no torch.
 TORCH_FREE = {
     *("sizes", "cuts", "plan", "peak", "need", "cost", "choice", "budget", "families"),
-<<<<<<< HEAD
-    *("parallel_plan", "unet_cuts"),
-=======
-    "unet_cuts",
-    "unet_peak",
->>>>>>> 49bf3a0 (Predict what U-Nets hold, and print it with run.py plan)
+    *("parallel_plan", "unet_cuts", "unet_peak"),
 }
 PROBE_WITH_TORCH = {"operations", "tracker"}
 NETWORK_AND_PROCESSES = {

@@ -102,6 +102,17 @@ def load(path: Any) -> Any:
     return yaml.safe_load(read(Path(path)))
 
 
+def conflicts_of(text: str) -> list[str]:
+    """The marks that a merge left."""
+    return [line for line in text.splitlines() if re.match(r"(<{7}|>{7}) \S", line)]
+
+
+def test_no_merge_left_its_marks() -> None:
+    texts = files(".md", ".py", ".json", ".js", ".toml", ".yml")
+    assert [str(p) for p in texts if conflicts_of(read(p))] == []
+    assert conflicts_of("a\n" + "<" * 7 + " HEAD\nb") == ["<" * 7 + " HEAD"]
+
+
 def test_the_texts_are_found():
     names = {path.as_posix() for path in TEXTS}
     assert names >= {"README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md"}
