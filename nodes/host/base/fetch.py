@@ -16,6 +16,7 @@ import torch
 from comfy.cli_args import args
 from comfy.model_management import lora_compute_dtype
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+from torch import nn
 from torch.nn import functional
 
 from ...cuts import pieces
@@ -68,9 +69,14 @@ def fetch_layer_norm(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn
     return lambda rows: functional.layer_norm(rows, layer.normalized_shape, weight, bias, layer.eps)
 
 
-def _into_own(layer: Callable[..., torch.Tensor]) -> RowsFn:
-    """The layer with results that may be written over; its hooks may keep those that it returns."""
-    return lambda rows: layer(rows).clone()
+def _into_own(layer: Any) -> RowsFn:
+    """The layer with results that may be written over.
+
+    Its hooks may keep what it gets, rows of a stream that a block writes over, and what it returns.
+    """
+    if type(layer) is nn.Identity and not (layer._forward_hooks or layer._forward_pre_hooks):
+        return torch.clone
+    return lambda rows: layer(rows.clone()).clone()
 
 
 def by_pieces(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:

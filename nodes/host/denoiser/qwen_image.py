@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import comfy.ldm.qwen_image.model as qwen
 import torch
-from torch import nn
 
 from ...denoiser import families
 from ...denoiser.attention_half import Heads, Part, add_joint_attention
@@ -24,8 +23,8 @@ from ..base.options import within_groups
 from .block import BlockSettings
 from .family import Family
 from .heads import rotation
-from .projections import is_whole, projection
-from .replaced import IntoNew, OnHandover, is_stock
+from .projections import has_whole, projection
+from .replaced import ONE_TIME, IntoNew, OnHandover, is_stock
 
 # What the host's block holds of a token at its peak, in streams: two of the picture, the modulated
 # rows, and the feed-forward's GELU beside what it is of.
@@ -35,7 +34,6 @@ STOCK_STREAMS = 11
 def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
     """The sizes of the transformer, of which these blocks are known."""
     block = blocks[0]
-    linear = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
     return TransformerSizes(
         dim=block.dim,
         heads=block.num_attention_heads,
@@ -48,7 +46,7 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         patch=denoiser.patch_size,
         channels=denoiser.in_channels // denoiser.patch_size**2,
         pad_multiple=1,
-        is_whole=any(map(is_whole, linear)),
+        is_whole=has_whole(blocks),
         is_gated=False,
         makes_streams=True,
         stock_elements=STOCK_STREAMS * block.dim,
@@ -116,6 +114,9 @@ class LeanBlock(IntoNew):
             return "another node changed a block"
         if given.get("image_rotary_emb") is None:
             return "the request has no positions"
+        is_split = given.get("timestep_zero_index") is not None
+        if len(given["temb"]) != len(given["hidden_states"]) * (1 + is_split):
+            return ONE_TIME
         return super().why_not(given)
 
     def run(
@@ -183,45 +184,54 @@ class LeanBlock(IntoNew):
         sizes = self.settings.sizes
         heads = Heads(sizes.heads, sizes.heads, sizes.head_dim)
         with ExitStack() as until:
-            fetched = []
+            fetched, first = [], 0
             for side in sides:
                 layers = (*side.layers, side.out)
                 *qkv, out = (projection(layer, side.source, until) for layer in layers)
-                fetched.append((fetch_layer_norm(side.norms[0], side.source, until), qkv, out))
-            is_grouped = not any(layer.is_whole for _, qkv, _ in fetched for layer in qkv)
+                norm = fetch_layer_norm(side.norms[0], side.source, until)
+                rope = _Rope(pe, first)
+                norms, like, channels = side.head_norms, side.source, heads.channels
+                rotate = rotation(rope, norms, channels, like, until, plan, is_fused=False)
+                fetched.append((norm, [Columns(layer) for layer in qkv], out, rope, rotate))
+                first += side.source.shape[1]
+            is_grouped = not any(q.projection.is_whole for _, qkv, *_ in fetched for q in qkv)
             attend = functools.partial(_attend, within_groups(options) if is_grouped else options)
             for sample in range(sides[0].source.shape[0]):
-                table = pe[sample if len(pe) > 1 else 0].movedim(0, 1)[None]  # [1, T, 1, C / 2, ..]
-                parts, first = [], 0
-                for side, (norm, qkv, out) in zip(sides, fetched, strict=True):
+                parts = []
+                for side, (norm, qkv, out, rope, rotate) in zip(sides, fetched, strict=True):
+                    rope.sample = sample
                     stream = side.stream(sample, 0, norm)
-                    tokens = stream.source.shape[0]
-                    of_part = table[:, first : first + tokens]
-                    rope = functools.partial(lambda rows, start, stop: rows[:, start:stop], of_part)
-                    rotate = rotation(
-                        rope,
-                        side.head_norms,
-                        heads.channels,
-                        side.source,
-                        until,
-                        plan,
-                        is_fused=False,
-                    )
                     parts.append(
                         Part(
                             stream.source,
                             stream.modulated,
-                            Columns(qkv[0]),
-                            Columns(qkv[1]),
-                            Columns(qkv[2]),
+                            qkv[0],
+                            qkv[1],
+                            qkv[2],
                             rotate,
-                            out=functools.partial(lambda out, rows, start: out(rows), out),
+                            out=functools.partial(lambda out, rows, start: out.own(rows), out),
                             add=stream.add,
                             scratch=stream.target,
                         )
                     )
-                    first += tokens
                 add_joint_attention(parts, attend=attend, heads=heads, plan=plan)
+
+
+class _Rope:
+    """The rotary table of a run of a part's tokens, in one sample after the other.
+
+    Args:
+        table: of all parts, [1 or B, 1, T, C / 2, 2, 2].
+        first: the first token of the part.
+    """
+
+    def __init__(self, table: torch.Tensor, first: int) -> None:
+        self._table, self._first, self.sample = table, first, 0
+
+    def __call__(self, start: int, stop: int) -> torch.Tensor:
+        of_sample = self._table[self.sample if len(self._table) > 1 else 0]
+        # [1, T, C / 2, 2, 2] -> [1, T, 1, C / 2, 2, 2]
+        return of_sample[:, self._first + start : self._first + stop].unsqueeze(2)
 
 
 def _attend(
@@ -264,6 +274,8 @@ class LeanLast(IntoNew):
     def why_not(self, given: Mapping[str, Any]) -> str | None:
         if not is_stock(self.stock[0], qwen.LastLayer):
             return "another node changed a block"
+        if len(given["conditioning_embedding"]) != len(given["x"]):
+            return ONE_TIME
         return super().why_not(given)
 
     def run(self, *, x, conditioning_embedding, **_):

@@ -23,8 +23,8 @@ from ..base.fetch import fetch_layer_norm, fetch_norm
 from ..base.options import within_groups
 from .family import Family
 from .heads import rotation
-from .projections import is_whole, projection
-from .replaced import is_stock
+from .projections import has_whole, projection
+from .replaced import ONE_TIME, is_stock
 from .wan_ends import LeanHead, LeanPatches, LeanWan, is_by_token, runs_of
 
 ACROSS = (wan.WanT2VCrossAttention, wan.WanI2VCrossAttention)
@@ -32,7 +32,6 @@ ACROSS = (wan.WanT2VCrossAttention, wan.WanI2VCrossAttention)
 
 def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
     dim, heads, ffn_dim = denoiser.dim, denoiser.num_heads, denoiser.ffn_dim
-    linear = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
     return TransformerSizes(
         dim=dim,
         heads=heads,
@@ -45,7 +44,7 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         patch=denoiser.patch_size[-1],
         channels=denoiser.out_dim,
         pad_multiple=1,
-        is_whole=any(map(is_whole, linear)),
+        is_whole=has_whole(blocks),
         is_gated=False,
         makes_streams=True,
         norms_across=True,
@@ -73,6 +72,8 @@ class LeanBlock(LeanWan):
             return "another node changed a block"
         if given["freqs"] is None:
             return "the request has no positions"
+        if len(given["e"]) != len(given["x"]):
+            return ONE_TIME
         if is_by_token(given["e"], given["x"].shape[1]):
             return "each token is modulated by itself"
         patches = (given.get("transformer_options") or {}).get("patches", {})
@@ -151,9 +152,10 @@ class LeanBlock(LeanWan):
     ) -> None:
         (block,) = self.stock
         across, heads = block.cross_attn, self._heads
-        picture = text = context
+        text, of_picture = context, None
         if isinstance(across, wan.WanI2VCrossAttention):
             picture, text = context[:, :context_img_len], context[:, context_img_len:]
+            of_picture = across.norm_k_img(across.k_img(picture)), across.v_img(picture)
         key, value = across.norm_k(across.k(text)), across.v(text)
         with ExitStack() as until:
             query, out = (projection(layer, target, until) for layer in (across.q, across.o))
@@ -161,13 +163,11 @@ class LeanBlock(LeanWan):
             norm = fetch_layer_norm(block.norm3, target, until)
             attend: AttendFn = functools.partial(_attend, options)
             for sample in range(target.shape[0]):
-                if isinstance(across, wan.WanI2VCrossAttention):
-                    of_sample = picture[sample : sample + 1]
-                    attend = _of_both(
-                        functools.partial(_attend, options),
-                        _by_head(across.norm_k_img(across.k_img(of_sample)), heads),
-                        _by_head(across.v_img(of_sample), heads),
+                if of_picture is not None:
+                    keys, values = (
+                        _by_head(rows[sample : sample + 1], heads) for rows in of_picture
                     )
+                    attend = _of_both(functools.partial(_attend, options), keys, values)
                 tokens = target.shape[1]
                 stream = Stream(
                     target[sample], target[sample], norm, [Factors(0, tokens, None, None)]
@@ -240,8 +240,8 @@ def _of_both(attend: AttendFn, key: torch.Tensor, value: torch.Tensor) -> Attend
     """What attends to the text, plus what attends to these keys of a picture."""
 
     def of_both(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        of_picture = attend(q, key, value)
-        return attend(q, k, v).add_(of_picture)
+        # In a new tensor: an override of the attention may hold what it returned.
+        return attend(q, key, value) + attend(q, k, v)
 
     return of_both
 

@@ -21,7 +21,7 @@ from ..base.fetch import fetch_layer_norm, fetch_weights
 from .block import BlockSettings
 from .family import DtypeFn
 from .projections import projection
-from .replaced import IntoNew, LeanForward, OnHandover, is_stock
+from .replaced import ONE_TIME, IntoNew, LeanForward, OnHandover, is_stock
 
 # Of the first layer: as it is, and with weights that are cast.
 CONVOLUTIONS = (comfy.ops.disable_weight_init.Conv3d, comfy.ops.manual_cast.Conv3d)
@@ -70,6 +70,8 @@ class LeanHead(LeanWan):
     def why_not(self, given: Mapping[str, Any]) -> str | None:
         if not is_stock(self.stock[0], wan.Head):
             return "another node changed a block"
+        if len(given["e"]) != len(given["x"]):
+            return ONE_TIME
         if given["e"].ndim == 3 and is_by_token(given["e"].unsqueeze(2), given["x"].shape[1]):
             return "each token is modulated by itself"
         return super().why_not(given)

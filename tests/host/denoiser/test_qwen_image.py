@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
-from pack.testing import attention_models
+from pack.testing import family_models
 from pack.testing.families import FAMILIES
+from pack.testing.family_models import SMALL, TEXT, Heard, drawn, forward
+from pack.testing.lean_models import lean
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
 
-NAME, TEXT = "Qwen-Image", 77
-CONFIG = {
-    **FAMILIES[NAME].config, "num_attention_heads": 2, "joint_attention_dim": 64,
-}  # fmt: skip
-
-
-def built(dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A ModelPatcher of the host's own class with seeded weights."""
-    import comfy.supported_models
-
-    model = attention_models._built(
-        comfy.supported_models.QwenImage(dict(CONFIG)), dict(CONFIG), seed
-    )
-    model.model.diffusion_model.to(dtype).dtype = dtype
-    return model
-
-
-def lean(model: Any, **options: Any) -> Any:
-    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
-
-    options = {"chunk_tokens": 256, "head_groups": 2, **options}
-    return ApplyGradientCheckpoint.execute(model, **options).args[0]
-
-
-def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def forward(model: Any, *, batch: int = 1, side: int = 60, **more: Any) -> torch.Tensor:
-    """One call of the transformer, with the model's patches in place as in sampling."""
-    from pack.testing.stock_forward import installed
-
-    with installed(model) as options:
-        denoiser = model.model.diffusion_model
-        dtype = denoiser.dtype
-        latent = drawn(batch, 16, 1, side, side, dtype=dtype, seed=1)
-        text = drawn(batch, TEXT, 64, dtype=dtype, seed=2)
-        more["transformer_options"] = {**options, **more.get("transformer_options", {})}
-        time = torch.full((batch,), 0.7, dtype=dtype)
-        return denoiser(latent, time, text, **more)
-
-
-class Heard:
-    """A lean model whose parts note the reasons for which the host's own ran."""
-
-    def __init__(self, model: Any, **options: Any) -> None:
-        self.model, self.reasons = lean(model, **options), []
-        for part in self.model.object_patches.values():
-            part._on_handover = self.reasons.append
+NAME = "Qwen-Image"
+CONFIG = SMALL[NAME].config
+built = functools.partial(family_models.built, NAME)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -6,73 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from pack.testing import attention_models
+from pack.testing import family_models
 from pack.testing.families import FAMILIES
-from pack.testing.lean_models import offloaded, prompt, sample
+from pack.testing.family_models import SMALL, Heard, drawn, forward
+from pack.testing.lean_models import lean, offloaded, prompt, sample
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
 
-NAME, TEXT, PICTURE = "Wan 2.1 14B", 77, 9
-CONFIG = {
-    **FAMILIES[NAME].config, "dim": 256, "ffn_dim": 640, "num_heads": 2, "text_dim": 64,
-}  # fmt: skip
-KINDS = {
-    "t2v": ("WAN21_T2V", {}),
-    "i2v": ("WAN21_I2V", {"model_type": "i2v", "in_dim": 36}),
-    "without norms": ("WAN21_T2V", {"cross_attn_norm": False}),
-}
+NAME = "Wan 2.1 14B"
+KINDS = [name for name in SMALL if name.startswith("Wan")]
+CONFIG = SMALL["Wan"].config
 
 
-def built(dtype: torch.dtype = torch.float32, kind: str = "t2v", seed: int = 0) -> Any:
+def built(dtype: torch.dtype = torch.float32, kind: str = "Wan") -> Any:
     """A ModelPatcher of the host's own class with seeded weights."""
-    import comfy.supported_models
-
-    name, changed = KINDS[kind]
-    config = {**CONFIG, **changed}
-    supported = getattr(comfy.supported_models, name)(dict(config))
-    model = attention_models._built(supported, config, seed)
-    denoiser = model.model.diffusion_model
-    denoiser.to(dtype).dtype = dtype
-    denoiser.patch_embedding.float()
-    return model
-
-
-def lean(model: Any, **options: Any) -> Any:
-    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
-
-    options = {"chunk_tokens": 256, "head_groups": 2, **options}
-    return ApplyGradientCheckpoint.execute(model, **options).args[0]
-
-
-def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def forward(
-    model: Any, *, batch: int = 1, frames: int = 3, side: int = 36, times: Any = None, **more: Any
-) -> torch.Tensor:
-    """One call of the transformer, with the model's patches in place as in sampling."""
-    from pack.testing.stock_forward import installed
-
-    with installed(model) as options:
-        denoiser = model.model.diffusion_model
-        dtype = denoiser.dtype
-        latent = drawn(batch, denoiser.in_dim, frames, side, side, dtype=dtype, seed=1)
-        text = drawn(batch, TEXT, 64, dtype=dtype, seed=2)
-        more["transformer_options"] = {**options, **more.get("transformer_options", {})}
-        time = torch.full((batch,), 0.7, dtype=dtype) if times is None else times.to(dtype)
-        if denoiser.img_emb is not None:
-            more.setdefault("clip_fea", drawn(batch, PICTURE, 1280, dtype=dtype, seed=3))
-        return denoiser(latent, time, text, **more)
-
-
-class Heard:
-    """A lean model whose parts note the reasons for which the host's own ran."""
-
-    def __init__(self, model: Any, **options: Any) -> None:
-        self.model, self.reasons = lean(model, **options), []
-        for part in self.model.object_patches.values():
-            part._on_handover = self.reasons.append
+    return family_models.built(kind, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -109,7 +57,7 @@ def test_a_time_for_each_frame_and_one_for_each_token(dtype: torch.dtype) -> Non
 
 @torch.inference_mode()
 def test_batches_agree_up_to_rounding() -> None:
-    for kind in ("t2v", "i2v"):
+    for kind in ("Wan", "Wan i2v"):
         model = built(kind=kind)
         heard = Heard(model)
         wanted, got = forward(model, batch=2), forward(heard.model, batch=2)
