@@ -31,11 +31,8 @@ def parallel_elements(sizes: TransformerSizes, tokens: int, plan: DenoiserPlan) 
     made = second = 0
     if sizes.is_whole:  # what a projection gives
         made = second = product
-    else:
-        if sizes.is_sliced:  # k and v before they are copied to their place
-            made = 2 * group
-        if sizes.is_sliced or sizes.is_gated:
-            second = -(-hidden // plan.hidden_blocks)
+    elif sizes.is_gated:
+        second = -(-hidden // plan.hidden_blocks)
     attention = tokens * (dim + 2 * group) + chunk * (dim + made)
     joining = tokens * dim + chunk * (dim + hidden)
     return max(attention, joining, joining + chunk * second)
@@ -79,7 +76,7 @@ def parallel_plan(
         )
         for n in groups
         for c in chunks
-        for blocks in (BLOCKS if sizes.is_gated or sizes.is_sliced else (1,))
+        for blocks in (BLOCKS if sizes.is_gated else (1,))
     ]
     stream = batch * tokens * sizes.dim
     weighed = [

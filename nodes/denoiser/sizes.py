@@ -27,7 +27,6 @@ class TransformerSizes:
     is_parallel: in some block the feed-forward runs beside the attention, on the same rows (FLUX).
     makes_streams: a block makes a new stream while its caller holds the old one.
     norms_across: the norms of q and k span all heads (Wan), so that each product is made whole.
-    is_sliced: some features of a quantised layer come in new tensors, of its weight's own rows.
     stock_elements: what the host's block holds of a token at its peak; 0: four hidden tensors and
         four streams.
     """
@@ -50,7 +49,6 @@ class TransformerSizes:
     is_parallel: bool = False
     makes_streams: bool = False
     norms_across: bool = False
-    is_sliced: bool = False
     stock_elements: int = 0
 
     def __post_init__(self) -> None:
