@@ -59,6 +59,7 @@ def settle_host(host_dir: Path, base_dir: Path) -> None:
     args.disable_api_nodes = True
     # What the host chooses by itself on NVIDIA cards; on the CPU it would be sub-quadratic.
     args.use_pytorch_cross_attention = True
+    import utils.extra_config  # noqa: F401 (before what hides `utils` in hosts up to 0.24)
 
 
 def unet_config(sizes: TransformerSizes) -> dict[str, Any]:
