@@ -110,6 +110,27 @@ def stable_diffusion(*, seed: int = 0) -> Any:
     return _built(comfy.supported_models.SD15(unet_config), unet_config, seed)
 
 
+def stable_diffusion_3(*, seed: int = 0) -> Any:
+    """A transformer of Stable Diffusion 3, which Apply Gradient Checkpoint does not know."""
+    import comfy.supported_models
+
+    config = {
+        "in_channels": 16,
+        "depth": 1,
+        "patch_size": 2,
+        "input_size": None,
+        "pos_embed_scaling_factor": None,
+        "pos_embed_max_size": 8,
+        "num_patches": 64,
+        "adm_in_channels": 32,
+        "context_embedder_config": {
+            "target": "torch.nn.Linear",
+            "params": {"in_features": 48, "out_features": 64},
+        },
+    }
+    return _built(comfy.supported_models.SD3(dict(config)), config, seed)
+
+
 def sample(model: Any, *, cfg: float = 2.0, channels: int = 4, width: int = 48) -> torch.Tensor:
     """Two Euler steps from seeded noise, 24 x 16 latent pixels, two prompts of 7 and 5 tokens."""
     import comfy.sample

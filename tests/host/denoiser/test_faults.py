@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pack.testing import attention_models, lean_models
+from pack.testing import attention_models, lean_models, stock_forward
 from pack.testing.lean_models import (
     assert_same,
     built,
@@ -102,12 +102,19 @@ def test_the_models_own_patches_and_weights_stay_as_they_were(host, z_image, blo
 
 
 def test_another_model_is_refused_by_name():
-    model = attention_models.stable_diffusion()
+    model = attention_models.stable_diffusion_3()
     before = state(model)
-    with pytest.raises(ValueError, match=r"Lumina 2, FLUX.1, .*, this model is BaseModel: use Att"):
+    with pytest.raises(ValueError, match=r"Lumina 2, FLUX.1, .*, this model is SD3: use Attention"):
         lean(model)
     assert state(model) == before
-    assert attention_models.sample(sliced(model)).isfinite().all()
+    given = [
+        attention_models.draw(*shape, seed=1) for shape in ((1, 16, 8, 8), (1, 5, 48), (1, 32))
+    ]
+    with stock_forward.installed(sliced(model)) as options, torch.inference_mode():
+        made = model.model.diffusion_model(
+            latent, torch.ones(1), context=context, y=pooled, transformer_options=options
+        )
+    assert made.isfinite().all()
 
 
 def test_the_pixel_space_variant_is_refused(host):
