@@ -107,9 +107,8 @@ def test_another_model_is_refused_by_name():
     with pytest.raises(ValueError, match=r"Lumina 2, FLUX.1, .*, this model is SD3: use Attention"):
         lean(model)
     assert state(model) == before
-    given = [
-        attention_models.draw(*shape, seed=1) for shape in ((1, 16, 8, 8), (1, 5, 48), (1, 32))
-    ]
+    shapes = ((1, 16, 8, 8), (1, 5, 48), (1, 32))
+    latent, context, pooled = (attention_models.draw(*shape, seed=1) for shape in shapes)
     with stock_forward.installed(sliced(model)) as options, torch.inference_mode():
         made = model.model.diffusion_model(
             latent, torch.ones(1), context=context, y=pooled, transformer_options=options
