@@ -37,7 +37,8 @@ class Part(NamedTuple):
     add: adds those rows to the stream, from that token on; may write over them.
     scratch: [T, D] to overwrite, for what waits; None: a buffer is made if needed.
     is_packed: q, k and v are all that one projection gives, in that order.
-    norms: of q and of k over all their heads, rows -> new rows; such a part is the only one.
+    norms: of q and of k over all their heads, rows -> new rows; such a part is the only one, and
+        its scratch is [T, query * channels] and no part of the source.
     """
 
     source: torch.Tensor
@@ -88,6 +89,25 @@ class Part(NamedTuple):
         product = self.key.projection(rows)
         del rows
         into[:, begin:at] = self.norms[1](product)[:, low:high]
+
+    def with_kept_rows(self, chunk_tokens: int) -> tuple[Part, torch.Tensor, torch.Tensor]:
+        """The part with its rows in `scratch`, from where q is made; and its k and v, [T, width].
+
+        Each row is read before the result is written there.
+        """
+        rows = self.scratch
+        if rows is None or self.norms is None:
+            raise ValueError("scratch and norms must be given")
+        tokens = rows.shape[0]
+        runs = chunks(tokens, chunk_tokens)
+        for start, stop in runs:
+            rows[start:stop] = self.modulated(start, stop)
+        key, value = torch.empty_like(rows), torch.empty_like(rows)
+        for columns, into in ((self.key, key), (self.value, value)):
+            write_columns(rows, [(columns, 0, rows.shape[1])], into)
+        for start, stop in runs:
+            key[start:stop] = self.norms[1](key[start:stop])
+        return self._replace(modulated=lambda start, stop: rows[start:stop]), key, value
 
     def made_queries(self, start: int, stop: int, first: int, last: int) -> torch.Tensor:
         """Columns of q of a run of tokens, [stop - start, last - first]."""
@@ -217,15 +237,22 @@ def add_joint_attention(
         columns += [(1, *shared), (2, *shared)]
         widths = [stop - start for _, start, stop in columns]
         runs = [chunks(part.source.shape[0], cut.made_tokens) for part in parts]
-        if len(parts) == len(runs[0]) == 1 and parts[0].gives_buffer:
+        if cut.keeps_rows:
+            part, *made = parts[0].with_kept_rows(cut.made_tokens)
+            parts = [part]
+        elif len(parts) == len(runs[0]) == 1 and parts[0].gives_buffer:
             buffer = parts[0].query.projection(parts[0].modulated(0, tokens))
+            made = list(buffer.split(widths, dim=1))
+            del buffer  # where k and v are copied, it is gone
         else:
             buffer = like.new_empty(tokens, sum(widths))
             for part, at, of_part in zip(parts, begins, runs, strict=True):
                 for start, stop in of_part:
                     part.write(start, stop, columns, buffer[at + start : at + stop])
-        *queries, key, value = (by_head(part) for part in buffer.split(widths, dim=1))
-        del buffer  # where k and v are copied, it is gone
+            made = list(buffer.split(widths, dim=1))
+            del buffer
+        *queries, key, value = map(by_head, made)
+        del made
         for part, at in zip(parts, begins, strict=True):
             here = slice(at, at + part.source.shape[0])
             part.rotate(queries[0][here] if queries else None, key[here], 0)

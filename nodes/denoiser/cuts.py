@@ -24,6 +24,7 @@ class AttentionCuts(NamedTuple):
     made_tokens: rows at a time where q, k and v are made.
     earlier_tokens: rows of queries at a time in all groups but the last.
     last_tokens: in the last group, where the results of all are joined.
+    keeps_rows: the rows that k and v are made of wait for q where the result goes.
     """
 
     spans: list[tuple[int, int]]
@@ -31,6 +32,7 @@ class AttentionCuts(NamedTuple):
     made_tokens: int
     earlier_tokens: int
     last_tokens: int
+    keeps_rows: bool = False
 
     @property
     def products(self) -> int:
@@ -79,10 +81,13 @@ class DenoiserPlan:
         holds_query = self.holds_query or is_whole
         # A chunk is held once where it is made, and twice in the end. A product that comes whole is
         # held beside it. Earlier groups' results have fewer columns than what is joined.
-        made = 1 if is_whole or norms_across else 2
+        keeps_rows = norms_across and len(spans) == 1 and not holds_query
+        made = 1 if is_whole or (norms_across and not keeps_rows) else 2
         earlier = len(spans) if holds_query and not norms_across else 1
         chunk = self.chunk_tokens
-        return AttentionCuts(spans, holds_query, made * chunk, earlier * chunk, chunk)
+        return AttentionCuts(
+            spans, holds_query, made * chunk, earlier * chunk, chunk, keeps_rows=keeps_rows
+        )
 
     def feed_blocks(self, *, is_whole: bool) -> int:
         """Column blocks of the feed-forward's second factor; one where it comes whole."""

@@ -105,7 +105,7 @@ def attention_elements(
     is_beside = sizes.is_whole and normed < tokens
     made = normed * (sizes.dim + (sizes.qkv_dim if is_beside else 0))
     if sizes.norms_across:  # q as made and as normed beside the rows; k's product outlives them
-        made = normed * sizes.dim * (3 if cut.holds_query else 2)
+        made = normed * sizes.dim * (3 if cut.holds_query else 1 if cut.keeps_rows else 2)
     # q of a chunk beside what it attended to; or that joined; or that beside its projection.
     ends = 2 * sizes.dim
     shared = 2 if repeats == 1 else 2 * repeats + (2 if queries else 0)

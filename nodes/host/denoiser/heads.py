@@ -53,12 +53,13 @@ def rotation(
 
     Args:
         rope: the table of a run of tokens.
-        layers: the norms of q and of k.
+        layers: the norms of q and of k; None where there are none.
         channels: of a head.
         is_fused: whether the host's block fuses the two.
     """
     norm_of = _norm_weight if is_fused else fetch_norm
-    norms = [norm_of(layer, like, until) for layer in layers]
+    norms = [None if layer is None else norm_of(layer, like, until) for layer in layers]
+    copies = not is_fused and any(norm is not None for norm in norms)
 
     def rotate(query: torch.Tensor | None, key: torch.Tensor | None, start: int) -> None:
         given = [
@@ -71,7 +72,7 @@ def rotation(
             step = plan.rope_tokens(like.shape[-1], channels)
         if not (IN_PLACE and _has_kernel(like.device, like.dtype, channels)):
             step = min(step, max(1, plan.chunk_tokens // UNFUSED_PARTS))
-        elif not is_fused:  # a copy, which is no more than the rows that q and k were made of
+        elif copies:  # a copy, which is no more than the rows that q and k were made of
             step = min(step, 2 * plan.chunk_tokens)
         if like.device.type == "cpu":
             step = max(1, min(step, PIECE_ELEMENTS // given[0][0][0].numel()))
@@ -109,16 +110,21 @@ def _norm_weight(layer: nn.Module, like: torch.Tensor, until: ExitStack) -> torc
 
 
 def _rotate_(
-    rows: torch.Tensor, layer: Any, norm: torch.Tensor | RowsFn, table: torch.Tensor
+    rows: torch.Tensor, layer: Any, norm: torch.Tensor | RowsFn | None, table: torch.Tensor
 ) -> None:
     """Norm and rotary embedding of q or k, [1, T, H, C], in place, as the host's.
 
     q and k are not given together: releases of comfy-kitchen refuse two views of one buffer.
 
     Args:
-        norm: what `_norm_weight` gave for the layer.
+        norm: what `_norm_weight` gave for the layer; None without one.
         table: [1, T, 1, C / 2, 2, 2].
     """
+    if norm is None:
+        turned = _turned(rows, table)
+        if not _turns_in_place(rows):
+            rows.copy_(turned)
+        return
     if not isinstance(norm, torch.Tensor):
         rows.copy_(_turned(norm(rows), table))
         return
@@ -131,9 +137,13 @@ def _rotate_(
 
 def _turned(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Rows with their rotary embedding, [1, T, H, C]; writes over them where a kernel can."""
-    if IN_PLACE and rows.device.type != "cpu":
+    if _turns_in_place(rows):
         return comfy.quant_ops.ck.apply_rope1_(rows, table)
     return comfy.quant_ops.ck.apply_rope1(rows, table)
+
+
+def _turns_in_place(rows: torch.Tensor) -> bool:
+    return IN_PLACE and rows.device.type != "cpu"
 
 
 def turning(

@@ -128,7 +128,7 @@ class LeanBlock(LeanWan):
                     Columns(value),
                     rotation(
                         functools.partial(_rows_of, table),
-                        (nn.Identity(), nn.Identity()),
+                        (None, None),
                         heads.channels,
                         x,
                         until,
