@@ -16,7 +16,8 @@ from ..attention import Tick
 from .cuts import heights, row_kinds, row_stops
 from .layers import VideoLayers
 from .sizes import VideoCall, VideoPlan, frames_made
-from .steps import Edges, Step, made_step
+from .step import Edges, Step
+from .steps import made_step
 
 # Takes rows of all frames of the result, [1, C, T, n, W], with the number of their first row.
 RowsWriter = Callable[[int, torch.Tensor], None]

@@ -19,7 +19,8 @@ from pack.nodes.vae.video.layers import (
     RmsLayer,
 )
 from pack.nodes.vae.video.sizes import Kind, Link, frames_made
-from pack.nodes.vae.video.steps import Edges, made_step
+from pack.nodes.vae.video.step import Edges
+from pack.nodes.vae.video.steps import made_step
 from torch.nn import functional
 
 CHANNELS, MADE, WIDTH = 6, 4, 5
