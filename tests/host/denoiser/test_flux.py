@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from pack.testing.families import FAMILIES
 from pack.testing.flux_models import CONFIGS, MAIN, TOKENS, built, drawn, forward, lean
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
@@ -199,28 +198,3 @@ def test_a_cancelled_forward_leaves_the_model_as_it_was(host: Any, name: str) ->
         host.model_management.interrupt_current_processing(False)
     assert torch.equal(forward(ours, name), wanted)
     assert torch.equal(forward(model, name), wanted)
-
-
-@pytest.mark.parametrize(
-    ("family", "prefer", "streams"),
-    [
-        ("FLUX.2 dev", "balance", 5.5),
-        ("FLUX.1 dev", "balance", 5.0),
-        pytest.param("FLUX.2 dev", "smallest", 3.2, marks=[pytest.mark.once, pytest.mark.slow]),
-        pytest.param("FLUX.1 dev", "smallest", 3.0, marks=[pytest.mark.once, pytest.mark.slow]),
-    ],
-)
-def test_the_peak_at_full_width_is_so_many_streams(
-    family: str, prefer: Any, streams: float
-) -> None:
-    """At 1024x1024; the host has 17.5 and 14.5."""
-    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
-    from pack.testing.families import CALLS, measure, stream_bytes
-
-    def patched(patcher: Any) -> Any:
-        return ApplyGradientCheckpoint.execute(patcher, prefer=prefer).args[0]
-
-    call = CALLS[family][0]
-    changed = {"depth": 1, "depth_single_blocks": 1}
-    tracker = measure(FAMILIES[family], call, changed=changed, patched=patched)
-    assert tracker.peak_bytes <= streams * stream_bytes(FAMILIES[family], call)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from pack.testing import family_models
-from pack.testing.families import FAMILIES
 from pack.testing.family_models import SMALL, TEXT, Heard, drawn, forward
 from pack.testing.lean_models import lean
 
@@ -196,20 +195,3 @@ def test_a_cancelled_forward_leaves_the_model_as_it_was(host: Any) -> None:
         host.model_management.interrupt_current_processing(False)
     assert torch.equal(forward(ours), wanted)
     assert torch.equal(forward(model), wanted)
-
-
-@pytest.mark.parametrize(
-    ("prefer", "streams"),
-    [("balance", 5.0), pytest.param("smallest", 3.0, marks=[pytest.mark.once, pytest.mark.slow])],
-)
-def test_the_peak_at_full_width_is_so_many_streams(prefer: Any, streams: float) -> None:
-    """At 1024x1024; the host has 11."""
-    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
-    from pack.testing.families import CALLS, measure, stream_bytes
-
-    def patched(patcher: Any) -> Any:
-        return ApplyGradientCheckpoint.execute(patcher, prefer=prefer).args[0]
-
-    call = CALLS[NAME][0]
-    tracker = measure(FAMILIES[NAME], call, patched=patched)
-    assert tracker.peak_bytes <= streams * stream_bytes(FAMILIES[NAME], call)
