@@ -54,7 +54,7 @@ def _stock(model: Any) -> Any:
 
 def _need(stock: Callable[..., float], forward: LeanVideo, vae: Any) -> Callable[..., float]:
     """An estimate of the bytes of a call, in place of the host's own estimate `stock`."""
-    # Hosts that hand in the result write it where it shall lie, strip by strip.
+    # Hosts that hand in the result get each strip written to its place.
     writes_away = forward.is_decoder and hands_in_results()
     holds_results = not (writes_away and vae.output_device.type != vae.device.type)
 
