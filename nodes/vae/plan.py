@@ -30,6 +30,24 @@ SHARES = {"speed": 1.0, "balance": 0.75, "smallest": 0.45}
 RETRIES, SHRINK = 3, 4
 
 
+def tried_again(prefer: Prefer, strip_rows: int, attempt: int) -> tuple[Prefer, int] | None:
+    """The preference after so many attempts, and how often its strips are made smaller.
+
+    Returns:
+        None if there is nothing smaller to try.
+
+    Raises:
+        ValueError: prefer is not one of `PREFERENCES`, or strip_rows < 0.
+    """
+    check_prefer(prefer)
+    if strip_rows < 0:
+        raise ValueError(f"strip_rows must be >= 0, got {strip_rows}")
+    # First with smaller strips, then with the preferences that store less.
+    shrinks = min(attempt, RETRIES - 1)
+    place = PREFERENCES.index(prefer) + attempt - shrinks
+    return None if place >= len(PREFERENCES) else (PREFERENCES[place], shrinks)
+
+
 def vae_plan(
     call: VaeCall, *, prefer: Prefer, strip_rows: int = 0, attempt: int = 0
 ) -> VaePlan | None:
@@ -46,15 +64,10 @@ def vae_plan(
     Raises:
         ValueError: prefer is not one of `PREFERENCES`, or strip_rows < 0.
     """
-    check_prefer(prefer)
-    if strip_rows < 0:
-        raise ValueError(f"strip_rows must be >= 0, got {strip_rows}")
-    # First with smaller strips, then with the preferences that store less.
-    shrinks = min(attempt, RETRIES - 1)
-    place = PREFERENCES.index(prefer) + attempt - shrinks
-    if place >= len(PREFERENCES):
+    tried = tried_again(prefer, strip_rows, attempt)
+    if tried is None:
         return None
-    prefer = PREFERENCES[place]
+    prefer, shrinks = tried
     rows = strip_rows
     levels = _with_rows(call, prefer, rows) if rows else _with_room(call, prefer)
     shrink = SHRINK**shrinks

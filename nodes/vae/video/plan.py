@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ...prefer import PREFERENCES, Prefer, check_prefer
-from ..plan import LEAST_STRIP_ELEMENTS, RETRIES, SHRINK
+from ...prefer import Prefer
+from ..plan import LEAST_STRIP_ELEMENTS, SHRINK, tried_again
 from .peak import video_peak_bytes
 from .sizes import VideoCall, VideoPlan
 
@@ -36,16 +36,12 @@ def video_plan(
     Raises:
         ValueError: prefer is not one of `PREFERENCES`, or strip_rows < 0.
     """
-    check_prefer(prefer)
-    if strip_rows < 0:
-        raise ValueError(f"strip_rows must be >= 0, got {strip_rows}")
-    # First with smaller strips, then with the preferences that have smaller ones.
-    shrinks = min(attempt, RETRIES - 1)
-    place = PREFERENCES.index(prefer) + attempt - shrinks
-    if place >= len(PREFERENCES):
+    tried = tried_again(prefer, strip_rows, attempt)
+    if tried is None:
         return None
-    rows = strip_rows or _rows(call, PREFERENCES[place])
-    return VideoPlan(max(1, rows // SHRINK**shrinks), PREFERENCES[place])
+    prefer, shrinks = tried
+    rows = strip_rows or _rows(call, prefer)
+    return VideoPlan(max(1, rows // SHRINK**shrinks), prefer)
 
 
 @lru_cache(256)

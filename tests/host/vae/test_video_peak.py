@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from pack.nodes.prefer import PREFERENCES, Prefer
 from pack.nodes.vae.video.choice import VideoChoice
 from pack.nodes.vae.video.peak import video_peak_bytes
-from pack.nodes.vae.video.plan import PREFERENCES, Prefer
 from pack.nodes.vae.video.sizes import VideoCall, VideoPlan
 from pack.testing.video_models import FakeVideoVae
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from pack.nodes.prefer import PREFERENCES
 from pack.nodes.vae.video.choice import VideoChoice
 from pack.nodes.vae.video.peak import video_peak_bytes
-from pack.nodes.vae.video.plan import PREFERENCES, video_plan
+from pack.nodes.vae.video.plan import video_plan
 from pack.nodes.vae.video.sizes import Link, VideoCall, VideoPlan, VideoSizes
 
 MIB = 2**20
