@@ -12,14 +12,16 @@ from .denoiser.plan import DenoiserChoice
 from .denoiser.sizes import Request
 from .host.base.server import NodeLog
 from .host.denoiser.block import BlockSettings, fill_on
-from .host.denoiser.patch import (
-    BLOCKS,
+from .host.denoiser.known import (
     activation_bytes,
     has_lean_forward,
     mixes_rows_of_calls,
     published_family,
-    reserve_need,
     transformer_sizes,
+)
+from .host.denoiser.patch import (
+    BLOCKS,
+    reserve_need,
     with_lean_blocks,
 )
 from .prefer import PREFERENCES, Prefer

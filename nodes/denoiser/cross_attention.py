@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from .attention_half import AttendFn, Heads
+from .attention_half import AttendFn
+from .attention_part import Heads
 from .cuts import DenoiserPlan, chunks
 from .rows import RowsFn
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from .attention_half import AttendFn, Heads, Part
+from .attention_half import AttendFn
+from .attention_part import Heads, Part
 from .cuts import DenoiserPlan, chunks
 from .rows import write_columns
 

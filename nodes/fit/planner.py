@@ -23,7 +23,8 @@ from ..units import GIB, size
 from ..vae.choice import VaeChoice
 from ..vae.plan import VaeCall
 from . import report
-from .stages import Models, Stage
+from .stage import Stage
+from .stages import Models
 from .what_fits import WHOLE_RUN, Alternative, Fit, Run, alternatives, fit, text_within
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..denoiser.cost import WAITING
 from ..units import size
 from .sharing import shared
-from .stages import ASSUMED_CARD, Stage
+from .stage import ASSUMED_CARD, Stage
 from .what_fits import Alternative, Fit
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .stages import Stage
+from .stage import Stage
 
 
 class Shared(NamedTuple):

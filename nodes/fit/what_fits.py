@@ -10,10 +10,10 @@ from typing import Literal
 from ..denoiser.plan import DenoiserChoice
 from ..denoiser.sizes import Request
 from ..prefer import PREFERENCES, Prefer, check_prefer
+from .stage import Stage
 from .stages import (
     DENOISER_CHOICES,
     Models,
-    Stage,
     denoise_stages,
     text_stage,
     vae_stage,

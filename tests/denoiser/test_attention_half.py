@@ -10,11 +10,10 @@ import pytest
 import torch
 from pack.nodes.denoiser import reference
 from pack.nodes.denoiser.attention_half import (
-    Heads,
-    Part,
     add_attention,
     add_joint_attention,
 )
+from pack.nodes.denoiser.attention_part import Heads, Part
 from pack.nodes.denoiser.cuts import DenoiserPlan
 from pack.nodes.denoiser.rows import Columns, Modulation, Projection, RowsFn, columns_of
 from pack.testing.tracker import Tracker

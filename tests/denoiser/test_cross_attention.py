@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from pack.nodes.denoiser import reference
-from pack.nodes.denoiser.attention_half import Heads
+from pack.nodes.denoiser.attention_part import Heads
 from pack.nodes.denoiser.cross_attention import add_cross_attention
 from pack.nodes.denoiser.cuts import DenoiserPlan
 from pack.testing.tracker import Tracker

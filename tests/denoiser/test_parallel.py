@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pack.nodes.denoiser.attention_half import Heads, Part
+from pack.nodes.denoiser.attention_part import Heads, Part
 from pack.nodes.denoiser.cuts import DenoiserPlan
 from pack.nodes.denoiser.mlp import Hidden
 from pack.nodes.denoiser.parallel import add_parallel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pack.nodes.fit.sharing import shared
-from pack.nodes.fit.stages import Stage
+from pack.nodes.fit.stage import Stage
 
 MODEL = Stage(
     "denoise", "", weight_bytes=0, buffer_bytes=20, activation_bytes=0, stock_bytes=0,

@@ -14,11 +14,10 @@ from pack.nodes.denoiser.need import denoiser_live_bytes
 from pack.nodes.denoiser.plan import DenoiserChoice, denoiser_plan
 from pack.nodes.denoiser.sizes import ControlSizes, Request, TransformerSizes
 from pack.nodes.fit import report
+from pack.nodes.fit.stage import ASSUMED_CARD, Stage
 from pack.nodes.fit.stages import (
-    ASSUMED_CARD,
     DENOISER_CHOICES,
     Models,
-    Stage,
     denoise_stages,
     published_models,
     text_stage,

@@ -48,18 +48,19 @@ def run(job: Job, rows: Recorder) -> None:
     from pack.nodes.denoiser.cost import LAUNCH_S, REACHED
     from pack.nodes.denoiser.need import DENOISER_RESERVED
     from pack.nodes.denoiser.sizes import Request
-    from pack.nodes.fit.stages import ASSUMED_CARD, published_models
-    from pack.nodes.host.denoiser import patch as lean_patch
+    from pack.nodes.fit.stage import ASSUMED_CARD
+    from pack.nodes.fit.stages import published_models
+    from pack.nodes.host.denoiser import known
     from pack.nodes.host.denoiser.block import fill_on
     from pack.nodes.host.fit.budget import copy_bytes_per_s
     from pack.nodes.vae.need import SPARE_BYTES, VAE_RESERVED
 
     loaded = host.load("whole")
     encode_texts(host, rows, loaded.clip)
-    sizes = lean_patch.transformer_sizes(loaded.model)
+    sizes = known.transformer_sizes(loaded.model)
     fill = fill_on(host.device, sizes)
     models = replace(published_models(), denoiser=sizes, fill_tokens=fill)
-    dtype_bytes = lean_patch.activation_bytes(loaded.model)
+    dtype_bytes = known.activation_bytes(loaded.model)
     request = Request(1024, 1024, 1, TEXT_TOKENS, dtype_bytes, sizes)
     known = [row for row in read(job.rows_path) if row.get("rehearsal") == job.is_rehearsal]
     denoised, decoded = medians(known, "denoiser"), medians(known, "vae")

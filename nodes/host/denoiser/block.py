@@ -17,7 +17,8 @@ import comfy.model_management
 import torch
 import torch.utils.checkpoint
 
-from ...denoiser.attention_half import Heads, add_attention
+from ...denoiser.attention_half import add_attention
+from ...denoiser.attention_part import Heads
 from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.feed_forward_half import add_feed_forward
 from ...denoiser.plan import DEFAULT, FILL_TOKENS, DenoiserChoice, fill_tokens, plan_for

@@ -11,7 +11,8 @@ import comfy.ldm.flux.layers as layers
 import comfy.ldm.flux.math as flux_math
 import torch
 
-from ...denoiser.attention_half import AttendFn, Heads, Part, add_joint_attention
+from ...denoiser.attention_half import AttendFn, add_joint_attention
+from ...denoiser.attention_part import Heads, Part
 from ...denoiser.cuts import DenoiserPlan, chunks
 from ...denoiser.mlp import Hidden, add_mlp
 from ...denoiser.parallel import add_parallel

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ...cuts import pieces
-from ...denoiser.attention_half import AttendFn, RotateFn
+from ...denoiser.attention_half import AttendFn
+from ...denoiser.attention_part import RotateFn
 from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.parallel import TurnFn
 from ...denoiser.rows import RowsFn

@@ -12,7 +12,8 @@ import comfy.ldm.modules.attention as attention
 import torch
 from torch import nn
 
-from ...denoiser.attention_half import AttendFn, Heads, Part, add_joint_attention
+from ...denoiser.attention_half import AttendFn, add_joint_attention
+from ...denoiser.attention_part import Heads, Part
 from ...denoiser.cross_attention import add_cross_attention
 from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.mlp import Hidden, add_mlp

@@ -21,7 +21,7 @@ from ...prefer import Prefer
 from ...vae.devices import has_ram, is_unrolled
 from ..base.device import is_dynamic
 from ..denoiser.block import fill_on
-from ..denoiser.patch import activation_bytes, check_is_z_image, transformer_sizes
+from ..denoiser.known import activation_bytes, check_is_z_image, transformer_sizes
 from ..denoiser.prefetch import can_prefetch
 from ..vae.patch import decoder_sizes
 from . import budget

@@ -14,7 +14,8 @@ from ...prefer import PREFERENCES
 from ..base.options import OPTIONS_KEY
 from ..base.server import NodeLog
 from ..denoiser.block import BlockSettings
-from ..denoiser.patch import mixes_rows_of_calls, with_lean_blocks
+from ..denoiser.known import mixes_rows_of_calls
+from ..denoiser.patch import with_lean_blocks
 from ..vae.forward import VaeSettings
 from ..vae.patch import with_lean_vae
 from . import budget

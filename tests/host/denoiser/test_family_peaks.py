@@ -62,7 +62,7 @@ def request_of(name: str, call: measured.Call) -> FamilyRequest:
 def test_the_sizes_are_those_of_the_hosts_model(name: str) -> None:
     """As the node reads them, of as few blocks as testing/families.py builds."""
     from comfy.model_patcher import ModelPatcher
-    from pack.nodes.host.denoiser.patch import transformer_sizes
+    from pack.nodes.host.denoiser.known import transformer_sizes
 
     published = FAMILIES[name]
     family = measured.FAMILIES[published.name]
