@@ -29,7 +29,7 @@ from ..base.fetch import fetch_norm
 from ..base.options import FIT, OPTIONS_KEY, asked_groups
 from .heads import RopeFn, attend_of, rotation, views_of
 from .projections import projection
-from .replaced import Replaced, eager
+from .replaced import Replaced, eager, is_stock
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -87,19 +87,10 @@ def is_untouched(block: Any, kind: type = lumina.JointTransformerBlock) -> bool:
         if "forward" in vars(block):
             return False
         (block,) = block.stock
-    if type(block) is not kind:
-        return False
-    parts = (
-        (block, kind),
-        (block.attention, lumina.JointAttention),
-        (block.feed_forward, lumina.FeedForward),
-    )
-    return all(
-        type(part) is wanted
-        and getattr(part.forward, "__func__", None) is wanted.forward
-        and not part._forward_hooks
-        and not part._forward_pre_hooks
-        for part, wanted in parts
+    return (
+        is_stock(block, kind)
+        and is_stock(block.attention, lumina.JointAttention)
+        and is_stock(block.feed_forward, lumina.FeedForward)
     )
 
 
