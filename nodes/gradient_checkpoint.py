@@ -19,11 +19,8 @@ from .host.denoiser.known import (
     published_family,
     transformer_sizes,
 )
-from .host.denoiser.patch import (
-    BLOCKS,
-    reserve_need,
-    with_lean_blocks,
-)
+from .host.denoiser.patch import BLOCKS, with_lean_blocks
+from .host.denoiser.reserve import reserve
 from .prefer import PREFERENCES, Prefer
 
 
@@ -125,7 +122,7 @@ class ApplyGradientCheckpoint(io.ComfyNode):
         settings = BlockSettings(sizes, choice)
         request = Request(1024, 1024, 1, TEXT_TOKENS, activation_bytes(model), sizes)
         node_id = cls.hidden.unique_id if cls.hidden else None
-        prepare = reserve_need(request, settings)
+        prepare = reserve(model, request, settings)
         mixes_rows = mixes_rows_of_calls(model)
         patched = with_lean_blocks(
             model, settings, blocks=blocks, prepare=prepare, node_id=node_id, mixes_rows=mixes_rows

@@ -5,6 +5,7 @@ Their blocks run in pieces under the host's own forward (nodes/host/denoiser/fam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +130,18 @@ class FamilyRequest:
             raise ValueError(f"frames must be 1 for {self.family.name}, got {self.frames}")
         if self.references and not self.family.joins_text:
             raise ValueError(f"references must be 0 for {self.family.name}, got {self.references}")
+
+    @classmethod
+    def of_latent(
+        cls, family: FamilySizes, shape: Sequence[int], dtype_bytes: int
+    ) -> FamilyRequest | None:
+        """The call for a latent [B, C, H, W] or [B, C, T, H, W]; None for other latents."""
+        frames = shape[2] if len(shape) == 5 else 1
+        if len(shape) not in (4, 5) or (frames > 1 and family.frames < 2):
+            return None
+        height, width = (max(family.cell_px, n * family.latent_px) for n in shape[-2:])
+        frames = 1 + (frames - 1) * family.frames
+        return cls(family, width, height, frames, batch=shape[0], dtype_bytes=dtype_bytes)
 
     @property
     def latent_frames(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import comfy.ldm.lumina.model as lumina
@@ -12,13 +11,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ...denoiser.need import denoiser_reserve_bytes, of_latent
-from ...denoiser.sizes import Request
 from ..base.options import OPTIONS_KEY
-from ..base.reserve import reserved
 from ..base.server import NodeLog
 from .block import BlockSettings, LeanBlock
-from .controlnet import control_sizes
 from .family import Family
 from .forward import make_wrapper
 from .known import REFINERS, family_of, is_known, names_of_blocks
@@ -40,7 +35,7 @@ def with_lean_blocks(
     settings: BlockSettings,
     *,
     blocks: str,
-    prepare: Callable[..., Any],
+    prepare: Callable[..., Any] | None,
     node_id: str | None,
     mixes_rows: bool,
 ) -> ModelPatcher:
@@ -50,7 +45,7 @@ def with_lean_blocks(
 
     Args:
         blocks: one of `BLOCKS`.
-        prepare: a PREPARE_SAMPLING wrapper that reserves the memory; used with "all" only.
+        prepare: a PREPARE_SAMPLING wrapper that reserves the memory, if any; used with "all" only.
         node_id: the node that shows why a request went to the host's own forward.
         mixes_rows: chunks change the rounding, see `mixes_rows_of_calls`.
     """
@@ -76,6 +71,7 @@ def with_lean_blocks(
     if blocks == "all" and type(model.model.diffusion_model) is lumina.NextDiT:
         wrapper = make_wrapper(settings, on_handover)
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
+    if blocks == "all" and prepare is not None:
         clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, prepare)
     if blocks == "all" and UNET.has(model.model.diffusion_model):
         ram = WaitingRam(log) if settings.choice.prefer == "smallest" else None
@@ -172,20 +168,3 @@ def _is_chosen(name: str, blocks: str) -> bool:
     return blocks in ("all", "main layers") or (
         blocks == "every second" and int(number[0]) % 2 == 0
     )
-
-
-def reserve_need(request: Request, settings: BlockSettings) -> Callable[..., Any]:
-    """A PREPARE_SAMPLING wrapper: ComfyUI plans with our need instead of its own estimate."""
-
-    def prepare(executor, model, noise_shape, *args, **kwargs):
-        if len(noise_shape) != 4:  # frames: the host's own estimate counts them
-            return executor(model, noise_shape, *args, **kwargs)
-        estimate = model.model.memory_required(list(noise_shape))
-        options = (kwargs.get("model_options") or {}).get("transformer_options", {})
-        latent = replace(of_latent(request, noise_shape), controls=control_sizes(options))
-        plan = settings.plan_for(latent.batch, latent.lengths, model.load_device)
-        need = denoiser_reserve_bytes(latent, plan)
-        with reserved(model, estimate, need):
-            return executor(model, noise_shape, *args, **kwargs)
-
-    return prepare
