@@ -37,10 +37,11 @@ def is_plain(layer: Any, kind: type) -> bool:
 
 def has_forward_of(layer: Any, kind: type) -> bool:
     """True where the layer runs the forward of that class of the host, and no hooks."""
-    # Of the layer, not of its class: a bypass LoRA sits on the layer alone.
+    # Of the layer, not of its class: a bypass LoRA sits on the layer alone, and packs that make
+    # pictures tileable put a `_conv_forward` there.
+    parts = ("forward", "forward_comfy_cast_weights", "_conv_forward")
     return (
-        _function(layer.forward) is kind.forward
-        and _function(layer.forward_comfy_cast_weights) is kind.forward_comfy_cast_weights
+        all(_function(getattr(layer, p)) is getattr(kind, p) for p in parts if hasattr(kind, p))
         and "_forward" not in vars(layer)  # what quantised layers multiply with
         and not layer._forward_hooks
         and not layer._forward_pre_hooks
@@ -206,19 +207,20 @@ def _held(
             weight = weight.dequantize()
         if _is_in_shared_buffer(layer, weight, bias, stream):
             weight, bias = weight.clone(), None if bias is None else bias.clone()
-        elif not _is_converted(weight, bias, stream):
+        elif not _is_converted(weight, stream):
             until.push(now.pop_all())
+        elif bias is not None and bias is stream[2]:  # a LoRA changes weights alone
+            bias = bias.clone()
     return weight, bias
 
 
-def _is_converted(weight: torch.Tensor, bias: torch.Tensor | None, stream: Any) -> bool:
-    """True where what was streamed is no longer needed beside what was made of it.
+def _is_converted(weight: torch.Tensor, stream: Any) -> bool:
+    """True where the streamed weight is no longer needed beside what was made of it.
 
     Source: as `_is_in_shared_buffer`. Without dynamic VRAM the tuple holds what was streamed.
     """
-    if not isinstance(stream, tuple) or not isinstance(stream[1], torch.Tensor):
-        return False
-    return weight is not stream[1] and (bias is None or bias is not stream[2])
+    is_streamed = isinstance(stream, tuple) and isinstance(stream[1], torch.Tensor)
+    return is_streamed and weight is not stream[1]
 
 
 def _is_in_shared_buffer(

@@ -92,7 +92,8 @@ class LeanForward:
             return f"it was called with {', '.join(options)}"
         if given.ndim != 4 or min(self.output_shape(given.shape)[-2:]) < 1:
             return f"a tensor of shape {tuple(given.shape)}"
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.stock.parameters()):
+        tensors = (given, *self.stock.parameters())
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return "gradients are wanted"
         return why_stock(given.device, given.dtype) or vae_layers.why_not(self.stock)
 

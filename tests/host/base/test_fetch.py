@@ -162,6 +162,22 @@ def test_what_was_streamed_is_freed_once_it_is_converted(host: Any) -> None:
 
 
 @torch.inference_mode()
+def test_what_was_streamed_is_freed_once_a_lora_has_changed_it(host: Any) -> None:
+    """Names the bug: beside a bias, which no LoRA changes, both forms of the weight stayed."""
+    import comfy.ops
+    from pack.nodes.host.base.fetch import fetch_weights
+
+    with FakeTensorMode(), ExitStack() as until:
+        layer = comfy.ops.manual_cast.Linear(64, 32, dtype=torch.bfloat16, device="cpu")
+        layer.weight_function = [lambda weight: weight + 1]
+        like = torch.empty(1, 64, dtype=torch.bfloat16, device="cuda")
+        with Tracker() as tracker:
+            weight, bias = fetch_weights(layer, like, until)
+            assert bias is not None
+            assert tracker.current_bytes == weight.nbytes + bias.nbytes
+
+
+@torch.inference_mode()
 def test_a_weight_is_returned_where_it_cannot_be_dequantised(
     host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from pack.nodes.vae.steps import step_count
 from pack.testing.loading import write_tiny_vae
 from pack.testing.vae_models import At, kl_vae, last_conv, lean, raise_oom
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -128,6 +129,34 @@ def test_a_changed_layer_runs_as_the_host_runs_it(vae: Any, said: Any) -> None:
     finally:
         handle.remove()
     assert lean(vae) is not vae
+
+
+@torch.inference_mode()
+def test_convolutions_that_another_pack_wraps_run_as_wrapped(vae: Any, said: Any) -> None:
+    """As packs do that make pictures tileable. Names the bug: their border was lost, unsaid."""
+    changed, conv = lean(vae), last_conv(vae)
+    plain = conv._conv_forward
+
+    def around(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        wrapped = functional.pad(given, (1, 1, 1, 1), mode="circular")
+        return plain(wrapped, weight, bias)[..., 1:-1, 1:-1]
+
+    conv._conv_forward = around
+    try:
+        assert torch.equal(changed.decode(LATENT), vae.decode(LATENT))
+        assert "up.0.block.2.conv2 is a Conv2d of another kind" in said()
+    finally:
+        del conv._conv_forward
+    assert lean(vae) is not vae
+
+
+def test_a_latent_that_wants_a_gradient_gets_it(vae: Any) -> None:
+    """Names the bug: only the weights were asked whether they want one."""
+    changed = lean(vae)
+    vae.first_stage_model.requires_grad_(False)
+    latent = torch.zeros(1, 4, 8, 8, requires_grad=True)
+    changed.first_stage_model.decoder(latent).sum().backward()
+    assert latent.grad is not None and latent.grad.abs().sum() > 0
 
 
 @torch.inference_mode()
