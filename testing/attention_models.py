@@ -131,12 +131,18 @@ def stable_diffusion_3(*, seed: int = 0) -> Any:
     return _built(comfy.supported_models.SD3(dict(config)), config, seed)
 
 
-def sample(model: Any, *, cfg: float = 2.0, channels: int = 4, width: int = 48) -> torch.Tensor:
-    """Two Euler steps from seeded noise, 24 x 16 latent pixels, two prompts of 7 and 5 tokens."""
+def sample(
+    model: Any, *, cfg: float = 2.0, channels: int = 4, width: int = 48, **asked: Any
+) -> torch.Tensor:
+    """Two Euler steps from seeded noise, 24 x 16 latent pixels, two prompts of 7 and 5 tokens.
+
+    Args:
+        asked: what the prompts carry beside their text, such as a ControlNet.
+    """
     import comfy.sample
 
     noise = draw(1, channels, 24, 16, seed=1)
-    positive, negative = ([[draw(1, tokens, width, seed=tokens), {}]] for tokens in (7, 5))
+    positive, negative = ([[draw(1, tokens, width, seed=tokens), dict(asked)]] for tokens in (7, 5))
     with torch.inference_mode():
         return comfy.sample.sample(
             model,

@@ -75,6 +75,10 @@ class Family:
         """Every second block's name."""
         return [n for n in self.block_names(denoiser) if int(n.rpartition(".")[2]) % 2 == 0]
 
+    def left_out(self, denoiser: Any) -> list[str]:
+        """Which parts stay the host's because of what they are, in a few words each."""
+        return []
+
     def lean(
         self, denoiser: Any, name: str, part: Any, settings: BlockSettings, on_handover: OnHandover
     ) -> LeanPart:

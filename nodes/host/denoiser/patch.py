@@ -60,11 +60,14 @@ def with_lean_blocks(
     def on_stock_block(reason: str) -> None:
         log.say_once(reason, f"{reason}: ComfyUI's own code runs there")
 
-    def on_held_skips(reason: str) -> None:
-        log.say_once(reason, f"{reason}: all skip tensors wait, as ComfyUI's own")
+    def on_held_skip(reason: str) -> None:
+        log.say_once(reason, f"{reason}: the first skip tensor waits, as ComfyUI's own")
 
     clone = model.clone()
     _put_blocks(clone, settings, blocks, on_stock_block)
+    family = family_of(model.model.diffusion_model)
+    for reason in () if family is None else family.left_out(model.model.diffusion_model):
+        on_stock_block(reason)
     kinds = (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING, WrappersMP.OUTER_SAMPLE)
     for kind in kinds:
         clone.remove_wrappers_with_key(kind, _KEY)
@@ -75,7 +78,7 @@ def with_lean_blocks(
         clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, prepare)
     if blocks == "all" and UNET.has(model.model.diffusion_model):
         ram = WaitingRam(log) if settings.choice.prefer == "smallest" else None
-        wrapper = make_skips_wrapper(on_held_skips, ram)
+        wrapper = make_skips_wrapper(on_held_skip, ram)
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
         if ram is not None:
             clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, ram.of_sampling)

@@ -48,10 +48,8 @@ class Replaced(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        for name, layer in block.named_children():
-            self.add_module(name, layer)
-        # Shared, so that a weight that the host patches here is the block's too.
-        self._parameters = block._parameters
+        # Shared, so that a weight or a layer that is patched here is the block's too.
+        self._parameters, self._modules = block._parameters, block._modules
         self.stock = (block,)
 
     def named_modules(self, memo=None, prefix="", remove_duplicate=True):
@@ -179,4 +177,6 @@ class IntoNew(LeanPart):
 
     def with_gradients(self, *args: Any, **kwargs: Any) -> Any:
         (block,) = self.stock
+        if "transformer_options" in kwargs:  # the host writes the place of each block into them
+            kwargs["transformer_options"] = dict(kwargs["transformer_options"])
         return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False, **kwargs)

@@ -42,8 +42,13 @@ def is_known_block(block: Any) -> bool:
         and not block.disable_self_attn
         and block.attn2 is not None
         and not block.switch_temporal_ca_to_sa
-        and type(_layers(block.ff)[0]) is attention.GEGLU
+        # One of another node's clone in use is looked at in each call.
+        and (not _is_own(block.ff) or type(_layers(block.ff)[0]) is attention.GEGLU)
     )
+
+
+def _is_own(feed_forward: Any) -> bool:
+    return type(feed_forward) is attention.FeedForward
 
 
 def _layers(feed_forward: Any) -> tuple[Any, Any, Any]:
@@ -60,20 +65,23 @@ def sizes_of(blocks: list[Any], *, patch: int, channels: int) -> TransformerSize
         channels: of the latent.
     """
     first = blocks[0]
+    dim = first.n_heads * first.d_head
+    to_k = getattr(first.attn2, "to_k", None)
     return TransformerSizes(
-        dim=first.n_heads * first.d_head,
+        dim=dim,
         heads=first.n_heads,
         kv_heads=first.n_heads,
         head_dim=first.d_head,
-        ffn_dim=_layers(first.ff)[2].in_features,
+        # The host's has four times the stream's width.
+        ffn_dim=_layers(first.ff)[2].in_features if _is_own(first.ff) else 4 * dim,
         layers=len(blocks),
         refiner_layers=0,
-        cap_dim=first.attn2.to_k.in_features,
+        cap_dim=getattr(to_k, "in_features", 0),
         patch=patch,
         channels=channels,
         pad_multiple=1,
         is_whole=has_whole(blocks),
-        stock_elements=STOCK_STREAMS * first.n_heads * first.d_head,
+        stock_elements=STOCK_STREAMS * dim,
     )
 
 
@@ -96,7 +104,14 @@ def _no_rotation(query: torch.Tensor | None, key: torch.Tensor | None, start: in
     """The U-Nets' tokens have no positions of their own."""
 
 
-class LeanTransformer(IntoNew):
+class _Block(attention.BasicTransformerBlock):
+    """So that other packs, which look for blocks by their class, find the part."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+
+class LeanTransformer(IntoNew, _Block):
     """A BasicTransformerBlock in pieces, into one new stream."""
 
     STREAMS = ("x",)
@@ -127,15 +142,21 @@ class LeanTransformer(IntoNew):
 
     def _is_untouched(self) -> bool:
         (block,) = self.stock
-        first, dropout, last = _layers(block.ff)
-        outs = (block.attn1.to_out, block.attn2.to_out)
-        return (
+        of_classes = (
             is_stock(block, attention.BasicTransformerBlock)
             and is_stock(block.attn1, attention.CrossAttention)
             and is_stock(block.attn2, attention.CrossAttention)
             and is_stock(block.ff, attention.FeedForward)
-            and all(is_stock(net, nn.Sequential) for net in (*outs, block.ff.get_submodule("net")))
-            and is_stock(first, attention.GEGLU)
+        )
+        if not of_classes:  # others may lack the layers
+            return False
+        outs = (block.attn1.to_out, block.attn2.to_out)
+        nets = (*outs, block.ff.get_submodule("net"))
+        if not all(is_stock(net, nn.Sequential) for net in nets) or [*map(len, nets)] != [2, 2, 3]:
+            return False
+        first, dropout, last = _layers(block.ff)
+        return (
+            is_stock(first, attention.GEGLU)
             and hasattr(last, "in_features")  # quantised ones are no nn.Linear
             and all(_is_idle(layer) for layer in (dropout, *(out[1] for out in outs)))
         )

@@ -59,14 +59,14 @@ def block_names(denoiser: Any) -> dict[str, int]:
     }
 
 
-def skip_elements(denoiser: Any, height: int, width: int) -> int:
-    """Elements of all skip tensors of one picture but the first; sides of the latent."""
+def skip_elements(denoiser: Any, height: int, width: int, *, with_first: bool) -> int:
+    """Elements of one picture's skip tensors, with the first or without; sides of the latent."""
     total = channels = 0
     found = [layer for layer in layers(denoiser) if ".input_blocks." in layer.name]
     for layer, after in zip(found, [*found[1:], None], strict=True):
         channels = getattr(layer.module, "out_channels", channels)
         is_last = after is None or after.name.rpartition(".")[0] != layer.name.rpartition(".")[0]
-        if is_last and layer is not found[0]:
+        if is_last and (with_first or layer is not found[0]):
             scale = layer.scale * (2 if _resamples(layer.module, openaimodel.Downsample) else 1)
             total += channels * -(-height // scale) * -(-width // scale)
     return total
@@ -97,11 +97,16 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
     names = block_names(denoiser)
     scales = {id(_own(denoiser.get_submodule(n.partition(".")[2]))): s for n, s in names.items()}
 
-    def elements(block: Any) -> float:  # of a stream, in each pixel of the latent
-        return block.n_heads * block.d_head / scales[id(_own(block))] ** 2
+    def scale(block: Any) -> int:
+        return scales.get(id(_own(block)), 1)
 
-    ordered = sorted(blocks, key=elements, reverse=True)
-    return sizes_of(ordered, patch=scales[id(_own(ordered[0]))], channels=denoiser.in_channels)
+    def elements(block: Any) -> float:  # of a stream, in each pixel of the latent
+        return block.n_heads * block.d_head / scale(block) ** 2
+
+    # Other nodes may have put in copies, of which the scale is not known.
+    own = [block for block in blocks if id(_own(block)) in scales] or blocks
+    ordered = sorted(own, key=elements, reverse=True)
+    return sizes_of(ordered, patch=scale(ordered[0]), channels=denoiser.in_channels)
 
 
 class UNetFamily(Family):
@@ -119,6 +124,21 @@ class UNetFamily(Family):
 
     def every_second(self, denoiser: Any) -> list[str]:
         return self.block_names(denoiser)[::2]
+
+    def left_out(self, denoiser: Any) -> list[str]:
+        parts = [_own(layer.module) for layer in layers(denoiser)]
+        transformers = [part for part in parts if isinstance(part, attention.SpatialTransformer)]
+        blocks = [_own(block) for part in transformers for block in part.transformer_blocks]
+        maps = [p for p in parts if isinstance(p, openaimodel.ResBlock | openaimodel.Upsample)]
+        of_kinds = {
+            "transformer blocks": [is_known_block(block) for block in blocks],
+            "ResBlocks and Upsamples": [_is_known_map(part) for part in maps],
+        }
+        return [
+            f"{known.count(False)} of {len(known)} {kind} are of a kind that is not known"
+            for kind, known in of_kinds.items()
+            if not all(known)
+        ]
 
     def lean(
         self, denoiser: Any, name: str, part: Any, settings: BlockSettings, on_handover: OnHandover

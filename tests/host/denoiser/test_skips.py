@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -27,9 +28,29 @@ def denoiser() -> Any:
     return attention_models.stable_diffusion().model.diffusion_model
 
 
-def called(unet: Any, latent: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+def called(unet: Any, latent: torch.Tensor, options: dict[str, Any], **given: Any) -> torch.Tensor:
     time, text = torch.full((len(latent),), 700.0), drawn(len(latent), 7, 48, seed=2)
-    return unet(latent, time, text, transformer_options=options)
+    return unet(latent, time, text, transformer_options=dict(options), **given)
+
+
+def shapes_of(unet: Any, latent: torch.Tensor) -> list[torch.Size]:
+    """Of the skip tensors, in the order of the input blocks."""
+    shapes: list[torch.Size] = []
+
+    def note(h: torch.Tensor, options: Any) -> torch.Tensor:
+        shapes.append(h.shape)
+        return h
+
+    called(unet, latent, {"patches": {"input_block_patch": [note]}})
+    return shapes
+
+
+def room_for(shapes: list[torch.Size]) -> torch.Tensor:
+    return torch.empty(4 * sum(map(math.prod, shapes)), dtype=torch.uint8)
+
+
+def wrapped(wrapper: Any, **more: Any) -> dict[str, Any]:
+    return {"wrappers": {"diffusion_model": {"ours": [wrapper], **more}}}
 
 
 @pytest.mark.parametrize("sides", [(24, 16), (22, 18), (13, 17)])
@@ -41,30 +62,88 @@ def test_what_waits_in_ram_comes_back(sides: tuple[int, int], batch: int) -> Non
 
     unet, latent = denoiser(), drawn(batch, 4, *sides, seed=1)
     wanted = called(unet, latent, {})
-    sizes: list[int] = []
-
-    def note(h: torch.Tensor, options: Any) -> torch.Tensor:
-        sizes.append(h.numel())
-        return h
-
-    called(unet, latent, {"patches": {"input_block_patch": [note]}})
-    total = batch * skip_elements(unet, *sides)
-    assert total == sum(sizes[1:])
-    for elements in (total, sum(sizes[1:-1]), 0):  # what finds no room stays
-        memory = torch.empty(4 * elements, dtype=torch.uint8)
-        skips = Skips(unet.input_blocks[0], latent, memory)
+    first, *others = shapes_of(unet, latent)
+    total = batch * skip_elements(unet, *sides, with_first=False)
+    assert 4 * total == room_for(others).nbytes
+    assert batch * skip_elements(unet, *sides, with_first=True) - total == math.prod(first)
+    for shapes in (others, others[:-1], []):  # what finds no room stays
+        memory = room_for(shapes)
+        skips = Skips(latent, unet.input_blocks[0][0], memory)
         assert torch.equal(called(unet, latent, skips.patched({})), wanted)
         assert skips._used == memory.nbytes and not skips._waiting and skips._passing is None
+
+
+@pytest.mark.parametrize("waits", ["first too", "others", "on the card"])
+@torch.inference_mode()
+def test_a_controlnet_is_added_to_what_comes_back(waits: str) -> None:
+    """As the host adds it; one of the maps gets none, and one gets what does not fit."""
+    from pack.nodes.host.denoiser.skips import Skips
+
+    unet, latent = denoiser(), drawn(2, 4, 24, 16, seed=1)
+    shapes = shapes_of(unet, latent)
+    added: list[Any] = [drawn(*shape, seed=i) for i, shape in enumerate(shapes)]
+    added[1], added[2] = None, added[2][:, :, 1:]
+
+    def control() -> dict[str, Any]:
+        return {"output": list(added), "middle": [drawn(1, seed=9)], "input": []}
+
+    wanted = called(unet, latent, {}, control=control())
+    given = control()
+    is_first_too = waits == "first too"
+    memory = None if waits == "on the card" else room_for(shapes[not is_first_too :])
+    again = None if is_first_too else unet.input_blocks[0][0]
+    skips = Skips(latent, again, memory, given)
+    got = called(unet, latent, skips.patched({}), control={**given, "output": []})
+    assert torch.equal(got, wanted) and given["output"] == []
+    assert not torch.equal(wanted, called(unet, latent, {}))
+
+
+@pytest.mark.parametrize("kind", ["input_block_patch", "input_block_patch_after_skip"])
+@torch.inference_mode()
+def test_what_a_patch_writes_into_a_map_waits_too(kind: str) -> None:
+    """Names the bug: what a patch wrote into a map was missing where the map came back."""
+    from pack.nodes.host.denoiser.skips import Skips, make_wrapper
+
+    unet, latent, heard = denoiser(), drawn(1, 4, 24, 16, seed=1), []
+
+    def double(h: torch.Tensor, options: Any) -> torch.Tensor:
+        return h.mul_(2)
+
+    options = {"patches": {kind: [double]}}
+    wanted = called(unet, latent, options)
+    ours = {**options, **wrapped(make_wrapper(heard.append))}
+    assert torch.equal(called(unet, latent, ours), wanted)
+    assert heard == [f"another node patches the input blocks ({kind})"]
+    skips = Skips(latent, None, room_for(shapes_of(unet, latent)))
+    assert torch.equal(called(unet, latent, skips.patched(options)), wanted)
+    assert not torch.equal(wanted, called(unet, latent, {}))
+
+
+@torch.inference_mode()
+def test_another_packs_wrapper_may_change_what_the_forward_gets() -> None:
+    """Names the bug: the first map was computed again of the latent from outside that wrapper."""
+    from pack.nodes.host.denoiser.skips import make_wrapper
+
+    unet, latent = denoiser(), drawn(1, 4, 24, 16, seed=1)
+
+    def half(executor: Any, x: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
+        return executor(x * 0.5, *args, **more)
+
+    wanted = called(unet, latent * 0.5, {})
+    inside = wrapped(make_wrapper(pytest.fail), theirs=[half])
+    assert torch.equal(called(unet, latent, inside), wanted)
+    outside = {"wrappers": {"diffusion_model": {"theirs": [half], "ours": [
+        make_wrapper(pytest.fail)
+    ]}}}  # fmt: skip
+    assert torch.equal(called(unet, latent, outside), wanted)
 
 
 @torch.inference_mode()
 def test_an_error_within_a_call_changes_no_later_one() -> None:
     from pack.nodes.host.denoiser.skips import make_wrapper
 
-    model = attention_models.stable_diffusion()
-    unet, latent = model.model.diffusion_model, drawn(1, 4, 24, 16, seed=1)
-    wrapper = make_wrapper(pytest.fail)
-    options: dict[str, Any] = {"wrappers": {"diffusion_model": {"ours": [wrapper]}}}
+    unet, latent = denoiser(), drawn(1, 4, 24, 16, seed=1)
+    options = wrapped(make_wrapper(pytest.fail))
     wanted = called(unet, latent, {})
     assert torch.equal(called(unet, latent, options), wanted)
 
@@ -76,25 +155,20 @@ def test_an_error_within_a_call_changes_no_later_one() -> None:
     assert torch.equal(called(unet, latent, options), wanted)
 
 
-@pytest.mark.parametrize("reason", ["ControlNet", "input_block_patch", "first block"])
+@pytest.mark.parametrize("reason", ["T2I-Adapter", "input_block_patch", "first block"])
 @torch.inference_mode()
-def test_why_all_wait_on_the_card(reason: str) -> None:
+def test_why_the_first_waits_on_the_card(reason: str) -> None:
     from pack.nodes.host.denoiser.skips import make_wrapper
 
     unet, latent, heard = denoiser(), drawn(1, 4, 24, 16, seed=1), []
-    options: dict[str, Any] = {
-        "wrappers": {"diffusion_model": {"ours": [make_wrapper(heard.append)]}}
-    }
-    given: dict[str, Any] = {}
-    if reason == "ControlNet":
-        given["control"] = {"output": [], "middle": [], "input": []}
-    elif reason == "first block":
+    options = wrapped(make_wrapper(heard.append))
+    added = [drawn(1, 32, 24, 16, seed=9)] if reason == "T2I-Adapter" else []
+    if reason == "first block":
         unet.input_blocks[0][0].register_forward_hook(lambda *_: None)
     else:
         options["patches"] = {reason: [lambda h, options: h]}
-    time, text = torch.full((1,), 700.0), drawn(1, 7, 48, seed=2)
-    wanted = unet(latent, time, text, transformer_options={**options, "wrappers": {}}, **given)
-    assert torch.equal(unet(latent, time, text, transformer_options=options, **given), wanted)
+    wanted = called(unet, latent, {**options, "wrappers": {}}, control={"input": list(added)})
+    assert torch.equal(called(unet, latent, options, control={"input": list(added)}), wanted)
     assert len(heard) == 1 and reason in heard[0]
 
 
@@ -123,7 +197,7 @@ def test_ram_is_pinned_once_a_sampling(
     from pack.nodes.host.base.server import NodeLog
     from pack.nodes.host.denoiser.skips import WaitingRam
 
-    driver = _Driver()
+    driver, card = _Driver(), torch.device("cuda:0")
     monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: driver)
     monkeypatch.setattr(host.model_management, "MAX_PINNED_MEMORY", 2**40)
@@ -132,12 +206,14 @@ def test_ram_is_pinned_once_a_sampling(
     class Executor:
         class class_obj:  # noqa: N801 (the host's name)
             class model_patcher:  # noqa: N801
-                load_device = torch.device("cuda")
+                load_device = card
 
         def __call__(self, steps: int) -> str:
-            first = ram.of_call(4096)
+            first = ram.of_call(4096, card)
             for _ in range(steps):
-                assert ram.of_call(4096).data_ptr() == first.data_ptr()
+                assert ram.of_call(4096, card).data_ptr() == first.data_ptr()
+            # Another card's call runs at the same time, and would write over it.
+            assert ram.of_call(4096, torch.device("cuda:1")).data_ptr() != first.data_ptr()
             if fails:
                 raise ValueError("injected")
             return "sampled"
@@ -148,7 +224,9 @@ def test_ram_is_pinned_once_a_sampling(
     else:
         assert ram.of_sampling(Executor(), 3) == "sampled"
     assert driver.calls == ["register 4096", "wait", "unregister"]
-    assert ram.of_call(4096).nbytes == 4096 and len(driver.calls) == 3  # outside of a sampling
+    assert (
+        ram.of_call(4096, card).nbytes == 4096 and len(driver.calls) == 3
+    )  # outside of a sampling
 
 
 @pytest.mark.once

@@ -8,82 +8,12 @@ import pytest
 import torch
 from pack.testing import attention_models
 from pack.testing.families import FAMILIES
+from pack.testing.unet_models import CONFIGS, TEXT, Heard, built, drawn, forward, lean
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
 
-TEXT = 64
-_SHORT = {
-    "transformer_depth": [0, 0, 1, 1, 2, 2],
-    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
-    "transformer_depth_middle": 2,
-}
-CONFIGS = {
-    "SDXL": {
-        **FAMILIES["SDXL"].config, **_SHORT, "model_channels": 64, "context_dim": TEXT,
-        "adm_in_channels": 32,
-    },
-    "SD1.5": {**FAMILIES["SD1.5"].config, "model_channels": 128, "context_dim": TEXT},
-}  # fmt: skip
 BLOCKS = {"SDXL": 2 * 1 + 2 * 2 + 2 + 3 * 1 + 3 * 2, "SD1.5": 6 + 1 + 9}
 MAPS = {"SDXL": 6 + 2 + 9 + 2, "SD1.5": 8 + 2 + 12 + 3}
-
-
-def built(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changed: Any) -> Any:
-    """A ModelPatcher of the host's own class with seeded weights."""
-    import comfy.supported_models
-
-    config = {**CONFIGS[name], **changed}
-    kind = {"SDXL": "SDXL", "SD1.5": "SD15"}[name]
-    model_config = getattr(comfy.supported_models, kind)(dict(config))
-    model = attention_models._built(model_config, {**config, "dtype": dtype}, seed)
-    denoiser = model.model.diffusion_model
-    for parameter in denoiser.parameters():  # 0.1, as for other models, overflows in so many layers
-        parameter.data.mul_(0.5)
-    denoiser.to(dtype).dtype = dtype
-    return model
-
-
-def lean(model: Any, **options: Any) -> Any:
-    from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
-
-    options = {"chunk_tokens": 256, "head_groups": 2, **options}
-    return ApplyGradientCheckpoint.execute(model, **options).args[0]
-
-
-def drawn(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def forward(
-    model: Any,
-    name: str,
-    *,
-    batch: int = 1,
-    sides: tuple[int, int] = (48, 40),
-    text: torch.Tensor | None = None,
-    **more: Any,
-) -> torch.Tensor:
-    """One call of the U-Net, with the model's patches in place as in sampling."""
-    from pack.testing.stock_forward import installed
-
-    with installed(model) as options:
-        denoiser = model.model.diffusion_model
-        dtype = denoiser.dtype
-        latent = drawn(batch, 4, *sides, dtype=dtype, seed=1)
-        context = drawn(batch, 77, TEXT, dtype=dtype, seed=2) if text is None else text
-        if name == "SDXL":
-            more.setdefault("y", drawn(batch, 32, dtype=dtype, seed=3))
-        more["transformer_options"] = {**options, **more.get("transformer_options", {})}
-        return denoiser(latent, torch.full((batch,), 700.0), context, **more)
-
-
-class Heard:
-    """A lean model whose parts note the reasons for which the host's own ran."""
-
-    def __init__(self, model: Any, **options: Any) -> None:
-        self.model, self.reasons = lean(model, **options), []
-        for part in self.model.object_patches.values():
-            part._on_handover = self.reasons.append
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
