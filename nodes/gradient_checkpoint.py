@@ -10,6 +10,7 @@ from .denoiser.families import predicted_family_savings
 from .denoiser.need import TEXT_TOKENS, casts_weights, predicted_savings
 from .denoiser.plan import DenoiserChoice
 from .denoiser.sizes import Request
+from .denoiser.unet_peak import predicted_unet_savings
 from .host.base.server import NodeLog
 from .host.denoiser.block import BlockSettings, fill_on
 from .host.denoiser.known import (
@@ -17,6 +18,7 @@ from .host.denoiser.known import (
     has_lean_forward,
     mixes_rows_of_calls,
     published_family,
+    published_unet,
     transformer_sizes,
 )
 from .host.denoiser.patch import BLOCKS, with_lean_blocks
@@ -129,7 +131,10 @@ class ApplyGradientCheckpoint(io.ComfyNode):
         )
         fill = fill_on(model.load_device, sizes)
         family = published_family(model, sizes)
-        if family is not None and blocks == "all":
+        unet = published_unet(model, sizes, choice)
+        if unet is not None and blocks == "all":
+            text = predicted_unet_savings(unet, choice, dtype_bytes=request.dtype_bytes, fill=fill)
+        elif family is not None and blocks == "all":
             text = predicted_family_savings(
                 family, choice, dtype_bytes=request.dtype_bytes, fill=fill
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..units import MIB
 from .cuts import DenoiserPlan
 from .peak import block_elements
 from .plan import DEFAULT, FILL_TOKENS, DenoiserChoice, plan_for
@@ -30,6 +31,7 @@ class UNetSizes:
     attends: whether a level has transformer blocks.
     head_dim: channels of a head; 0: there are `heads` heads instead.
     cap_dim: width of the text encoder's hidden states, in elements.
+    trained_px: a side of the pictures that it was trained on.
     blocks: blocks of a level on the way down; one more on the way up.
     """
 
@@ -40,6 +42,7 @@ class UNetSizes:
     head_dim: int
     heads: int
     cap_dim: int
+    trained_px: int
     blocks: int = 2
 
     def sizes(self, level: int) -> TransformerSizes:
@@ -68,8 +71,8 @@ class UNetSizes:
         return self.attends.index(True)
 
 
-SDXL = UNetSizes("SDXL", 320, (1, 2, 4), (False, True, True), 64, 0, 2048)
-SD15 = UNetSizes("SD1.5", 320, (1, 2, 4, 4), (True, True, True, False), 0, 8, 768)
+SDXL = UNetSizes("SDXL", 320, (1, 2, 4), (False, True, True), 64, 0, 2048, 1024)
+SD15 = UNetSizes("SD1.5", 320, (1, 2, 4, 4), (True, True, True, False), 0, 8, 768, 512)
 # By what `run.py plan` calls them.
 UNETS = {"sdxl": SDXL, "sd15": SD15}
 
@@ -181,3 +184,17 @@ def _of_joins(request: UNetRequest, choice: DenoiserChoice | None, fill: int) ->
                 plan = request.plan(choice, fill=fill, level=level)
                 block = 2 * stream + block_elements(sizes, request.pixels(level), plan)
             yield skips + joined + stream + block
+
+
+def predicted_unet_savings(
+    family: UNetSizes, choice: DenoiserChoice, *, dtype_bytes: int, fill: int = FILL_TOKENS
+) -> str:
+    """The predicted peaks before and after at two sizes, in one line; `fill`: see `plan_for`."""
+    parts = []
+    for side in (1, 2):
+        side_px = side * family.trained_px
+        request = UNetRequest(family, side_px, side_px, dtype_bytes=dtype_bytes)
+        after = unet_peak_bytes(request, choice, fill=fill)
+        before = round(unet_stock_bytes(request) / MIB)
+        parts.append(f"{before} -> {round(after / MIB)} MiB predicted at {side_px}x{side_px}")
+    return f"activations {' · '.join(parts)}, both prompts together"

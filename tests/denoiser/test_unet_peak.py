@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 from pack.nodes.denoiser.plan import DenoiserChoice
-from pack.nodes.denoiser.unet_peak import UNETS, UNetRequest, unet_peak_bytes, unet_stock_bytes
+from pack.nodes.denoiser.unet_peak import (
+    UNETS,
+    UNetRequest,
+    predicted_unet_savings,
+    unet_peak_bytes,
+    unet_stock_bytes,
+)
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -21,6 +27,16 @@ def test_the_largest_stream() -> None:
     """SDXL's first level has no transformer blocks."""
     assert UNetRequest(UNETS["sdxl"], 1024, 1024).stream_bytes == 2 * 64 * 64 * 640 * 2
     assert UNetRequest(UNETS["sd15"], 512, 512).stream_bytes == 2 * 64 * 64 * 320 * 2
+
+
+def test_what_the_node_shows() -> None:
+    """Of two prompts in one batch, at the sizes that the model was trained on and at twice that."""
+    text = predicted_unet_savings(UNETS["sd15"], DenoiserChoice(), dtype_bytes=2)
+    request = UNetRequest(UNETS["sd15"], 1024, 1024, batch=2)
+    peaks = (unet_stock_bytes(request), unet_peak_bytes(request))
+    before, after = (round(peak / 2**20) for peak in peaks)
+    assert text.startswith("activations ") and " at 512x512 · " in text
+    assert text.endswith(f"{before} -> {after} MiB predicted at 1024x1024, both prompts together")
 
 
 def test_errors() -> None:

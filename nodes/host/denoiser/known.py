@@ -11,7 +11,9 @@ import comfy.supported_models
 from comfy.model_patcher import ModelPatcher
 
 from ...denoiser.families import FamilySizes
+from ...denoiser.plan import DenoiserChoice
 from ...denoiser.sizes import TransformerSizes
+from ...denoiser.unet_peak import UNetSizes
 from ..base.device import is_dynamic
 from ..base.fetch import mixes_rows
 from .block import is_known_block
@@ -21,7 +23,7 @@ from .forward import is_ming_image
 from .projections import is_whole
 from .qwen_image import QWEN_IMAGE
 from .replaced import Replaced
-from .unet_parts import UNET
+from .unet_parts import UNET, published
 from .wan import WAN
 
 FAMILIES = (FLUX, QWEN_IMAGE, WAN, UNET)
@@ -107,6 +109,20 @@ def published_family(model: ModelPatcher, sizes: TransformerSizes) -> FamilySize
     family = family_of(model.model.diffusion_model)
     published = None if family is None else family.published(sizes)
     return None if published is None else replace(published, sizes=sizes)
+
+
+def published_unet(
+    model: ModelPatcher, sizes: TransformerSizes, choice: DenoiserChoice
+) -> UNetSizes | None:
+    """The U-Net that predictions are made of, where they hold: see `unet_peak`.
+
+    They were measured with automatic sizes, and with skip tensors that leave a card for RAM.
+    """
+    denoiser: Any = model.model.diffusion_model
+    is_measured = not (choice.chunk_tokens or choice.groups) and (
+        choice.prefer != "smallest" or model.load_device.type == "cuda"
+    )
+    return published(denoiser, sizes) if is_measured and UNET.has(denoiser) else None
 
 
 def activation_bytes(model: ModelPatcher) -> int:

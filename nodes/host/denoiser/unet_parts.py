@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention as attention
@@ -10,6 +11,7 @@ import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
 
 from ...denoiser.sizes import TransformerSizes
 from ...denoiser.unet_cuts import map_strips
+from ...denoiser.unet_peak import UNETS, UNetSizes
 from .block import BlockSettings
 from .family import Family
 from .replaced import LeanPart, OnHandover, Replaced
@@ -57,6 +59,29 @@ def block_names(denoiser: Any) -> dict[str, int]:
         for i, block in enumerate(layer.module.transformer_blocks)
         if type(_own(block)) is not attention.BasicTransformerBlock or is_known_block(_own(block))
     }
+
+
+def published(denoiser: Any, sizes: TransformerSizes) -> UNetSizes | None:
+    """The U-Net that predictions are made of, where this one has its levels and plain weights."""
+    scales = {scale for name, scale in block_names(denoiser).items() if "middle" not in name}
+    for unet in UNETS.values():
+        wanted = (
+            unet.channels,
+            unet.factors,
+            {unet.blocks},
+            {2**level for level, attends in enumerate(unet.attends) if attends},
+            replace(unet.sizes(unet.top), layers=sizes.layers),
+        )
+        found = (
+            denoiser.model_channels,
+            tuple(denoiser.channel_mult),
+            set(denoiser.num_res_blocks),
+            scales,
+            sizes,
+        )
+        if found == wanted:
+            return unet
+    return None
 
 
 def skip_elements(denoiser: Any, height: int, width: int, *, with_first: bool) -> int:

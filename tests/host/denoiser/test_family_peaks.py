@@ -133,3 +133,22 @@ def test_the_formula_of_the_u_nets(name: str, number: int, way: Prefer | None) -
     where = {"on": "cuda"} if measured.fake_device().type == "cuda" else {}
     tracker = measured.measure(family, call, patched=patched, **where)
     assert predicted == pytest.approx(tracker.peak_bytes, rel=0.03)
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_the_node_predicts_the_u_nets_that_were_measured(name: str) -> None:
+    """Not others, nor settings or devices of which nothing is known."""
+    from comfy.model_patcher import ModelPatcher
+    from pack.nodes.host.denoiser.known import published_unet, transformer_sizes
+
+    unet, meta = UNETS[name], torch.device("meta")
+    family = measured.FAMILIES[unet.name]
+    for changed, wanted in (({}, unet), ({"in_channels": 9}, None)):
+        model = measured.build(family, dtype=torch.bfloat16, device=meta, **changed)
+        patcher = ModelPatcher(model, load_device=meta, offload_device=meta)
+        sizes = transformer_sizes(patcher)
+        assert published_unet(patcher, sizes, DenoiserChoice()) == wanted
+        for choice in (DenoiserChoice("smallest"), DenoiserChoice(chunk_tokens=256)):
+            assert published_unet(patcher, sizes, choice) is None
+        patcher.load_device = torch.device("cuda:0")
+        assert published_unet(patcher, sizes, DenoiserChoice("smallest")) == wanted
