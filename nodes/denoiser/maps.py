@@ -94,15 +94,20 @@ def write_normed(
 def write_upsampled(source: torch.Tensor, first: int, last: int, into: torch.Tensor) -> None:
     """into = rows first:last of a map whose rows and columns are doubled.
 
+    Torch's nearest pixels of one row or column less are those without the last one.
+
     Args:
         source: [C, H, W].
-        into: [C, last - first, 2 W].
+        into: [C, last - first, 2 W or 2 W - 1].
 
     Memory: 0.
     Exact: bit-exact.
     """
-    pairs = into.unflatten(2, (-1, 2))
+    even = into.shape[2] // 2
+    pairs = into[:, :, : 2 * even].unflatten(2, (-1, 2))
     for parity in (0, 1):  # rows of one parity are neighbours in the source
         begin = first + (first + parity) % 2
         rows = source[:, begin // 2 : (last + 1 - parity) // 2] if begin < last else source[:, :0]
-        pairs[:, begin - first :: 2].copy_(rows[..., None])
+        pairs[:, begin - first :: 2].copy_(rows[..., :even, None])
+        if into.shape[2] % 2:
+            into[:, begin - first :: 2, -1] = rows[..., -1]

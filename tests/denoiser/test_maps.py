@@ -62,12 +62,16 @@ def test_upsampled_strips_have_the_bits_of_the_whole_map(dtype: torch.dtype, str
     assert torch.equal(into, functional.conv2d(whole, kernel, shift, padding=1)[0])
 
 
-@pytest.mark.parametrize("rows", [(0, 1), (0, 8), (1, 2), (1, 7), (2, 7), (3, 8), (7, 8)])
-def test_upsampled_rows_are_those_of_the_doubled_map(rows: tuple[int, int]) -> None:
+@pytest.mark.parametrize("sides", [(8, 10), (7, 10), (8, 9), (7, 9)])
+@pytest.mark.parametrize("rows", [(0, 1), (0, 7), (1, 2), (1, 7), (2, 7), (3, 8), (7, 8)])
+def test_upsampled_rows_are_those_of_the_doubled_map(
+    rows: tuple[int, int], sides: tuple[int, int]
+) -> None:
+    rows = min(rows[0], sides[0] - 1), min(rows[1], sides[0])
     source = drawn(3, 4, 5, dtype=torch.float32, seed=0)
-    into = torch.full((3, rows[1] - rows[0], 10), torch.nan)
+    into = torch.full((3, rows[1] - rows[0], sides[1]), torch.nan)
     write_upsampled(source, *rows, into)
-    whole = functional.interpolate(source[None], scale_factor=2, mode="nearest")[0]
+    whole = functional.interpolate(source[None], size=sides, mode="nearest")[0]
     assert torch.equal(into, whole[:, slice(*rows)])
 
 

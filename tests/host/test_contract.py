@@ -53,7 +53,7 @@ ELSEWHERE = {
 # What the pack asks for by a string, other than in `getattr` and `hasattr`.
 IN_STRINGS = {
     *("ON_CLONE", "ON_DEEPCLONE_MULTIGPU", "__ming_image__", "optimized_attention", "output"),
-    *("weight_comfy_model_dtype",),
+    *("weight_comfy_model_dtype", "forward_comfy_cast_weights"),
     *("input_scale", "pre_quant_scale", "quantize_input", "rms_rope", "dim", "head_dim"),
     *("layer_id", "layers", "decoder", "encoder", "memory_used_decode", "memory_used_encode"),
     *("attention_basic", "attention_comfy_kitchen_int8", "attention_flash", "attention_pytorch"),

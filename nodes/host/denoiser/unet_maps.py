@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -125,17 +125,18 @@ class LeanUpsample(IntoNew, _Upsample):
         (block,) = self.stock
         if not is_stock(block, openaimodel.Upsample) or not _pads_alike(block.conv):
             return "another node changed an Upsample"
-        shape = given.get("output_shape")
-        if shape is not None and list(shape[2:]) != [2 * side for side in given["x"].shape[2:]]:
+        x = given["x"]
+        sides = zip(x.shape[2:], _upsampled(x, given.get("output_shape")), strict=True)
+        if any(2 * before - after not in (0, 1) for before, after in sides):
             return "a map is not upsampled to twice its size"
         return super().why_not(given)
 
-    def run(self, *, x, **more):
+    def run(self, *, x, output_shape=None, **_):
         (block,) = self.stock
         conv = block.conv
-        height, width = (2 * side for side in x.shape[2:])
+        height, width = _upsampled(x, output_shape)
         if len(strip_rows(height, width, self.strips)) == 1:
-            return block(x, **more)
+            return block(x, output_shape=output_shape)
         with ExitStack() as until:
             convolve = _convolution(conv, x, until)
             made = x.new_empty(x.shape[0], conv.out_channels, height, width)
@@ -143,6 +144,11 @@ class LeanUpsample(IntoNew, _Upsample):
                 write = functools.partial(write_upsampled, source)
                 convolve_strips(write, x.shape[1], into, convolve, strips=self.strips)
         return made
+
+
+def _upsampled(x: torch.Tensor, output_shape: Sequence[int] | None) -> Sequence[int]:
+    """Height and width; a skip tensor of an odd side asks for one less than twice."""
+    return [2 * side for side in x.shape[2:]] if output_shape is None else output_shape[2:]
 
 
 def _silu_of(norm: Any, rows: torch.Tensor) -> torch.Tensor:

@@ -62,8 +62,7 @@ def test_batches_agree_up_to_rounding(name: str, sides: tuple[int, int]) -> None
     wanted = forward(model, name, batch=2, sides=sides)
     got = forward(heard.model, name, batch=2, sides=sides)
     assert (got - wanted).norm() / wanted.norm() < 1e-5
-    is_odd = any(side % 8 for side in sides) and name == "SD1.5"
-    assert set(heard.reasons) == ({"a map is not upsampled to twice its size"} if is_odd else set())
+    assert heard.reasons == []
 
 
 @torch.inference_mode()
