@@ -15,10 +15,8 @@ from .replaced import LeanForward, LeanPart, OnHandover
 
 # Makes the lean part of a part.
 MakeFn = Callable[[Any, BlockSettings, OnHandover], LeanPart]
-# The dtype of the activations of the call that runs; None where it is not known.
-DtypeFn = Callable[[], "torch.dtype | None"]
-# Makes the lean forward of a layer.
-MakeForwardFn = Callable[[Any, BlockSettings, OnHandover, DtypeFn], LeanForward]
+# Makes the lean forward of a layer for one call, whose activations have that dtype.
+MakeForwardFn = Callable[[Any, BlockSettings, OnHandover, torch.dtype], LeanForward]
 
 
 def _always(part: Any) -> bool:

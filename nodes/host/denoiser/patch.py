@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import comfy.ldm.lumina.model as lumina
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..base.options import OPTIONS_KEY
 from ..base.server import NodeLog
 from .block import BlockSettings, LeanBlock
-from .family import Family
 from .forward import make_wrapper
+from .forwards import LayersOfCall
 from .known import REFINERS, family_of, is_known, names_of_blocks
-from .replaced import LeanForward, OnHandover, Replaced
+from .replaced import OnHandover, Replaced
 from .skips import WaitingRam
 from .skips import make_wrapper as make_skips_wrapper
 from .unet_parts import UNET
@@ -63,6 +61,7 @@ def with_lean_blocks(
     def on_held_skip(reason: str) -> None:
         log.say_once(reason, f"{reason}: the first skip tensor waits, as ComfyUI's own")
 
+    family = family_of(model.model.diffusion_model)
     clone = model.clone()
     _put_blocks(clone, settings, blocks, on_stock_block)
     family = family_of(model.model.diffusion_model)
@@ -76,7 +75,10 @@ def with_lean_blocks(
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
     if blocks == "all" and prepare is not None:
         clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, prepare)
-    if blocks == "all" and UNET.has(model.model.diffusion_model):
+    if family is not None and family.forwards and blocks == "all":
+        wrapper = LayersOfCall(family.forwards, settings, on_stock_block)
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
+    if family is UNET and blocks == "all":
         ram = WaitingRam(log) if settings.choice.prefer == "smallest" else None
         wrapper = make_skips_wrapper(on_held_skip, ram)
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
@@ -131,37 +133,6 @@ def _put_blocks(
             else:
                 lean = family.lean(denoiser, name, block, settings, on_handover)
             patcher.add_object_patch(name, lean)
-    if family is not None:
-        _put_forwards(patcher, family, settings, blocks, on_handover)
-
-
-def _put_forwards(
-    patcher: ModelPatcher,
-    family: Family,
-    settings: BlockSettings,
-    blocks: str,
-    on_handover: OnHandover,
-) -> None:
-    model = weakref.ref(patcher.model)  # which would hold itself
-
-    def dtype_of() -> torch.dtype | None:
-        found = model()
-        return None if found is None else found.get_dtype_inference()
-
-    for name, make in family.forwards.items():
-        path = f"diffusion_model.{name}"
-        put = patcher.object_patches.get(f"{path}.forward")
-        if isinstance(put, LeanForward):  # of this node before, or of the model that was copied
-            del patcher.object_patches[f"{path}.forward"]
-        if blocks != "all":
-            continue
-        layer = patcher.get_model_object(path)
-        forward = patcher.get_model_object(f"{path}.forward")
-        if getattr(forward, "__func__", None) is type(layer).forward:
-            made = make(layer, settings, on_handover, dtype_of)
-            patcher.add_object_patch(f"{path}.forward", made)
-        else:
-            on_handover(f"another node changed {name}")
 
 
 def _is_chosen(name: str, blocks: str) -> bool:

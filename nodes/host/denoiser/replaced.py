@@ -123,11 +123,11 @@ class LeanPart(Replaced):
 
 
 class LeanForward:
-    """Replaces the forward of one layer, whose known calls `run` computes in pieces.
+    """Replaces the forward of one layer for one call of the denoiser; see forwards.py.
 
-    The layer stays in its place: the host loads, offloads and patches layers with weights of their
-    own by their names and attributes. Calls that are not known go to the layer's own forward, with
-    a reason; with gradients they go there too.
+    Known calls are computed in pieces by `run`. The layer stays in its place: the host loads,
+    offloads and patches layers with weights of their own by their names and attributes. Calls that
+    are not known go to the layer's own forward, with a reason; with gradients they go there too.
     """
 
     def __init__(self, layer: Any, on_handover: OnHandover) -> None:

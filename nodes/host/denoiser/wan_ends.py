@@ -19,7 +19,6 @@ from ...denoiser.rows import Shift
 from ...denoiser.stream import Factors, Stream
 from ..base.fetch import fetch_layer_norm, fetch_weights
 from .block import BlockSettings
-from .family import DtypeFn
 from .projections import projection
 from .replaced import ONE_TIME, IntoNew, LeanForward, OnHandover, is_stock
 
@@ -103,10 +102,10 @@ class LeanPatches(LeanForward):
     """
 
     def __init__(
-        self, layer: Any, settings: BlockSettings, on_handover: OnHandover, dtype_of: DtypeFn
+        self, layer: Any, settings: BlockSettings, on_handover: OnHandover, dtype: torch.dtype
     ) -> None:
         super().__init__(layer, on_handover)
-        self.settings, self.dtype_of = settings, dtype_of
+        self.settings, self.dtype = settings, dtype
 
     def why_not(self, x: torch.Tensor) -> str | None:
         layer = self.layer
@@ -115,7 +114,7 @@ class LeanPatches(LeanForward):
         is_by_frame = layer.kernel_size == layer.stride and layer.kernel_size[0] == 1
         if not is_by_frame or any(layer.padding) or layer.groups > 1:
             return "a token has several frames"
-        if x.dtype != torch.float32 or self.dtype_of() is None:
+        if x.dtype != torch.float32:
             return "another node calls the first layer"
         return super().why_not(x)
 
@@ -126,7 +125,7 @@ class LeanPatches(LeanForward):
         plan = self.settings.plan_for(batch, (frames * height * width,), x.device)
         made = torch.empty(
             (batch, layer.out_channels, frames, height, width),
-            dtype=self.dtype_of(),
+            dtype=self.dtype,
             device=x.device,
         )
         with ExitStack() as until:
