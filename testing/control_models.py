@@ -67,12 +67,12 @@ def picture(height: int, width: int, *, seed: int = 5, batch: int = 1) -> torch.
 def controlled(model: Any, net: Any, vae: Any, *, strength: float = 1.0, **pictures: Any) -> Any:
     """The model behind the host's own node, with a patch of its own."""
     with torch.inference_mode():
-        node = _nodes().ZImageFunControlnet()
+        node = model_patch_nodes().ZImageFunControlnet()
         return node.diffsynth_controlnet(model, net, vae, strength=strength, **pictures)[0]
 
 
 @functools.cache
-def _nodes() -> ModuleType:
+def model_patch_nodes() -> ModuleType:
     """The file of the host's node, under its path as its name, as the host loads it."""
     import comfy.options
 

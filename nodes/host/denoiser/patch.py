@@ -12,6 +12,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ..base.options import OPTIONS_KEY
 from ..base.server import NodeLog
 from .block import BlockSettings, LeanBlock
+from .controls import make_wrapper as make_controls_wrapper
 from .forward import make_wrapper
 from .forwards import LayersOfCall
 from .known import REFINERS, family_of, is_known, names_of_blocks
@@ -25,6 +26,7 @@ MIXED_ROWS = (
     "nvfp4 without input scales: each chunk is rounded by a scale of its own, so pictures may "
     "differ from ComfyUI's by rounding"
 )
+CONTROLS = "a ControlNet runs as ComfyUI's own, not in pieces: its peak is not lowered"
 _KEY = f"{OPTIONS_KEY}.gradient_checkpoint"
 
 
@@ -61,6 +63,9 @@ def with_lean_blocks(
     def on_held_skip(reason: str) -> None:
         log.say_once(reason, f"{reason}: the first skip tensor waits, as ComfyUI's own")
 
+    def on_control() -> None:
+        log.say_once("control", CONTROLS)
+
     family = family_of(model.model.diffusion_model)
     clone = model.clone()
     _put_blocks(clone, settings, blocks, on_stock_block)
@@ -75,6 +80,10 @@ def with_lean_blocks(
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)
     if blocks == "all" and prepare is not None:
         clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, prepare)
+    if family is not None:
+        clone.add_wrapper_with_key(
+            WrappersMP.PREPARE_SAMPLING, _KEY, make_controls_wrapper(on_control)
+        )
     if family is not None and family.forwards and blocks == "all":
         wrapper = LayersOfCall(family.forwards, settings, on_stock_block)
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, wrapper)

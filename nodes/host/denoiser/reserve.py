@@ -20,6 +20,7 @@ from ...denoiser.sizes import Request
 from ..base.reserve import reserved
 from .block import BlockSettings
 from .controlnet import control_sizes
+from .controls import has_controls
 from .known import names_of_blocks, published_family
 from .replaced import OF_ATTENTION
 
@@ -74,16 +75,17 @@ def _reserve_share(
         copies_bytes: what a block holds of its weights where they are streamed or cast.
     """
 
-    def prepare(executor, model, noise_shape, *args, **kwargs):
+    def prepare(executor, model, noise_shape, conds, *args, **kwargs):
         options = (kwargs.get("model_options") or {}).get("transformer_options", {})
         is_patched = any(options.get("patches", {}).get(kind) for kind in OF_ATTENTION)
         request = FamilyRequest.of_latent(family, noise_shape, dtype_bytes)
-        if request is None or is_patched:  # then ComfyUI's own blocks run
-            return executor(model, noise_shape, *args, **kwargs)
+        # Then blocks of ComfyUI run: the model's, or those of a ControlNet.
+        if request is None or is_patched or has_controls(model, conds):
+            return executor(model, noise_shape, conds, *args, **kwargs)
         plan = settings.plan_for(request.batch, (request.tokens,), model.load_device, options)
         share = family_peak_bytes(request, plan) / family_stock_bytes(request)
         estimate = model.model.memory_required(list(noise_shape))
         with reserved(model, estimate, int(share * estimate) + copies_bytes):
-            return executor(model, noise_shape, *args, **kwargs)
+            return executor(model, noise_shape, conds, *args, **kwargs)
 
     return prepare
