@@ -23,6 +23,7 @@ from pack.nodes.host.base.options import OPTIONS_KEY
 from pack.nodes.probe.operations import has_wrapper
 from pack.nodes.probe.tracker import tensors_in
 from pack.testing.fake_card import FakeCard
+from pack.testing.families import Call, FakeFamily
 from pack.testing.launches import is_free
 from pack.testing.stock_forward import FakeDenoiser
 from pack.testing.tracker import Tracker
@@ -175,7 +176,7 @@ def installed(order: Order) -> Iterator[None]:
 
 
 class Streamed:
-    """A `FakeDenoiser` whose weights are in RAM, on the fake card that is there.
+    """A denoiser of fake weights in RAM, on the fake card that is there.
 
     patcher: the host's ModelPatcherDynamic of it. order: what its forwards do to weights. tracker:
     what the last forward held of the card besides.
@@ -183,7 +184,7 @@ class Streamed:
 
     tracker: Tracker
 
-    def __init__(self, card: FakeCard, denoiser: FakeDenoiser) -> None:
+    def __init__(self, card: FakeCard, denoiser: FakeDenoiser | FakeFamily) -> None:
         import comfy.memory_management as memory
         from comfy.model_patcher import ModelPatcherDynamic
 
@@ -205,7 +206,7 @@ class Streamed:
             patcher.load(DEVICE)
         self.pages.set_watermark(limit_bytes)
 
-    def forward(self, patcher: Any, request: Request, **asked: Any) -> list[Access]:
+    def forward(self, patcher: Any, request: Request | Call, **asked: Any) -> list[Access]:
         """One forward of the loaded patcher; `asked` are options of our nodes.
 
         Returns:
@@ -214,6 +215,7 @@ class Streamed:
         import comfy.model_management as management
 
         order, clone = self.order, patcher.clone()
+        measure: Callable[..., Tracker] = self.denoiser.measure
         options = clone.model_options["transformer_options"]
         options[OPTIONS_KEY] = {**options.get(OPTIONS_KEY, {}), **asked}
         add_observer(clone.model_options, lambda name: order.ended())
@@ -230,9 +232,7 @@ class Streamed:
             management, "get_total_memory", lambda device: self.card.size_bytes
         )
         with installed(order), total:
-            self.tracker = self.denoiser.measure(
-                request, patcher=clone, route="apply", around=noted
-            )
+            self.tracker = measure(request, patcher=clone, route="apply", around=noted)
         return order.accesses
 
     def end_node(self) -> None:
