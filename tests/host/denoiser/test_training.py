@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +14,7 @@ from pack.nodes.probe.tracker import PeakTracker
 from pack.testing import lean_models
 from pack.testing.lean_models import built, latent, lean, prompt
 from pack.testing.loading import write_tiny_vae
+from pack.testing.train_lora import train_lora
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
 
@@ -179,42 +179,6 @@ def test_checkpointing_as_in_training_saves_nothing_in_sampling(host, z_image):
     assert torch.equal(got, wanted)
 
 
-def train_lora(host: Any, model: Any, **options: Any) -> dict[str, torch.Tensor]:
-    """Two steps of the host's Train LoRA node; every input is a list, as the host hands it."""
-    from comfy_extras.nodes_train import TrainLoraNode
-
-    given = {
-        "model": model,
-        "latents": {"samples": latent(16, seed=2)},
-        "positive": prompt(),
-        "batch_size": 1,
-        "grad_accumulation_steps": 1,
-        "steps": 2,
-        "learning_rate": 1e-2,
-        "rank": 2,
-        "optimizer": "SGD",
-        "loss_function": "MSE",
-        "seed": 1,
-        "training_dtype": "fp32",
-        "lora_dtype": "fp32",
-        "quantized_backward": False,
-        "algorithm": "LoRA",
-        "gradient_checkpointing": False,
-        "checkpoint_depth": 2,
-        "offloading": False,
-        "existing_lora": "[None]",
-        "bucket_mode": False,
-        "bypass_mode": False,
-        **options,
-    }
-    known = inspect.signature(TrainLoraNode.execute).parameters
-    torch.manual_seed(7)
-    result = TrainLoraNode.execute(**{k: [v] for k, v in given.items() if k in known}).args
-    lora = next(r for r in result if isinstance(r, dict) and "loss" not in r)
-    assert len(lora) > 20
-    return lora
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"gradient_checkpointing": True}, {"bypass_mode": True}],
@@ -226,9 +190,9 @@ def test_train_lora_of_the_host(host, small_folder: Path, options):
     same = "from the same folder"  # not in inference mode: old hosts train these very weights
     vae = write_tiny_vae(host).name
     model = LoadZImageTurbo.execute(f"{small_folder.name}/", same, vae).args[0]
-    wanted = train_lora(host, model, **options)
+    wanted = train_lora(model, latent(16, seed=2), prompt(), **options)
     before = {n: frozenset(vars(m)) for n, m in model.model.named_modules()}
-    got = train_lora(host, lean(model), **options)
+    got = train_lora(lean(model), latent(16, seed=2), prompt(), **options)
     assert got.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert (got[name] - tensor).norm() <= 1e-6 * tensor.norm() + 1e-9, name
