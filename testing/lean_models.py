@@ -281,5 +281,5 @@ def stopping(model: Any, stop: Callable[[], None], *, at: int) -> Any:
     return clone
 
 
-def fail() -> None:
+def fail(*_: Any, **__: Any) -> None:
     raise RuntimeError("in the middle")
