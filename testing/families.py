@@ -15,11 +15,11 @@ import torch
 from pack.testing.published_families import BLOCKS, CALLS, FAMILIES, Call, Family
 from pack.testing.stock_forward import (
     QUANTISED,
+    FakeModel,
     Route,
     Weights,
     installed,
     quantise,
-    sdpa_options,
 )
 from pack.testing.tracker import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -76,7 +76,7 @@ def stream_bytes(family: Family, call: Call, dtype: torch.dtype = torch.bfloat16
     return call.batch * (tokens + joined) * family.dim * dtype.itemsize
 
 
-class FakeFamily:
+class FakeFamily(FakeModel):
     """The host's BaseModel of a family with fake weights, as `FakeDenoiser` is Z-Image's.
 
     Args:
@@ -108,15 +108,6 @@ class FakeFamily:
         for layer in self.model.modules() if is_in_ram else ():
             if hasattr(layer, "comfy_cast_weights"):  # as the host's ModelPatcher.load sets it
                 layer.comfy_cast_weights = True
-
-    def patcher(self) -> Any:
-        """A fresh ModelPatcher for nodes to clone and patch; SDPA attention is chosen on it."""
-        from comfy.model_patcher import ModelPatcher
-
-        with self.mode:
-            patcher = ModelPatcher(self.model, load_device=self.device, offload_device=self.device)
-        patcher.model_options["transformer_options"].update(sdpa_options(self.device))
-        return patcher
 
     def measure(
         self,

@@ -89,7 +89,24 @@ def unet_config(sizes: TransformerSizes) -> dict[str, Any]:
     }
 
 
-class FakeDenoiser:
+class FakeModel:
+    """A BaseModel of the host with fake weights on a device."""
+
+    model: Any
+    mode: Any
+    device: torch.device
+
+    def patcher(self) -> Any:
+        """A fresh ModelPatcher for nodes to clone and patch; SDPA attention is chosen on it."""
+        from comfy.model_patcher import ModelPatcher
+
+        with self.mode:
+            patcher = ModelPatcher(self.model, load_device=self.device, offload_device=self.device)
+        patcher.model_options["transformer_options"].update(sdpa_options(self.device))
+        return patcher
+
+
+class FakeDenoiser(FakeModel):
     """The host's BaseModel of Z-Image with fake weights.
 
     Args:
@@ -140,15 +157,6 @@ class FakeDenoiser:
                 layer.comfy_cast_weights = True
                 if weights == "patched" and isinstance(layer, torch.nn.Linear):
                     layer.weight_function = [lambda weight: weight.add_(1)]
-
-    def patcher(self) -> Any:
-        """A fresh ModelPatcher for nodes to clone and patch; SDPA attention is chosen on it."""
-        from comfy.model_patcher import ModelPatcher
-
-        with self.mode:
-            patcher = ModelPatcher(self.model, load_device=self.device, offload_device=self.device)
-        patcher.model_options["transformer_options"].update(sdpa_options(self.device))
-        return patcher
 
     def measure(
         self,
