@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,6 @@ from .replaced import IntoNew, OnHandover, is_stock
 # that with the attention added, normed, and GEGLU's product, GELU and product of the two.
 STOCK_STREAMS = 18
 PATCHES = ("middle_patch", "attn2_patch", "attn2_output_patch")
-REPLACEMENTS = ("attn1", "attn2")
 
 
 def is_known_block(block: Any) -> bool:
@@ -132,12 +131,8 @@ class LeanTransformer(IntoNew, _Block):
         for kind in PATCHES:
             if options.get("patches", {}).get(kind):
                 return f"another node patches the attention ({kind})"
-        place = options.get("block")
-        places = (place, None if place is None else (*place[:2], options.get("block_index", 0)))
-        for kind in REPLACEMENTS:
-            replaced = options.get("patches_replace", {}).get(kind, {})
-            if any(each in replaced for each in places):
-                return f"another node replaces the attention ({kind})"
+        if _replacement(options, "attn1") is not None:
+            return "another node replaces the attention (attn1)"
         return super().why_not(given)
 
     def _is_untouched(self) -> bool:
@@ -167,7 +162,11 @@ class LeanTransformer(IntoNew, _Block):
         plan = self.settings.plan(x, options)
         # A function for each third: its end frees the copies of its weights.
         self._self_attention(x, target, options, plan)
-        self._cross_attention(target, context, options, plan)
+        replaced = _replacement(options, "attn2")
+        if replaced is None:
+            self._cross_attention(target, context, options, plan)
+        else:
+            self._replaced_attention(target, context, options, replaced)
         self._feed_forward(target, plan)
         return target
 
@@ -233,6 +232,26 @@ class LeanTransformer(IntoNew, _Block):
                     plan=plan,
                 )
 
+    def _replaced_attention(
+        self,
+        target: torch.Tensor,
+        context: torch.Tensor,
+        options: dict[str, Any],
+        replaced: Callable[..., torch.Tensor],
+    ) -> None:
+        """What an IP-Adapter makes of the whole batch: at most four streams beside the target."""
+        (block,) = self.stock
+        layer = block.attn2
+        own = ("patches", "patches_replace")
+        more = {key: value for key, value in options.items() if key not in own}
+        more |= {"n_heads": block.n_heads, "dim_head": block.d_head}
+        more["attn_precision"] = block.attn_precision
+        with ExitStack() as until:
+            query = layer.to_q(fetch_layer_norm(block.norm2, target, until)(target))
+        attended = replaced(query, layer.to_k(context), layer.to_v(context), more)
+        del query  # before the output projection allocates
+        target.add_(layer.to_out(attended))
+
     def _feed_forward(self, target: torch.Tensor, plan: DenoiserPlan) -> None:
         (block,) = self.stock
         gated, _, last = _layers(block.ff)
@@ -251,6 +270,14 @@ class LeanTransformer(IntoNew, _Block):
                     add=stream.add,
                     plan=plan,
                 )
+
+
+def _replacement(options: Mapping[str, Any], kind: str) -> Callable[..., torch.Tensor] | None:
+    """What another node has put in place of an attention of the block that runs."""
+    place = options.get("block")
+    block = None if place is None else (*place[:2], options.get("block_index", 0))
+    replaced = options.get("patches_replace", {}).get(kind, {})
+    return replaced.get(block, replaced.get(place))
 
 
 def _gelu_(rows: torch.Tensor) -> None:

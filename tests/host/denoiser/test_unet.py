@@ -117,21 +117,36 @@ def test_patches_inside_a_block_go_to_the_hosts_block(name: str, kind: str) -> N
     assert len(heard.reasons) == BLOCKS[name] and not torch.equal(wanted, forward(model, name))
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("kind", ["attn1", "attn2"])
 @pytest.mark.parametrize("place", [("middle", 0), ("input", 5, 0)])
 @torch.inference_mode()
-def test_a_replaced_attention_goes_to_the_hosts_block(kind: str, place: tuple[Any, ...]) -> None:
-    """As perturbed attention and IP-Adapter do it. Only the blocks named run as the host's."""
-    model = built("SDXL")
-    replaced = {kind: {place: lambda q, k, v, options: q * 0.5}}
-    options = {"transformer_options": {"patches_replace": replaced}}
+def test_a_replaced_attention(kind: str, place: tuple[Any, ...], batch: int) -> None:
+    """As perturbed attention and IP-Adapter do it: attn1's blocks run as the host's, no others."""
+    model, seen = built("SDXL"), []
+
+    def replacement(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Any) -> Any:
+        plain = {
+            key: value for key, value in options.items() if key not in ("wrappers", "callbacks")
+        }
+        seen.append((q.clone(), k.clone(), v.clone(), plain))
+        return q * 0.5 + v.mean(1, keepdim=True)
+
+    options = {"transformer_options": {"patches_replace": {kind: {place: replacement}}}}
     heard = Heard(model)
-    wanted = forward(model, "SDXL", **options)
-    assert torch.equal(forward(heard.model, "SDXL", **options), wanted)
-    assert heard.reasons == [f"another node replaces the attention ({kind})"] * (
-        2 if place[0] == "middle" else 1
-    )
-    assert not torch.equal(wanted, forward(model, "SDXL"))
+    wanted, given = forward(model, "SDXL", batch=batch, **options), list(seen)
+    seen.clear()
+    got = forward(heard.model, "SDXL", batch=batch, **options)
+    assert (got - wanted).norm() / wanted.norm() < 1e-5 and (batch > 1 or torch.equal(got, wanted))
+    count = 2 if place[0] == "middle" else 1
+    reason = "another node replaces the attention (attn1)"
+    assert heard.reasons == ([reason] * count if kind == "attn1" else [])
+    assert len(seen) == len(given) == count and not torch.equal(wanted, forward(model, "SDXL"))
+    for ours, hosts in zip(seen, given, strict=True):
+        assert ours[3] == hosts[3]
+        assert all(
+            torch.allclose(a, b, atol=1e-4) for a, b in zip(ours[:3], hosts[:3], strict=True)
+        )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
