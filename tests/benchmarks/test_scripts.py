@@ -36,7 +36,7 @@ MISSING = {
 
 
 class Case(NamedTuple):
-    """One script at its smallest size.
+    """One script at its smallest size; the first word of the case's name is the script's.
 
     args: its options.
     cells: what must be a finite number: the first cell of a row, and columns of that row.
@@ -103,6 +103,11 @@ CASES = {
     ),
     "vae_compare": Case(
         ["--side", "64", "--way", "speed"],
+        [("stock", VAE_ERRORS), ("speed", (*VAE_ERRORS, "PSNR"))],
+        ("host", "linux"),
+    ),
+    "vae_compare wan": Case(
+        ["--vae", "wan", "--side", "64", "--frames", "5", "--way", "speed"],
         [("stock", VAE_ERRORS), ("speed", (*VAE_ERRORS, "PSNR"))],
         ("host", "linux"),
     ),
@@ -217,14 +222,15 @@ def test_a_script_prints_its_table_at_its_smallest_size(name: str, runs: Runs):
     if reason := why_not(name):
         pytest.skip(reason)
     runs.names.add(name)
-    done = runs.run(name, CASES[name].args, runs.folder / name)
+    script = name.split()[0]
+    done = runs.run(script, CASES[name].args, runs.folder / name)
     assert done.returncode == 0, done.stderr[-2000:]
     printed = list(tables(done.stdout))
     for first, columns in CASES[name].cells:
         found = [r for t in printed for r in t if r[""] == first and set(columns) <= set(r)]
         assert found, f"no row {first!r} with {columns} in:\n{done.stdout}"
         assert {c: found[0][c] for c in columns if not is_finite_number(found[0][c])} == {}
-    assert rows.read(runs.folder / name / f"{name}.jsonl")
+    assert rows.read(runs.folder / name / f"{script}.jsonl")
 
 
 @pytest.mark.slow
@@ -252,7 +258,7 @@ def test_show_prints_the_committed_rows_and_changes_none(name: str, runs: Runs, 
 
 def test_every_script_has_a_case_here():
     scripts = {path for path in SCRIPTS.glob("*.py") if path.name not in commands.NO_BENCHMARKS}
-    assert {path.stem for path in scripts} == set(CASES)
+    assert {path.stem for path in scripts} == {name.split()[0] for name in CASES}
     shows = {path.stem for path in scripts if '"--show"' in path.read_text("utf-8")}
     assert shows == set(SHOWN)
 
@@ -262,6 +268,22 @@ def test_a_row_that_was_not_measured_is_no_number():
     assert [row["peak"] for row in table] == ["1.5 MiB", "nan MiB"]
     assert [is_finite_number(row["peak"]) for row in table] == [True, False]
     assert not any(map(is_finite_number, ("not measured", "-", "inf", "inf %", "1 of nan")))
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["--frames", "5"], "--frames: Flux's VAE makes pictures"),
+        (["--vae", "wan", "--maps"], "--maps: kept of Flux's VAE alone"),
+    ],
+)
+def test_what_vae_compare_does_not_measure_is_refused(
+    args: list[str], reason: str, runs: Runs, tmp_path: Path
+):
+    done = runs.run("vae_compare", args, tmp_path)
+    assert done.returncode == 2
+    assert reason in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["denoiser_peak", "vae_peak"])

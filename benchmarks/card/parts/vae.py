@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from pack.runner.model_files import SAME_FOLDER
 
-from ...vae_compare import TILED, TILES, tile_edges
+from ...vae_ways import TILED, TILES, tile_edges
 from ..host import Host, start
 from ..job import Job, Picture
 from ..profiling import counted

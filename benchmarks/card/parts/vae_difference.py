@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...vae_compare import seam_ratio
+from ...vae_measures import seam_ratio
 
 FIGURES = (
     "is_bit_equal", "largest_error", "relative_error", "equal_8bit", "most_off_8bit", "psnr_db",
