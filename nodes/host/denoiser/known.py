@@ -23,7 +23,7 @@ from .forward import is_ming_image
 from .projections import is_whole
 from .qwen_image import QWEN_IMAGE
 from .replaced import Replaced
-from .unet_parts import UNET, published
+from .unet import UNET, published
 from .wan import WAN
 
 FAMILIES = (FLUX, QWEN_IMAGE, WAN, UNET)

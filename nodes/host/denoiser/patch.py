@@ -19,7 +19,7 @@ from .known import REFINERS, family_of, is_known, names_of_blocks
 from .replaced import OnHandover, Replaced
 from .skips import WaitingRam
 from .skips import make_wrapper as make_skips_wrapper
-from .unet_parts import UNET
+from .unet import UNET
 
 BLOCKS = ["all", "main layers", "every second", "refiners only"]
 MIXED_ROWS = (

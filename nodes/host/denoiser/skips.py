@@ -19,7 +19,7 @@ from ..base.fetch import is_plain
 from ..base.pinned import Pinned, PinnedRam
 from ..base.server import NodeLog
 from .replaced import eager
-from .unet_parts import skip_elements
+from .unet import skip_elements
 
 _FORWARD = inspect.signature(openaimodel.UNetModel.forward)
 # They change what the first input block leaves, or may do so in place.

@@ -58,7 +58,7 @@ def wrapped(wrapper: Any, **more: Any) -> dict[str, Any]:
 @torch.inference_mode()
 def test_what_waits_in_ram_comes_back(sides: tuple[int, int], batch: int) -> None:
     from pack.nodes.host.denoiser.skips import Skips
-    from pack.nodes.host.denoiser.unet_parts import skip_elements
+    from pack.nodes.host.denoiser.unet import skip_elements
 
     unet, latent = denoiser(), drawn(batch, 4, *sides, seed=1)
     wanted = called(unet, latent, {})
