@@ -6,7 +6,8 @@
 As denoiser_peak: the host's own classes at full width in bfloat16, two blocks of each kind, which
 peak as all do, or the whole U-Net; flash-like attention; weights excluded. U is one residual stream
 of the batch, in a U-Net that of the level with the most elements in a transformer. Columns of Apply
-Gradient Checkpoint where it works on the family; "smallest" takes minutes on fake tensors.
+Gradient Checkpoint where it works on the family; "smallest" takes minutes on fake tensors. FLUX
+also with weights in fewer bits, as most files have them; what a layer copies of them does count.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from pack.testing.tracker import Tracker
 from .rows import RESULTS_DIR, merged, versions, write
 
 RESULTS = RESULTS_DIR / "families.jsonl"
+# Files of these are rarely plain.
+QUANTISED = ("FLUX.2 dev", "FLUX.1 dev")
 KEY = ("family", "case", "way", "host")
 WAYS: dict[str, Prefer | None] = {
     "ComfyUI alone": None, "speed": "speed", "balance (default)": "balance",
@@ -35,7 +38,9 @@ WAYS: dict[str, Prefer | None] = {
 }  # fmt: skip
 
 
-def measured(family: families.Family, call: families.Call, prefer: Prefer | None) -> Tracker:
+def measured(
+    family: families.Family, call: families.Call, prefer: Prefer | None, weights: str = "plain"
+) -> Tracker:
     """One forward; prefer None: ComfyUI alone."""
     from pack.nodes.gradient_checkpoint import ApplyGradientCheckpoint
 
@@ -44,7 +49,7 @@ def measured(family: families.Family, call: families.Call, prefer: Prefer | None
             return patcher
         return ApplyGradientCheckpoint.execute(patcher, prefer=prefer).args[0]
 
-    return families.measure(family, call, patched=patched)
+    return families.measure(family, call, weights=weights, patched=patched)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -67,6 +72,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--family", action="append", choices=families.FAMILIES, help="only these")
+    parser.add_argument(
+        "--weights", action="append", choices=["plain", *families.KINDS], help="only these"
+    )
     parser.add_argument("--way", action="append", choices=list(WAYS), help="only these columns")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as base_dir:
@@ -76,10 +84,15 @@ def main() -> None:
         for name in options.family or families.FAMILIES:
             family = families.FAMILIES[name]
             ways = options.way or WAYS
-            for call, way in itertools.product(families.CALLS[name], ways):
-                tracker = measured(family, call, WAYS[way])
+            kinds = options.weights or ["plain", *(families.KINDS if name in QUANTISED else ())]
+            cases = itertools.product(kinds, families.CALLS[name], ways)
+            for kind, call, way in cases:
+                if kind != "plain" and call.references:
+                    continue  # as many tokens as of the larger picture
+                tracker = measured(family, call, WAYS[way], kind)
+                case = str(call) if kind == "plain" else f"{call}, {kind}"
                 rows.append({
-                    "family": name, "case": str(call), "way": way,
+                    "family": name, "case": case, "way": way,
                     "text_tokens": call.text_tokens, "blocks": families.BLOCKS,
                     "dtype": "bfloat16", "device": f"fake {families.fake_device().type}",
                     "stream_bytes": families.stream_bytes(family, call),

@@ -41,19 +41,21 @@ def build(
     dtype: torch.dtype,
     device: torch.device,
     is_mixed: bool = False,
+    stored: torch.dtype | None = None,
     **changed: Any,
 ) -> Any:
     """The host's BaseModel; `changed` entries of its configuration differ.
 
     Args:
         is_mixed: with the layers of checkpoints that have quantised ones.
+        stored: the dtype of the weights; None: that of the activations.
     """
     import comfy.ops
     import comfy.supported_models
 
     config = {**family.config, **changed}
     model_config = getattr(comfy.supported_models, family.supported)(config)
-    model_config.set_inference_dtype(dtype, None)
+    model_config.set_inference_dtype(stored or dtype, None if stored is None else dtype)
     if is_mixed:
         model_config.custom_operations = comfy.ops.mixed_precision_ops({}, dtype)
     return model_config.get_model({}, "", device=device)
@@ -76,11 +78,48 @@ def stream_bytes(family: Family, call: Call, dtype: torch.dtype = torch.bfloat16
     return call.batch * (tokens + joined) * family.dim * dtype.itemsize
 
 
+# Kinds of weights on the card, by what users have: the host's format, and whether the card
+# multiplies such numbers.
+ON_CARD = {
+    "scaled fp8": ("float8_e4m3fn", True),
+    "scaled fp8 without fp8 products": ("float8_e4m3fn", False),
+    "int8 file": ("int8_tensorwise", True),
+    "nvfp4": ("nvfp4", True),
+}  # fmt: skip
+WEIGHT_DTYPE, FOREIGN = "weight_dtype fp8_e4m3fn", "GGUF-like"
+KINDS = (*ON_CARD, WEIGHT_DTYPE, FOREIGN)
+
+
+class Foreign(torch.nn.Linear):
+    """A layer of another pack, which copies its whole weight in each call."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        stored = layer.weight.to(torch.float8_e4m3fn)
+        self.weight, self.bias = torch.nn.Parameter(stored, requires_grad=False), layer.bias
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(input, self.weight.to(input.dtype), self.bias)
+
+
+def _of_blocks(path: str) -> bool:
+    """What is in fewer bits in files: the layers of the blocks."""
+    return "_blocks." in path or path.startswith("blocks.")
+
+
+def _make_foreign(transformer: torch.nn.Module) -> None:
+    for path, layer in list(transformer.named_modules()):
+        if _of_blocks(path) and isinstance(layer, torch.nn.Linear):
+            parent, _, name = path.rpartition(".")
+            setattr(transformer.get_submodule(parent), name, Foreign(layer))
+
+
 class FakeFamily(FakeModel):
     """The host's BaseModel of a family with fake weights, as `FakeDenoiser` is Z-Image's.
 
     Args:
-        weights: "plain", or "streamed" or "int8" as `FakeDenoiser` has them.
+        weights: "plain", one of `KINDS`, or "streamed" or "int8" as `FakeDenoiser` has them.
         changed: see `build`.
     """
 
@@ -89,7 +128,7 @@ class FakeFamily(FakeModel):
         family: Family,
         *,
         dtype: torch.dtype = torch.bfloat16,
-        weights: Weights = "plain",
+        weights: Weights | str = "plain",
         changed: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.family, self.dtype = family, dtype
@@ -97,14 +136,21 @@ class FakeFamily(FakeModel):
         is_in_ram = weights in ("streamed", "int8")
         device = torch.device("cpu") if is_in_ram else self.device
         with self.mode, device:
-            quantised = QUANTISED.get(weights)
+            found = ON_CARD.get(weights)
+            quantised, multiplies = found or (QUANTISED.get(weights), False)
             self.model = build(
-                family, dtype=dtype, device=device, is_mixed=quantised is not None, **changed
+                family,
+                dtype=dtype,
+                device=device,
+                is_mixed=quantised is not None,
+                stored=torch.float8_e4m3fn if weights == WEIGHT_DTYPE else None,
+                **changed,
             )
+            transformer = self.model.diffusion_model
             if quantised:
-                quantise(
-                    self.model.diffusion_model, quantised, dtype, lambda path: "_blocks." in path
-                )
+                quantise(transformer, quantised, dtype, _of_blocks, multiplies=multiplies)
+            elif weights == FOREIGN:
+                _make_foreign(transformer)
         for layer in self.model.modules() if is_in_ram else ():
             if hasattr(layer, "comfy_cast_weights"):  # as the host's ModelPatcher.load sets it
                 layer.comfy_cast_weights = True
@@ -157,6 +203,7 @@ def measure(
     call: Call,
     *,
     dtype: torch.dtype = torch.bfloat16,
+    weights: Weights | str = "plain",
     changed: Mapping[str, Any] = MappingProxyType({}),
     patched: Callable[[Any], Any] = lambda patcher: patcher,
     **tracking: Any,
@@ -164,9 +211,9 @@ def measure(
     """Runs one forward of a family's transformer as in sampling, and returns what it held.
 
     Args:
-        changed: see `build`.
+        weights, changed: see `FakeFamily`.
         patched: what nodes make of the ModelPatcher.
         tracking: see `FakeFamily.measure`.
     """
-    fake = FakeFamily(family, dtype=dtype, changed=changed)
+    fake = FakeFamily(family, dtype=dtype, weights=weights, changed=changed)
     return fake.measure(call, patcher=patched(fake.patcher()), **tracking)

@@ -236,28 +236,37 @@ class FakeDenoiser(FakeModel):
 
 
 def quantise(
-    transformer: torch.nn.Module, name: str, dtype: torch.dtype, is_chosen: Callable[[str], bool]
+    transformer: torch.nn.Module,
+    name: str,
+    dtype: torch.dtype,
+    is_chosen: Callable[[str], bool],
+    *,
+    multiplies: bool = False,
 ) -> None:
     """Gives the linear layers their weights, those chosen by path in that format, as loading does.
 
     Source: _load_quantized_module in the host's comfy/ops.py.
-    """
-    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor, get_layout_class
 
-    layout, stored = (QUANT_ALGOS[name][key] for key in ("comfy_tensor_layout", "storage_t"))
+    Args:
+        multiplies: as on a card that multiplies such numbers; of formats whose products quantise
+            the rows it is always so.
+    """
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    layout = QUANT_ALGOS[name]["comfy_tensor_layout"]
+    multiplies = multiplies or not QUANT_ALGOS[name].get("quantize_input", True)
     for path, layer in transformer.named_modules():
         if not hasattr(layer, "_full_precision_mm"):
             continue
         shape, device = (layer.out_features, layer.in_features), layer.factory_kwargs["device"]
         weight = torch.empty(shape, dtype=dtype, device=device)
         if is_chosen(path):
-            scale = torch.empty((), device=device)
-            parameters = get_layout_class(layout).Params(
-                scale=scale, orig_dtype=dtype, orig_shape=shape
-            )
-            weight = QuantizedTensor(weight.to(stored), layout, parameters)
+            weight = QuantizedTensor.from_float(weight, layout, scale="recalculate")
             layer.quant_format, layer.layout_type = name, layout
-            layer._full_precision_mm = name == QUANTISED["scaled"]
+            layer._full_precision_mm = not multiplies
+            if name == "nvfp4":  # as files have it; otherwise the rows of a call share one
+                scale = torch.empty((), device=device)
+                layer.input_scale = torch.nn.Parameter(scale, requires_grad=False)
         layer.weight = torch.nn.Parameter(weight, requires_grad=False)
 
 

@@ -34,7 +34,7 @@ SHARED = {"units", "cuts", "prefer"}
 # `python run.py plan` runs on the standard library alone, so these have no torch.
 TORCH_FREE = {
     *("sizes", "cuts", "plan", "peak", "need", "cost", "choice", "budget", "families"),
-    *("parallel_plan", "unet_cuts", "unet_peak"),
+    *("parallel_plan", "products", "unet_cuts", "unet_peak"),
 }
 PROBE_WITH_TORCH = {"operations", "tracker"}
 NETWORK_AND_PROCESSES = {

@@ -11,6 +11,8 @@ from ..cuts import pieces
 # changes last bits. So a shorter rest joins the last chunk, unless the chunks are small anyway.
 SHORTEST_REST = 192
 LONG_CHUNK = 256
+# Starts of chunks are multiples of this, which keeps the CPU's attention bit-exact.
+CHUNK_MULTIPLE = 64
 # Short of memory, the feed-forward computes its second factor in this many column blocks, so that
 # one and a quarter hidden tensors live at once instead of two.
 HIDDEN_BLOCKS = 4
@@ -51,6 +53,9 @@ class DenoiserPlan:
         per group instead of twice.
     hidden_blocks: the feed-forward's second factor is computed in so many column blocks.
     holds_rope: the rope table is held whole, so that it is gathered once per forward.
+    copy_elements: of a weight that is copied for its product, at a time; 0: all.
+    holds_hidden: a block with a parallel feed-forward holds all its hidden rows beside q, so that
+        a projection that comes whole is called once.
     parallel: of blocks whose feed-forward runs beside their attention, where there are some.
     """
 
@@ -60,6 +65,8 @@ class DenoiserPlan:
     holds_query: bool = False
     hidden_blocks: int = 1
     holds_rope: bool = True
+    copy_elements: int = 0
+    holds_hidden: bool = False
     parallel: DenoiserPlan | None = None
 
     def rope_tokens(self, dim: int, head_dim: int) -> int:

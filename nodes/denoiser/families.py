@@ -11,6 +11,7 @@ from typing import Any
 
 from ..units import MIB
 from .cuts import DenoiserPlan
+from .parallel_plan import stock_parallel_elements
 from .peak import block_elements
 from .plan import DEFAULT, FILL_TOKENS, DenoiserChoice, plan_for
 from .sizes import TransformerSizes
@@ -194,7 +195,7 @@ def family_peak_bytes(request: FamilyRequest, plan: DenoiserPlan) -> int:
     Source: Flux, QwenImageTransformer2DModel and WanModel of the host's comfy/ldm.
     """
     sizes = request.family.sizes
-    block = block_elements(sizes, request.tokens, plan) * request.dtype_bytes
+    block = max(block_elements(sizes, request.tokens, plan), sizes.host_copy) * request.dtype_bytes
     return sizes.streams * request.stream_bytes + block + request.around_bytes + request.given_bytes
 
 
@@ -202,11 +203,15 @@ def family_stock_bytes(request: FamilyRequest) -> int:
     """The peak of a call of the host's own blocks, in bytes; weights excluded.
 
     Where the text has a feed-forward of its own, only its two streams live beside the picture's.
+    Where weights are copied, a copy may count for more than what a block makes of few tokens.
     """
     family, sizes = request.family, request.family.sizes
     apart = request.text_tokens if family.joins_text and not sizes.is_parallel else 0
     elements = sizes.stock_elements * (request.tokens - apart) + 2 * apart * sizes.dim
-    of_block = request.batch * elements * request.dtype_bytes
+    held = request.batch * elements
+    if sizes.is_parallel and sizes.is_copied:
+        held = max(held, stock_parallel_elements(sizes, request.batch * request.tokens))
+    of_block = held * request.dtype_bytes
     return of_block + request.around_bytes + request.given_bytes
 
 

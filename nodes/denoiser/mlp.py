@@ -30,7 +30,7 @@ class Hidden(NamedTuple):
         """Writes the hidden rows of rows [T, D] into a tensor [T, H].
 
         Memory: T * H / hidden_blocks elements for the second factor. Where a projection `is_whole`,
-            its product: of both factors if it gives both.
+            its product: of both factors if it gives both. What a product holds besides.
         Exact: bit-exact on CPU.
         """
         first, second = self.first, self.second
@@ -38,10 +38,7 @@ class Hidden(NamedTuple):
             write_columns(rows, [(first, 0, self.width)], into)
             self.activation_(into)
         elif first.projection is second.projection and first.projection.is_whole:
-            product = first.projection(rows)
-            into.copy_(product[:, first.first : first.first + self.width])
-            self.activation_(into)
-            into.mul_(product[:, second.first : second.first + self.width])
+            self.write_of(first.projection(rows), into)
         else:
             write_columns(rows, [(first, 0, self.width)], into)
             self.activation_(into)
@@ -50,6 +47,13 @@ class Hidden(NamedTuple):
                 factor = second.projection(rows, second.first + begin, second.first + end)
                 into[:, begin:end].mul_(factor)
                 del factor
+
+    def write_of(self, product: torch.Tensor, into: torch.Tensor) -> None:
+        """As `write`, of all that the one projection of both factors gives, which is only read."""
+        into.copy_(product[:, self.first.first : self.first.first + self.width])
+        self.activation_(into)
+        if self.second is not None:
+            into.mul_(product[:, self.second.first : self.second.first + self.width])
 
 
 def add_mlp(

@@ -9,6 +9,7 @@ import torch
 from .attention_half import AttendFn
 from .attention_part import Heads, Part
 from .cuts import DenoiserPlan, chunks
+from .mlp import Hidden
 from .rows import write_columns
 
 # Norm and rotary embedding of q, [T, heads, head_dim], and the token of its first row: new rows, or
@@ -17,7 +18,13 @@ TurnFn = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 def add_parallel(
-    part: Part, *, turn: TurnFn, attend: AttendFn, heads: Heads, plan: DenoiserPlan
+    part: Part,
+    *,
+    turn: TurnFn,
+    attend: AttendFn,
+    heads: Heads,
+    plan: DenoiserPlan,
+    hidden: Hidden | None = None,
 ) -> None:
     """As `add_joint_attention` of one part, which adds nothing before k and v are gone.
 
@@ -28,19 +35,23 @@ def add_parallel(
         part: with as many heads of keys as of queries, and one projection for q, k and v.
         turn: norm and rotary embedding of q.
         attend, heads, plan: see `add_joint_attention`.
+        hidden: of the projection of q, k and v, which comes whole and is called once: its hidden
+            rows wait behind q, and `out` gets [t, query * channels + H].
 
     Raises:
         ValueError: groups or chunk_tokens < 1.
 
     Memory: with S the tokens and G the groups: S * D * (1 + 2 / G) + chunk_tokens * D elements;
-        then what chunks attended to, those to come and the one that `out` joins.
+        then what chunks attended to, those to come and the one that `out` joins. With `hidden`
+        S * H more, and chunk_tokens times what the projection gives.
     Exact: bit-exact on CPU.
     """
     source, channels = part.source, heads.channels
     tokens, width = source.shape[0], heads.query * channels
     cut = plan.attention(heads.key_value, is_whole=part.query.projection.is_whole)
     runs = chunks(tokens, plan.chunk_tokens)
-    held = [source.new_empty(stop - start, width) for start, stop in runs]
+    beside = 0 if hidden is None else hidden.width
+    held = [source.new_empty(stop - start, width + beside) for start, stop in runs]
 
     def by_head(rows: torch.Tensor) -> torch.Tensor:
         return rows.view(rows.shape[0], -1, channels)
@@ -52,12 +63,12 @@ def add_parallel(
         begin, end = first * channels, last * channels
         shared = source.new_empty(tokens, 2 * (end - begin))
         key, value = map(by_head, shared.split(end - begin, dim=1))
-        for queries, (start, stop) in zip(held, runs, strict=True):
-            _make(part, start, begin, queries[:, begin:end], shared[start:stop])
+        for made, (start, stop) in zip(held, runs, strict=True):
+            _make(part, start, begin, made[:, begin:end], shared[start:stop], hidden, made)
             part.rotate(None, key[start:stop], start)
-        del queries  # pyright: ignore[reportPossiblyUnboundVariable]
+        del made  # pyright: ignore[reportPossiblyUnboundVariable]
         for index, (start, _) in enumerate(runs):
-            if len(cut.spans) > 1:
+            if len(cut.spans) > 1 or beside:
                 query = turn(by_head(held[index][:, begin:end]), start)
                 held[index][:, begin:end] = attended(query, key, value)
                 del query
@@ -71,8 +82,20 @@ def add_parallel(
         del change  # before the next chunk's
 
 
-def _make(part: Part, start: int, begin: int, queries: torch.Tensor, shared: torch.Tensor) -> None:
-    """Writes columns of q, and those of k and v side by side, of a run of tokens."""
+def _make(
+    part: Part,
+    start: int,
+    begin: int,
+    queries: torch.Tensor,
+    shared: torch.Tensor,
+    hidden: Hidden | None,
+    made: torch.Tensor,
+) -> None:
+    """Writes columns of q, and those of k and v side by side, of a run of tokens.
+
+    Args:
+        hidden: is written too, in the last columns of `made`.
+    """
     count, width = queries.shape
     rows = part.modulated(start, start + count)
     wanted = [(columns, begin, begin + width) for columns in part.columns]
@@ -82,5 +105,8 @@ def _make(part: Part, start: int, begin: int, queries: torch.Tensor, shared: tor
         return
     # A projection that comes whole is asked once.
     product = part.query.projection(rows)
+    del rows
+    if hidden is not None:
+        hidden.write_of(product, made[:, -hidden.width :])
     for columns, into in zip(part.columns, (queries, *shared.split(width, dim=1)), strict=True):
         into.copy_(product[:, columns.first + begin : columns.first + begin + width])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from .cuts import DenoiserPlan, longest_chunk
 from .parallel_plan import parallel_elements
+from .products import product_elements
 from .sizes import Request, TransformerSizes
 
 # Of one token in the rope tables of the axes: eight indices of 4 bytes.
@@ -104,14 +106,18 @@ def attention_elements(
     normed = longest_chunk(tokens, cut.made_tokens)
     is_beside = sizes.is_whole and normed < tokens
     made = normed * (sizes.dim + (sizes.qkv_dim if is_beside else 0))
+    joined = (queries + 2) * group if len(cut.spans) == 1 else group
+    made += product_elements(sizes, plan, normed, sizes.dim, joined)
     if sizes.norms_across:  # q as made and as normed beside the rows; k's product outlives them
         made = normed * sizes.dim * (3 if cut.holds_query else 1 if cut.keeps_rows else 2)
     # q of a chunk beside what it attended to; or that joined; or that beside its projection.
     ends = 2 * sizes.dim
     shared = 2 if repeats == 1 else 2 * repeats + (2 if queries else 0)
+    beside = product_elements(sizes, plan, chunk, sizes.dim, sizes.dim, is_written=False)
     attention = max(
         tokens * (held + (queries + 2) * group) + made + before_out,
-        tokens * (held + (queries + shared) * last) + chunk * ends + copies.qkv + copies.out,
+        tokens * (held + (queries + shared) * last)
+        + (chunk * ends + beside + copies.qkv + copies.out),
     )
     if repeats > 1:  # k and v as they are shared, and their copies for attention
         copied = (queries + 2 + 2 * repeats) * group
@@ -130,10 +136,17 @@ def feed_forward_elements(
     A chunk of the stream, of one hidden tensor, and of a column block of the other.
     """
     chunk = longest_chunk(tokens, plan.feed_tokens)
+    beside = functools.partial(product_elements, sizes, plan, chunk)
+    products = max(
+        beside(sizes.dim, sizes.ffn_dim), beside(sizes.ffn_dim, sizes.dim, is_written=False)
+    )
     held = chunk * (sizes.dim + sizes.ffn_dim) + 3 * copies.feed_forward
     if not sizes.is_gated:
-        return held
-    block = chunk * -(-sizes.ffn_dim // plan.feed_blocks(is_whole=sizes.is_whole))
+        return held + products + (chunk * sizes.ffn_dim if sizes.is_whole else 0)
+    columns = -(-sizes.ffn_dim // plan.feed_blocks(is_whole=sizes.is_whole))
+    if sizes.is_whole and sizes.is_parallel:  # one projection gives both factors
+        columns = 2 * sizes.ffn_dim
+    block = max(products, chunk * columns + beside(sizes.dim, columns, is_written=False))
     # The first chunk has not fetched w2 where it holds that block.
     is_first = chunk == tokens and not copies.is_batch
     return max(held, held + block - (copies.feed_forward if is_first else 0))

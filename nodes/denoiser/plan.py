@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from ..prefer import PREFERENCES, Prefer, check_prefer
 from .cost import attention_launches, feed_forward_launches
-from .cuts import HIDDEN_BLOCKS, DenoiserPlan
+from .cuts import CHUNK_MULTIPLE, HIDDEN_BLOCKS, DenoiserPlan
 from .parallel_plan import parallel_plan
 from .peak import attention_elements, feed_forward_elements
+from .products import copy_elements
 from .sizes import Request, TransformerSizes
 
 # Rows that a product needs to fill a large card: see `fill_tokens`.
@@ -20,8 +21,6 @@ FILL_TOKENS = 1024
 TILE_ROWS, TILE_COLUMNS = 128, 256
 # "smallest" goes below, where narrow products with few rows are the price.
 LEAST_TOKENS = 256
-# Starts of chunks are multiples of this, which keeps the CPU's attention bit-exact.
-CHUNK_MULTIPLE = 64
 # The peak of a block that "balance" allows, as a share of the host's.
 BALANCE_SHARE = 0.26
 # Where k and v alone are about that much, it allows stream, k and v and this share of a stream.
@@ -110,6 +109,8 @@ def plan_for(
     tokens = lengths[0]
     found = candidates(sizes, batch, tokens, choice, fill)
     base = DenoiserPlan(choice.groups or 1, tokens, tokens, holds_rope=found.holds_rope)
+    if sizes.is_copied:
+        base = replace(base, copy_elements=copy_elements(found.limit))
     attention = [
         replace(base, groups=n, chunk_tokens=chunk, holds_query=holds)
         for n in found.groups

@@ -22,6 +22,12 @@ class TransformerSizes:
     is_whole: each call of a linear layer of some block computes all output features (quantised
         layers), so q, k and v of all heads live at a time.
     is_dequantised: copies of weights of some block are in the dtype of the activations.
+    is_quantised: layers of some block quantise their rows, and give the columns that are asked for
+        in a new tensor. row_bits: of an element of those rows; 0 where the product quantises them.
+    is_copied: weights of some block are copied in the dtype of the activations, some columns at a
+        time; whole where a layer `is_whole`.
+    host_copy: elements of the largest weight that the host copies beside the streams, in a layer
+        that no part of ours runs.
     has_features: features of reference pictures (SigLIP) are tokens too.
     is_gated: the feed-forward has two factors.
     is_parallel: in some block the feed-forward runs beside the attention, on the same rows (FLUX).
@@ -44,6 +50,10 @@ class TransformerSizes:
     pad_multiple: int = 32
     is_whole: bool = False
     is_dequantised: bool = False
+    is_quantised: bool = False
+    row_bits: int = 0
+    is_copied: bool = False
+    host_copy: int = 0
     has_features: bool = False
     is_gated: bool = True
     is_parallel: bool = False

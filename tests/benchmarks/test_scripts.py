@@ -90,8 +90,10 @@ CASES = {
         ("host", "cuda"),
     ),
     "families": Case(
-        ["--family", "FLUX.1 dev", "--way", "ComfyUI alone", "--way", "balance (default)"],
-        [("FLUX.1 dev, 1024x1024", ("U", "ComfyUI alone", "balance (default)"))],
+        ["--family", "FLUX.1 dev", "--way", "ComfyUI alone", "--way", "balance (default)",
+         "--weights", "plain", "--weights", "nvfp4"],
+        [("FLUX.1 dev, 1024x1024", ("U", "ComfyUI alone", "balance (default)")),
+         ("FLUX.1 dev, 1024x1024, nvfp4", ("U", "ComfyUI alone", "balance (default)"))],
         ("host", "cuda"),
     ),
     "launches": Case(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from pack.nodes.denoiser.cuts import DenoiserPlan
 from pack.nodes.denoiser.parallel_plan import (
     BALANCE_ROOM,
     parallel_elements,
     parallel_launches,
+    stock_parallel_elements,
 )
 from pack.nodes.denoiser.plan import SLACK, DenoiserChoice, plan_for
 from pack.nodes.denoiser.sizes import TransformerSizes
@@ -80,3 +83,24 @@ def test_what_is_named_is_taken_and_the_rest_saves_memory(sizes: TransformerSize
         for blocks in (1, 2, 4)
     )
     assert parallel_elements(sizes, 4608, plan) <= SLACK * (least + 4608 * sizes.dim)
+
+
+@SIZES
+@pytest.mark.parametrize("is_copied", [False, True])
+@pytest.mark.parametrize("tokens", [700, 1536, 4608, 16896])
+def test_a_projection_that_comes_whole_is_called_once_below_the_hosts_peak(
+    sizes: TransformerSizes, tokens: int, is_copied: bool
+) -> None:
+    """Names the bug: it was called twice, and "speed" held more than ComfyUI."""
+    whole = dataclasses.replace(sizes, is_whole=True, is_copied=is_copied)
+    of_host = max(
+        sizes.stock_elements * tokens, stock_parallel_elements(whole, tokens)
+    )  # as families.family_stock_bytes has it
+    held = []
+    for prefer in ("speed", "balance", "smallest"):
+        plan = chosen(whole, tokens, DenoiserChoice(prefer))
+        held.append(tokens * sizes.dim + parallel_elements(whole, tokens, plan))
+        if tokens > 4000:  # of few tokens a copy of the weight is most of what the host holds
+            assert plan.holds_hidden == (prefer != "smallest")
+        assert held[-1] < of_host
+    assert held == sorted(held, reverse=True)

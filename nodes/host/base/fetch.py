@@ -118,7 +118,25 @@ def fetch_weights(
     return _held(layer, weight, bias, stream, until, is_dequantised=True)
 
 
-def fetch_quantised(layer: Any, like: torch.Tensor, until: ExitStack) -> RowsFn:
+def fetch_stored(
+    layer: Any, like: torch.Tensor, until: ExitStack
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As `fetch_weights`, with the weight as stored; of a layer without functions of its weights.
+
+    Memory: nothing where the weight is on the device, else its size as stored.
+    """
+    comfy.ops.run_every_op()
+    weight, bias, stream = comfy.ops.cast_bias_weight(
+        layer,
+        dtype=layer.weight.dtype,
+        device=like.device,
+        bias_dtype=like.dtype,
+        offloadable=True,
+    )
+    return _held(layer, weight, bias, stream, until)
+
+
+def fetch_quantised(layer: Any, like: torch.Tensor, until: ExitStack) -> Any:
     """Fetches the weight of a layer that `multiplies_quantised`; returns what multiplies rows.
 
     That is a copy of the layer with the fetched weight, whose forward is the host's own: it

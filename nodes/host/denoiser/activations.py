@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.mlp import ActivationFn, Hidden
 from ...denoiser.rows import Columns, Projection
-from .projections import projection
+from .projections import cut_projection
 from .replaced import is_stock
 
 
@@ -43,12 +44,14 @@ class FeedForward(NamedTuple):
     out: Any
     activation: Activation
 
-    def fetched(self, like: torch.Tensor, until: ExitStack) -> tuple[Hidden, Projection]:
-        """Its hidden rows and the projection of them; arguments as `projection`."""
-        first, out = (projection(layer, like, until) for layer in (self.first, self.out))
+    def fetched(
+        self, like: torch.Tensor, until: ExitStack, plan: DenoiserPlan
+    ) -> tuple[Hidden, Projection]:
+        """Its hidden rows and the projection of them; arguments as `cut_projection`."""
+        first, out = (cut_projection(layer, like, until, plan) for layer in (self.first, self.out))
         width, second = self.out.in_features, None
         if self.second is not None:
-            second = Columns(projection(self.second, like, until))
+            second = Columns(cut_projection(self.second, like, until, plan))
         elif self.activation.is_gated:
             second = Columns(first, width)
         return Hidden(width, Columns(first), second, self.activation.apply_), out

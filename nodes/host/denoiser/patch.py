@@ -27,6 +27,10 @@ MIXED_ROWS = (
     "differ from ComfyUI's by rounding"
 )
 CONTROLS = "a ControlNet runs as ComfyUI's own, not in pieces: its peak is not lowered"
+WHOLE = (
+    "layers of another node's own (as of GGUF files) compute all their columns in each call: less "
+    "memory is saved"
+)
 _KEY = f"{OPTIONS_KEY}.gradient_checkpoint"
 
 
@@ -56,6 +60,8 @@ def with_lean_blocks(
 
     if mixes_rows:
         log.say_once("nvfp4", MIXED_ROWS)
+    if settings.sizes.is_whole and settings.sizes.is_parallel:
+        log.say_once("whole", WHOLE)
 
     def on_stock_block(reason: str) -> None:
         log.say_once(reason, f"{reason}: ComfyUI's own code runs there")

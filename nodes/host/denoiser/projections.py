@@ -2,22 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.ops
 import torch
 
+from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.rows import ColumnsFn, Projection, columns_of
-from ..base.fetch import (
-    fetch_quantised,
-    fetch_weights,
-    has_forward_of,
-    is_mixed,
-    is_plain,
-    multiplies_quantised,
+from ..base.fetch import fetch_quantised, fetch_weights, is_plain, multiplies_quantised
+from .stored import (
+    is_hosts,
+    made,
+    makes_columns,
+    multiplied,
+    multiplies_columns,
+    row_bits,
 )
+
+
+class Stored(NamedTuple):
+    """How layers multiply by weights in fewer bits; see `TransformerSizes`."""
+
+    is_whole: bool
+    is_quantised: bool
+    row_bits: int
+    is_copied: bool
+
+    @classmethod
+    def of(cls, modules: Iterable[Any]) -> Stored:
+        """Of the linear layers among them, each of which `cut_projection` is given."""
+        layers = list(_linear(modules))
+        multiplying = [layer for layer in layers if multiplies_columns(layer)]
+        copying = [layer for layer in layers if makes_columns(layer)]
+        whole = [x for x in {*layers}.difference(multiplying, copying) if is_whole(x)]
+        return cls(
+            is_whole=bool(whole),
+            is_quantised=bool(multiplying),
+            row_bits=max(map(row_bits, multiplying), default=0),
+            is_copied=bool(copying) or any(map(_copies, whole)),
+        )
+
+
+def cut_projection(
+    layer: Any, like: torch.Tensor, until: ExitStack, plan: DenoiserPlan
+) -> Projection:
+    """As `projection`, which computes of a quantised layer only the columns that are asked for.
+
+    Args:
+        plan: its copy_elements.
+
+    Memory: as `projection`; see also `multiplied` and `made`.
+    """
+    if multiplies_columns(layer):
+        return Projection(lambda: multiplied(layer, like, until))
+    if makes_columns(layer):
+        return Projection(lambda: made(layer, like, until, plan.copy_elements))
+    return projection(layer, like, until)
 
 
 def projection(layer: Any, like: torch.Tensor, until: ExitStack) -> Projection:
@@ -42,19 +84,24 @@ def projection(layer: Any, like: torch.Tensor, until: ExitStack) -> Projection:
     return Projection(whole, is_whole=True, is_own=_is_fetched(layer))
 
 
+def largest_copy(modules: Iterable[Any]) -> int:
+    """Elements of the largest weight that is copied where linear layers among them are called."""
+    copying = (layer for layer in _linear(modules) if makes_columns(layer) or _copies(layer))
+    return max((layer.in_features * layer.out_features for layer in copying), default=0)
+
+
 def is_whole(layer: Any) -> bool:
     """True where each call of the layer computes all output features."""
     if is_plain(layer, comfy.ops.disable_weight_init.Linear):
         return False
     # The layer smooths its rows before it multiplies.
     is_smoothed = layer._parameters.get("pre_quant_scale") is not None
-    return not _is_hosts(layer) or is_smoothed or multiplies_quantised(layer)
+    return not is_hosts(layer) or is_smoothed or multiplies_quantised(layer)
 
 
 def has_whole(parts: Iterable[Any]) -> bool:
-    """True where a linear layer of the parts `is_whole`. Quantised ones are no nn.Linear."""
-    modules = (module for part in parts for module in part.modules())
-    return any(is_whole(module) for module in modules if hasattr(module, "in_features"))
+    """True where a linear layer of the parts `is_whole`."""
+    return any(map(is_whole, _linear(module for part in parts for module in part.modules())))
 
 
 def is_fetched_once(layer: Any) -> bool:
@@ -63,10 +110,16 @@ def is_fetched_once(layer: Any) -> bool:
 
 
 def _is_fetched(layer: Any) -> bool:
-    return _is_hosts(layer) and multiplies_quantised(layer)
+    return is_hosts(layer) and multiplies_quantised(layer)
 
 
-def _is_hosts(layer: Any) -> bool:
-    """True for a layer of the host's quantised classes with its own forward."""
-    is_known = is_mixed(layer) or type(layer) is comfy.ops.fp8_ops.Linear
-    return is_known and has_forward_of(layer, type(layer))
+def _copies(layer: Any) -> bool:
+    """True for a layer of another pack whose weight is stored in bytes, as of GGUF files."""
+    weight = getattr(layer, "weight", None)
+    is_stored = isinstance(weight, torch.Tensor) and weight.dtype.itemsize == 1
+    return is_stored and not is_hosts(layer) and is_whole(layer)
+
+
+def _linear(modules: Iterable[Any]) -> Iterator[Any]:
+    """The linear layers. Quantised ones are no nn.Linear."""
+    return (module for module in modules if hasattr(module, "in_features"))

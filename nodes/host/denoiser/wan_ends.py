@@ -13,8 +13,7 @@ import torch
 from torch.nn import functional
 
 from ...cuts import pieces
-from ...denoiser.cuts import DenoiserPlan, chunks
-from ...denoiser.plan import CHUNK_MULTIPLE
+from ...denoiser.cuts import CHUNK_MULTIPLE, DenoiserPlan, chunks
 from ...denoiser.rows import Shift
 from ...denoiser.stream import Factors, Stream
 from ..base.fetch import fetch_layer_norm, fetch_weights
