@@ -3,12 +3,13 @@
     python run.py bench vae_peak [--case 2048x2048x1] [--way decode] [--prefer balance] [--show]
 
 No weights and no GPU are needed: the host's decoder and encoder (Flux and Z-Image; Wan 2.1 and
-Qwen-Image) run on fake tensors of a card in bfloat16, and the storages alive on it are counted
-exactly; Flux's "smallest" keeps its large maps in RAM, which is not counted. Kernel workspaces and
-the allocator's fragmentation are not in the figures. Attention counts as fused. The arithmetic is
-that of the convolutions and the attention, relative to the host's. The last number of a case is the
-batch, of Wan's the frames: its decode of many takes minutes. Wan's result is not counted where it
-is not the host's own, as it goes to RAM strip by strip. Rows measured before are kept.
+Qwen-Image; Wan 2.2 5B) run on fake tensors of a card in bfloat16, and the storages alive on it are
+counted exactly; Flux's "smallest" keeps its large maps in RAM, which is not counted. Kernel
+workspaces and the allocator's fragmentation are not in the figures. Attention counts as fused. The
+arithmetic is that of the convolutions and the attention, relative to the host's. The last number of
+a case is the batch, of Wan's the frames: its decode of many takes minutes. Wan's result is not
+counted where it is not the host's own, as it goes to RAM strip by strip. Rows measured before are
+kept.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +29,8 @@ from pack.nodes.units import MIB
 from .rows import RESULTS_DIR, cell_of, merged, versions, write
 
 RESULTS = RESULTS_DIR / "vae_peak.jsonl"
-FLUX, WAN = "Flux", "Wan 2.1"
+FLUX, WAN, WAN_22 = "Flux", "Wan 2.1", "Wan 2.2"
+VAES = {FLUX: "", WAN: "wan-", WAN_22: "wan22-"}  # how the names of their cases begin
 
 
 class Case(NamedTuple):
@@ -42,8 +45,8 @@ class Case(NamedTuple):
     @property
     def name(self) -> str:
         """As it is chosen."""
-        sides = f"{self.width_px}x{self.height_px}"
-        return f"{sides}x{self.batch}" if self.vae == FLUX else f"wan-{sides}x{self.frames}"
+        count = self.batch if self.vae == FLUX else self.frames
+        return f"{VAES[self.vae]}{self.width_px}x{self.height_px}x{count}"
 
     def __str__(self) -> str:
         sides = f"{self.width_px}x{self.height_px}"
@@ -58,6 +61,9 @@ CASES = (
     Case(WAN, 1024, 1024),
     Case(WAN, 2560, 1440),
     Case(WAN, 832, 480, frames=81),
+    Case(WAN_22, 1280, 704),
+    Case(WAN_22, 2560, 1440),
+    Case(WAN_22, 1280, 704, frames=121),
 )
 STOCK = "stock"
 COLUMNS = (STOCK, "speed", "balance", "smallest")
@@ -65,11 +71,11 @@ WAYS = ("decode", "encode")
 KEY = ("way", "prefer", *Case._fields)
 
 
-def measure(fakes: tuple[Any, Any], way: str, prefer: str, case: Case) -> dict[str, Any]:
-    """One row; `fakes` are Flux's decoder or encoder, and Wan's VAE."""
+def measure(fake: Any, way: str, prefer: str, case: Case) -> dict[str, Any]:
+    """One row; `fake` is Flux's decoder or encoder, or a VAE of Wan."""
     start = time.perf_counter()
     run = _of_flux if case.vae == FLUX else _of_wan
-    tracker, ratio = run(fakes[case.vae == WAN], way, prefer, case)
+    tracker, ratio = run(fake, way, prefer, case)
     return {
         "way": way, "prefer": prefer, **case._asdict(),
         "dtype": "bfloat16", "device": "fake cuda", "peak_bytes": tracker.peak_bytes,
@@ -91,11 +97,20 @@ def _of_wan(fake: Any, way: str, prefer: str, case: Case) -> tuple[Any, float]:
     from pack.nodes.vae.video.choice import VideoChoice
 
     call = fake.call(case.height_px, case.width_px, case.frames, is_decoder=way == "decode")
-    stock = fake.stock(call)
-    base = fake.arithmetic.total
     if prefer == STOCK:
-        return stock, 1.0
-    tracker = fake.measure(call, VideoChoice(prefer, 0).plan(call))  # type: ignore
+        return fake.stock(call), 1.0
+    plan = VideoChoice(prefer, 0).plan(call)  # type: ignore
+    # Of a long video the preferences come to one plan.
+    return _measured_wan(fake, call, plan.rows)  # type: ignore
+
+
+@lru_cache(1)
+def _measured_wan(fake: Any, call: Any, rows: int) -> tuple[Any, float]:
+    from pack.nodes.vae.video.sizes import VideoPlan
+
+    fake.stock(call)
+    base = fake.arithmetic.total
+    tracker = fake.measure(call, VideoPlan(rows, "speed"))
     return tracker, fake.arithmetic.total / base
 
 
@@ -150,12 +165,16 @@ def main() -> None:
 
         known = versions()
         for way in () if options.show else options.way or WAYS:
-            fakes = FakeVae(is_decoder=way == "decode"), FakeVideoVae()
+            fakes: dict[str, Any] = {
+                FLUX: FakeVae(is_decoder=way == "decode"),
+                WAN: FakeVideoVae("2.1"),
+                WAN_22: FakeVideoVae("2.2"),
+            }
             for case in CASES:
                 if case.name not in (options.case or names):
                     continue
                 for prefer in options.prefer or COLUMNS:
-                    row = {**measure(fakes, way, prefer, case), **known}
+                    row = {**measure(fakes[case.vae], way, prefer, case), **known}
                     write(RESULTS, kept_rows([row]))
                     print(
                         f"{way} {case.name} {prefer}: {row['peak_bytes'] / MIB:.1f} MiB, "

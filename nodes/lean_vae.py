@@ -29,8 +29,8 @@ class LeanVAE(io.ComfyNode):
                 "Lowers the memory peak of VAE decode and encode, with the same picture up to "
                 "rounding: rows of the picture are computed in strips, with the statistics of the "
                 "whole picture, so there are no tiles and no seams. For the VAEs of Z-Image, Flux, "
-                "SD3, SDXL and SD1.5, and of Qwen-Image and Wan 2.1, images and videos; another "
-                "VAE is passed through as it is."
+                "SD3, SDXL and SD1.5, and of Qwen-Image and Wan (2.1 and 2.2), images and videos; "
+                "another VAE is passed through as it is."
             ),
             search_aliases=["vae low vram", "tiled vae", "exact tiled", "no seams"],
             inputs=[
@@ -46,7 +46,7 @@ class LeanVAE(io.ComfyNode):
                         "RAM and are copied, for two thirds more arithmetic; elsewhere 0.14 for "
                         "twice to two and a half times the arithmetic. That is decode at "
                         "1024x1024; encode: 0.5, 0.3 and 0.2 for up to two fifths more. Smaller "
-                        "pictures save less. Qwen-Image and Wan 2.1 compute nothing twice: half, a "
+                        "pictures save less. Qwen-Image and Wan compute nothing twice: half, a "
                         "quarter, or as little as the shortest sensible strips hold."
                     ),
                 ),

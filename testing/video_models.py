@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from pack.nodes.vae.devices import is_unrolled
@@ -16,16 +17,31 @@ from pack.testing.tracker import Tracker
 from pack.testing.vae_models import Arithmetic, filled
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+# Which WanVAE: that of Wan 2.1 and Qwen-Image, or that of Wan 2.2's 5B model.
+Version = Literal["2.1", "2.2"]
+VERSIONS: tuple[Version, ...] = ("2.1", "2.2")
 
-def wan_state(dim: int = 16, seed: int = 0, channels: int = 3) -> dict[str, torch.Tensor]:
-    """Random weights of the Wan 2.1 class, in the layout of its files."""
-    from comfy.ldm.wan.vae import WanVAE
 
-    model = WanVAE(
+def wan_model(version: Version, dim: int, channels: int = 3) -> Any:
+    """A WanVAE as the host makes it, of `dim` channels at the picture's size."""
+    from comfy.ldm.wan import vae, vae2_2
+
+    if version == "2.2":
+        # Its decoder is wider, as the published one is.
+        return vae2_2.WanVAE(
+            dim=dim, dec_dim=dim * 8 // 5, z_dim=48, temperal_downsample=[False, True, True]
+        )
+    return vae.WanVAE(
         dim=dim, z_dim=16, temperal_downsample=[False, True, True],
         image_channels=channels, conv_out_channels=channels,
     )  # fmt: skip
-    made = filled(model.state_dict(), seed)
+
+
+def wan_state(
+    dim: int = 16, seed: int = 0, channels: int = 3, version: Version = "2.1"
+) -> dict[str, torch.Tensor]:
+    """Random weights of the Wan class, in the layout of its files."""
+    made = filled(wan_model(version, dim, channels).state_dict(), seed)
     for name, weight in made.items():
         if name.endswith("gamma"):
             made[name] = 1 + 0.2 * torch.randn(weight.shape)
@@ -33,17 +49,27 @@ def wan_state(dim: int = 16, seed: int = 0, channels: int = 3) -> dict[str, torc
 
 
 def wan_vae(
-    dim: int = 16, *, dtype: torch.dtype = torch.float32, seed: int = 0, channels: int = 3
+    dim: int = 16,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    channels: int = 3,
+    version: Version = "2.1",
 ) -> Any:
-    """A VAE of the class of Wan 2.1 and Qwen-Image, as the host detects it.
+    """A VAE of the Wan class, as the host detects it.
 
     It attends with torch's attention, as the host does on most cards: on a CPU it splits.
     """
     import comfy.ldm.modules.diffusionmodules.model as kl
     import comfy.sd
+    from comfy.ldm.wan import vae2_2
     from comfy.ldm.wan.vae import AttentionBlock
 
-    vae = comfy.sd.VAE(sd=wan_state(dim, seed, channels), dtype=dtype)
+    state = wan_state(dim, seed, channels, version)
+    # The host makes Wan 2.2's at its published width, whatever the file's.
+    made, widths = vae2_2.WanVAE, {"dim": dim, "dec_dim": dim * 8 // 5}
+    with patch.object(vae2_2, "WanVAE", lambda **config: made(**{**config, **widths})):
+        vae = comfy.sd.VAE(sd=state, dtype=dtype)
     for part in vae.first_stage_model.modules():
         if type(part) is AttentionBlock:
             part.optimized_attention = kl.pytorch_attention
@@ -53,17 +79,17 @@ def wan_vae(
 class FakeVideoVae:
     """The host's full-size WanVAE on fake tensors of a card. Attention counts as fused."""
 
-    def __init__(self, *, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, version: Version = "2.1", *, dtype: torch.dtype = torch.bfloat16) -> None:
         from comfy.ldm.wan import vae as wan
 
+        self.version: Version = version
+        self.factor = {"2.1": 8, "2.2": 16}[version]
         self.dtype, self.mode, self.arithmetic = dtype, FakeTensorMode(), Arithmetic()
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
             with self.mode, torch.device("cuda"):
-                self.model = wan.WanVAE(
-                    dim=96, z_dim=16, temperal_downsample=[False, True, True]
-                ).eval()
+                self.model = wan_model(version, {"2.1": 96, "2.2": 160}[version]).eval()
         finally:
             torch.set_default_dtype(default)
         for part in self.model.modules():
@@ -71,16 +97,15 @@ class FakeVideoVae:
                 part.optimized_attention = self._attended_as_the_host
 
     def call(
-        self, height: int, width: int, frames: int = 1, *, is_decoder: bool = True,
-        has_ram: bool = True,
-    ) -> VideoCall:  # fmt: skip
+        self, height: int, width: int, frames: int = 1, *, is_decoder: bool = True
+    ) -> VideoCall:
         """One sample's decode or encode of a video of so many frames."""
         from pack.nodes.host.vae import video_layers
 
         sizes = video_layers.sizes(self.model, is_decoder=is_decoder)
         given = (frames - 1) // 4 + 1 if is_decoder else frames
         unrolled = is_unrolled(torch.device("cuda"))
-        return VideoCall(sizes, given, height, width, self.dtype.itemsize, has_ram, unrolled)
+        return VideoCall(sizes, given, height, width, self.dtype.itemsize, unrolled)
 
     def measure(self, call: VideoCall, plan: VideoPlan) -> Tracker:
         """One decode or encode on a card: what it held."""
@@ -108,8 +133,11 @@ class FakeVideoVae:
         return tracker
 
     def _given(self, call: VideoCall) -> torch.Tensor:
-        channels = 16 if call.sizes.is_decoder else 3
-        shape = (1, channels, call.frames, *call.sides())
+        if call.sizes.is_decoder:
+            channels, sides = call.sizes.links[0].given, call.sides()
+        else:
+            channels, sides = 3, (call.height, call.width)
+        shape = (1, channels, call.frames, *sides)
         return torch.empty(shape, dtype=self.dtype, device="cuda")
 
     def _attended(

@@ -99,3 +99,34 @@ def causal_convolution(
                 shifted = padded[:, :, time : time + frames, rows, columns]
                 total += torch.einsum("oc,bcthw->bothw", taps, shifted)
     return total if bias is None else total + bias.double().reshape(1, -1, 1, 1, 1)
+
+
+def averaged(x: torch.Tensor, frames: int) -> torch.Tensor:
+    """The means of 2 x 2 positions of [1, C, T, H, W]; in float64.
+
+    Args:
+        frames: so many frames become one, each with channels of its own; before the first frame
+            lie zeros.
+    """
+    x = torch.nn.functional.pad(x.double(), (0, 0, 0, 0, frames - 1, 0))
+    means = torch.nn.functional.avg_pool3d(x, (1, 2, 2))
+    # [1, C, T * frames, ...] -> [1, C * frames, T, ...]
+    return means.unflatten(2, (-1, frames)).transpose(2, 3).flatten(1, 2)
+
+
+def repeated(x: torch.Tensor, channels: int, frames: int) -> torch.Tensor:
+    """A video [1, C, T, H, W] of twice the rows and columns, channel by channel; in float64.
+
+    Args:
+        channels: of the result.
+        frames: so many frames come of each, of the first one only the last.
+    """
+    times = channels * frames * 4 // x.shape[1]
+    _, _, count, height, width = x.shape
+    made = torch.empty(1, channels, count * frames, 2 * height, 2 * width, dtype=torch.float64)
+    for channel in range(channels):
+        for place in range(4 * frames):
+            frame, row, column = place // 4, place // 2 % 2, place % 2
+            source = (channel * 4 * frames + place) // times
+            made[:, channel, frame::frames, row::2, column::2] = x[:, source].double()
+    return made[:, :, frames - 1 :]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...vae.devices import has_ram, is_unrolled, why_stock
+from ...vae.devices import is_unrolled, why_stock
 from ...vae.video.choice import VideoChoice
 from ...vae.video.run import decode, encode
 from ...vae.video.sizes import VideoCall, VideoPlan
@@ -71,6 +71,7 @@ class LeanVideo:
         sizes, (batch, _, frames, height, width) = self._sizes(), shape
         channels, factor, times = sizes.links[-1].made, sizes.factor, sizes.frame_factor
         if self.is_decoder:
+            channels //= sizes.patch**2
             return batch, channels, 1 + (frames - 1) * times, height * factor, width * factor
         return batch, channels, 1 + (frames - 1) // times, height // factor, width // factor
 
@@ -78,8 +79,8 @@ class LeanVideo:
         """The call for one of the samples [B, C, T, H, W]."""
         height, width = (self.output_shape(shape) if self.is_decoder else shape)[-2:]
         frames = self.stock_frames(shape[2])
-        ways = has_ram(device), is_unrolled(device)
-        return VideoCall(self._sizes(), frames, height, width, dtype.itemsize, *ways)
+        unrolled = is_unrolled(device)
+        return VideoCall(self._sizes(), frames, height, width, dtype.itemsize, unrolled)
 
     def need(
         self,
@@ -108,6 +109,9 @@ class LeanVideo:
             return f"it was called with {', '.join(options)}"
         if given.ndim != 5 or min(self.output_shape(given.shape)) < 1:
             return f"a tensor of shape {tuple(given.shape)}"
+        sizes, sides = self._sizes(), given.shape[-2:]
+        if sizes.shortcuts and not self.is_decoder and any(side % sizes.factor for side in sides):
+            return f"sides that are no multiple of {sizes.factor}"
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.stock.parameters()):
             return "gradients are wanted"
         return why_stock(given.device, given.dtype) or video_layers.why_not(self.stock)

@@ -1,4 +1,4 @@
-"""Reads the host's Wan VAE (Wan 2.1, Qwen-Image) as the layers of nodes/vae/video."""
+"""Reads the host's Wan VAEs (Wan 2.1, Qwen-Image; Wan 2.2) as the layers of nodes/vae/video."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import comfy.ldm.wan.vae as wan
+import comfy.ldm.wan.vae2_2 as wan22
 import comfy.ops
 import torch
 from torch import nn
@@ -22,18 +23,24 @@ from ...vae.video.layers import (
     RmsLayer,
     VideoLayers,
 )
-from ...vae.video.sizes import Link, VideoSizes
+from ...vae.video.sizes import Link, Shortcut, VideoSizes, shortcut_around
 from ..base.fetch import fetch_weights, is_plain
 from .layers import attend_with
 
 _PLAIN = comfy.ops.disable_weight_init
 _HALF_TYPES = (torch.float16, torch.bfloat16)
+_BLOCKS = (wan.ResidualBlock, wan22.ResidualBlock)
+
+
+def is_known_class(model: Any) -> bool:
+    """Whether a model is one of the host's two WanVAEs or a subclass of them."""
+    return isinstance(model, (wan.WanVAE, wan22.WanVAE))
 
 
 def why_not(model: Any) -> str | None:
     """Why a WanVAE cannot run in strips; None if it can."""
-    if type(model) is not wan.WanVAE:
-        return f"it is a {type(model).__name__}, not the WanVAE of Wan 2.1"
+    if type(model) not in (wan.WanVAE, wan22.WanVAE):
+        return f"it is a {type(model).__name__}, not the WanVAE of Wan 2.1 or that of Wan 2.2"
     if model.attn_scales:
         return "it has attention outside its middle"
     for name, layer in model.named_modules():
@@ -53,8 +60,10 @@ def _is_known(layer: Any) -> bool:
         return fine and layer.groups == 1 and layer.dilation == (1, 1)
     if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
         return False
-    if type(layer) is wan.Resample:
-        return layer.mode in ("upsample2d", "upsample3d", "downsample2d", "downsample3d")
+    if type(layer) in (wan.Resample, wan22.Resample):
+        return layer.mode in ("upsample3d", "upsample2d", "downsample3d", "downsample2d")
+    if type(layer) in (wan22.Up_ResidualBlock, wan22.Down_ResidualBlock):
+        return _is_known_group(layer)
     if type(layer) is wan.RMS_norm:
         return layer.channel_first and layer.bias is None
     if type(layer) is nn.Upsample:
@@ -63,10 +72,34 @@ def _is_known(layer: Any) -> bool:
         return layer.padding == (0, 1, 0, 1)
     if type(layer) is nn.Dropout:
         return layer.p == 0 or not layer.training
-    parts = (wan.Decoder3d, wan.Encoder3d, wan.ResidualBlock, wan.AttentionBlock)
-    return type(layer) in (*parts, nn.Sequential, nn.SiLU, nn.Identity)
+    return type(layer) in _PARTS
 
 
+def _is_known_group(group: Any) -> bool:
+    """Whether its shortcut is one of nodes/vae/video/shortcut.py that fits its layers."""
+    host, is_up = group.avg_shortcut, type(group) is wan22.Up_ResidualBlock
+    if any(type(part) not in (wan22.ResidualBlock, wan22.Resample) for part in _inner(group)):
+        return False
+    links = _links(group, None)
+    short = shortcut_around(links, 0, len(links))
+    if host is None:
+        return is_up and short.way == "same"
+    scale = 1 if short.way == "same" else 2
+    sizes = host.in_channels, host.out_channels, host.factor_t, host.factor_s
+    if sizes != (short.given, short.made, short.frames, scale):
+        return False
+    if type(host) is wan22.DupUp3D:
+        # Both columns of an element come from one channel.
+        is_even = short.given % short.made == 0 and host.repeats % 2 == 0
+        return is_up and short.way == "up" and is_even
+    return not is_up and short.way != "up" and host.group_size == scale**2
+
+
+_PARTS = {
+    *(wan.Decoder3d, wan.Encoder3d, wan.ResidualBlock, wan.AttentionBlock),
+    *(wan22.Decoder3d, wan22.Encoder3d, wan22.ResidualBlock),
+    *(wan22.AvgDown3D, wan22.DupUp3D, nn.Sequential, nn.SiLU, nn.Identity),
+}
 # Kernel, stride, padding, and what is added in time.
 _CAUSAL = {
     ((3, 3, 3), (1, 1, 1), (0, 1, 1), 2),
@@ -84,13 +117,19 @@ _PLAIN_2D = {
 def sizes(model: Any, *, is_decoder: bool) -> VideoSizes:
     """The sizes of the decoder or encoder of a WanVAE for which `why_not` is None."""
     links: list[Link] = []
+    shortcuts: list[Shortcut] = []
     cut = 0
     for part in _parts(model, is_decoder=is_decoder):
+        first = len(links)
         if isinstance(part, wan.AttentionBlock):
-            cut = len(links)
+            cut = first
         links += _links(part, model)
+        if getattr(part, "avg_shortcut", None) is not None:
+            shortcuts.append(shortcut_around(links, first, len(links)))
     # The two blocks around the attention run on whole frames too.
-    return VideoSizes(is_decoder, tuple(links), cut + 2 if is_decoder else cut - 1)
+    cut = cut + 2 if is_decoder else cut - 1
+    patch = 2 if type(model) is wan22.WanVAE else 1
+    return VideoSizes(is_decoder, tuple(links), cut, tuple(shortcuts), patch)
 
 
 def _parts(model: Any, *, is_decoder: bool) -> Iterator[Any]:
@@ -103,7 +142,18 @@ def _parts(model: Any, *, is_decoder: bool) -> Iterator[Any]:
         yield from (model.encoder.head, model.conv1)
 
 
+def _inner(part: Any) -> list[Any]:
+    """The modules that a part calls one by one, besides its shortcut; itself if there are none."""
+    if isinstance(part, wan22.Up_ResidualBlock):
+        return list(part.upsamples)
+    return list(part.downsamples) if isinstance(part, wan22.Down_ResidualBlock) else [part]
+
+
 def _links(part: Any, model: Any) -> list[Link]:
+    return [link for module in _inner(part) for link in _links_of(module, model)]
+
+
+def _links_of(part: Any, model: Any) -> list[Link]:
     if isinstance(part, wan.CausalConv3d):
         is_point = part.kernel_size == (1, 1, 1)
         made = model.z_dim if part is model.conv1 else part.out_channels  # the mean alone
@@ -111,7 +161,7 @@ def _links(part: Any, model: Any) -> list[Link]:
     if isinstance(part, nn.Sequential):
         conv: Any = part[-1]
         return [Link("conv", conv.in_channels, conv.out_channels)]
-    if isinstance(part, wan.ResidualBlock):
+    if isinstance(part, _BLOCKS):
         return [Link("block", part.in_dim, part.out_dim)]
     if isinstance(part, wan.AttentionBlock):
         return [Link("attention", part.dim, part.dim)]
@@ -132,7 +182,8 @@ def read(model: Any, like: torch.Tensor, *, is_decoder: bool) -> VideoLayers:
     """
     layers: list[AnyLayers] = []
     for part in _parts(model, is_decoder=is_decoder):
-        layers += _layers(part, model, like)
+        for module in _inner(part):
+            layers += _layers(module, model, like)
     return VideoLayers(layers, _convolve)
 
 
@@ -145,12 +196,12 @@ def _layers(part: Any, model: Any, like: torch.Tensor) -> list[AnyLayers]:
 
     if isinstance(part, wan.CausalConv3d):
         if part.kernel_size == (1, 1, 1):
-            return [PointLayers(weights(part), _links(part, model)[0].made)]
+            return [PointLayers(weights(part), _links_of(part, model)[0].made)]
         return [ConvLayers(None, weights(part))]
     if isinstance(part, nn.Sequential):
         norm, _, last = part
         return [conv(norm, last)]
-    if isinstance(part, wan.ResidualBlock):
+    if isinstance(part, _BLOCKS):
         norm1, _, conv1, norm2, _, _, conv2 = part.residual
         is_wider = part.in_dim != part.out_dim
         shortcut = weights(part.shortcut) if is_wider else None

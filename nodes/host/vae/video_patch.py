@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from comfy.ldm.wan.vae import WanVAE
 
 from ...vae.devices import why_stock
 from ...vae.video.choice import VideoChoice
@@ -19,7 +18,7 @@ from .video_forward import LeanVideo
 
 def is_wan(vae: Any) -> bool:
     """Whether the VAE is of the Wan class."""
-    return isinstance(vae.first_stage_model, WanVAE)
+    return video_layers.is_known_class(vae.first_stage_model)
 
 
 def with_lean_video(vae: Any, choice: VideoChoice, log: NodeLog) -> tuple[Any, str | None]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..cuts import query_rows
 from .cuts import first_needed, heights, row_kinds, row_stops
-from .sizes import Kind, Link, VideoCall, VideoPlan, frames_made
+from .sizes import Kind, Link, Part, Shortcut, VideoCall, VideoPlan, frames_made
 
 # Frames that a causal convolution reads.
 TAPS = 3
@@ -38,6 +38,8 @@ class _Held(NamedTuple):
     before: for the next frame.
     given_on: of the frames that it made and gives on one by one, until the last.
     at_work: while it works.
+    waiting: more from then on, until a shortcut joins; less from there on.
+    shared: of what waits, what the next layer is given.
     """
 
     frames: int
@@ -45,6 +47,8 @@ class _Held(NamedTuple):
     before: int
     given_on: int
     at_work: int
+    waiting: int = 0
+    shared: int = 0
 
 
 def video_peak_bytes(call: VideoCall, plan: VideoPlan) -> int:
@@ -55,7 +59,8 @@ def video_peak_bytes(call: VideoCall, plan: VideoPlan) -> int:
     sizes = call.sizes
     height, columns = call.sides()
     given = sizes.links[0].given * call.frames * height * columns
-    first, second = sizes.parts
+    before_cut, behind_cut = sizes.parts
+    first, second = before_cut.links, behind_cut.links
     kinds = row_kinds(first)
     cut_height = heights(kinds, height)[-1]
     cut_columns, frames = _columns(first, columns), _frames(first, call.frames)
@@ -64,8 +69,8 @@ def video_peak_bytes(call: VideoCall, plan: VideoPlan) -> int:
     lasts = int(frames > 1)
     if sizes.is_decoder:
         whole = [[height] * (len(kinds) + 1)]
-        stops = row_stops(row_kinds(second), cut_height, plan.rows, is_decoder=True)
-        peak = _part(first, whole, columns, call.frames, call, [lasts * stored])
+        stops = row_stops(row_kinds(second), cut_height, plan.rows // sizes.patch, is_decoder=True)
+        peak = _part(before_cut, whole, columns, call.frames, call, [lasts * stored])
         row = second[-1].made * _columns(second, cut_columns) * _frames(second, frames)
         before = [[0] * len(stops[0]), *stops]
         held = [
@@ -74,15 +79,15 @@ def video_peak_bytes(call: VideoCall, plan: VideoPlan) -> int:
             + lasts * row * (stop[-1] - done[-1])
             for done, stop in pairwise(before)
         ]
-        peak = max(peak, _part(second, stops, cut_columns, frames, call, held))
+        peak = max(peak, _part(behind_cut, stops, cut_columns, frames, call, held))
     else:
-        stops = row_stops(kinds, height, plan.rows, is_decoder=False)
+        stops = row_stops(kinds, height, plan.rows // sizes.patch, is_decoder=False)
         held = [lasts * stored, *[stored] * (len(stops) - 1)]
-        peak = _part(first, stops, columns, call.frames, call, held)
+        peak = _part(before_cut, stops, columns, call.frames, call, held)
         whole = [[cut_height] * (len(row_kinds(second)) + 1)]
         result = second[-1].made * frames * cut_height * cut_columns
         held = [lasts * (stored + result)]
-        peak = max(peak, _part(second, whole, cut_columns, frames, call, held))
+        peak = max(peak, _part(behind_cut, whole, cut_columns, frames, call, held))
     return call.dtype_bytes * (given + peak)
 
 
@@ -100,7 +105,7 @@ def _frames(links: Sequence[Link], frames: int) -> int:
 
 
 def _part(
-    links: Sequence[Link],
+    part: Part,
     stops: list[list[int]],
     columns: int,
     frames: int,
@@ -112,27 +117,85 @@ def _part(
     Args:
         held: besides, in each strip.
     """
-    peak, done, above = 0, [0] * len(stops[0]), [0] * len(links)
+    peak, done, above = 0, [0] * len(stops[0]), []
     for strip, stop in enumerate(stops):
-        layers, place, width, count = [], 0, columns, frames
-        for link in links:
-            end = place + len(row_kinds([link]))
-            edges = list(zip(done, stop, strict=True))[place : end + 1]
-            is_last = stop[end] == stops[-1][end]
-            layers.append(_held(_Layer(link, width, count, edges, is_last), call))
-            place, width, count = end, _columns([link], width), _frames([link], count)
+        layers = _steps(part, list(zip(done, stop, strict=True)), columns, frames, call, stops[-1])
+        above = above or [0] * len(layers)
         before = sum(layer.before for layer in layers)
         for is_end in (False, True) if frames > 1 else (True,):
-            given_on = 0
+            given_on = waiting = shared = 0
             kept = sum(map(_kept, above, layers, repeat(is_end), repeat(0)))
             for old, layer in zip(above, layers, strict=True):
                 # At work, a layer holds a frame's rows from above and those for below.
                 work = given_on + kept + layer.above // layer.frames + layer.at_work
-                peak = max(peak, held[strip] + before + work)
+                peak = max(peak, held[strip] + before + work + waiting - shared)
                 kept += _kept(old, layer, is_end, 1) - _kept(old, layer, is_end, 0)
                 given_on += 0 if is_end else layer.given_on
+                waiting, shared = waiting + layer.waiting, layer.shared
         done, above = stop, [layer.above for layer in layers]
     return peak
+
+
+def _steps(
+    part: Part,
+    edges: list[tuple[int, int]],
+    columns: int,
+    frames: int,
+    call: VideoCall,
+    heights: list[int],
+) -> list[_Held]:
+    """What each step holds in a strip, those of shortcuts among them.
+
+    Args:
+        edges: see `_Layer`, here of all maps.
+        heights: of all maps.
+    """
+    found: list[_Held] = []
+    place, places = 0, [0]
+    for link in part.links:
+        place += len(row_kinds([link]))
+        places.append(place)
+    forks: dict[Shortcut, _Held] = {}
+    for number, link in enumerate(part.links):
+        first, last = places[number], places[number + 1]
+        for short in part.shortcuts:
+            if short.first == number:
+                ends = edges[first], edges[places[short.last]]
+                forks[short] = _fork(short, *ends, columns, frames)
+                found.append(forks[short])
+        is_last = edges[last][1] == heights[last]
+        layer = _Layer(link, columns, frames, edges[first : last + 1], is_last)
+        found.append(_held(layer, call))
+        columns, frames = _columns([link], columns), _frames([link], frames)
+        for short in part.shortcuts:
+            if short.last == number + 1:
+                rows = edges[last][1] - edges[last][0]
+                waiting = forks[short].waiting
+                # Two frames get of one, and the first goes to the end before the second comes.
+                given_on = waiting if short.way == "up" and short.frames > 1 else 0
+                at_work = short.made * rows * columns
+                found.append(_Held(frames, 0, 0, given_on, at_work, -waiting))
+    return found
+
+
+def _fork(
+    short: Shortcut, given: tuple[int, int], made: tuple[int, int], columns: int, frames: int
+) -> _Held:
+    """What a shortcut holds; given, made: the edges where it leaves the layers and joins them."""
+    new, above, below = given[1] - given[0], *map(short.waiting_rows, given, made)
+    rows = short.given * columns  # elements per row
+    if short.way != "down":
+        return _Held(
+            frames, below * rows * frames, 0, 0, new * rows, (above + new) * rows, new * rows
+        )
+    means = given[1] // 2 - given[0] // 2
+    odd = given[1] % 2 * rows
+    # The rows, in the order of the mean, and the mean: of half of the columns.
+    work = (new + 2 * means) * rows + means * rows // 2
+    waiting = (above + means) * rows // 2
+    pair = short.frames if frames > 1 else 1
+    kept = (below * rows // 2 + odd) * frames
+    return _Held(frames, kept, 0, 0, work + (pair - 1) * waiting, pair * waiting)
 
 
 def _kept(old: int, layer: _Held, is_end: bool, begun: int) -> int:

@@ -40,17 +40,17 @@ def video_plan(
     if tried is None:
         return None
     prefer, shrinks = tried
-    rows = strip_rows or _rows(call, prefer)
-    return VideoPlan(max(1, rows // SHRINK**shrinks), prefer)
+    rows, patch = strip_rows or _rows(call, prefer), call.sizes.patch
+    return VideoPlan(max(1, rows // SHRINK**shrinks // patch) * patch, prefer)
 
 
 @lru_cache(256)
 def _rows(call: VideoCall, prefer: Prefer) -> int:
     """Rows of the longest strips within the preference's peak, or the fewest that are sensible."""
-    links = call.sizes.links
+    links, positions = call.sizes.links, call.width // call.sizes.patch**2  # per row of pixels
     # At the picture's size: of the last layer's input, or of the first one's output.
     channels = links[-1].given if call.sizes.is_decoder else links[0].made
-    least = _even(min(call.height, LEAST_STRIP_ELEMENTS // (call.width * channels)))
+    least = _even(min(call.height, LEAST_STRIP_ELEMENTS // (positions * channels)))
     whole, smallest = (video_peak_bytes(call, VideoPlan(n, prefer)) for n in (call.height, least))
     most = max(SHARES[prefer] * whole, (1 + ROOM) * smallest)
     parts = 1

@@ -53,11 +53,22 @@ class Up(Step):
 
 def _upsample(rows: torch.Tensor, start: int, window: torch.Tensor) -> None:
     """Writes each row, its columns doubled, into every second row of the window from `start` on."""
+    into, doubled = every_second(rows, start, window)
+    into.copy_(doubled)
+
+
+def every_second(
+    rows: torch.Tensor, start: int, window: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every second row of the window from `start` on, and the rows for them, columns doubled.
+
+    Both are views [1, C, n, W, 2]. Rows for which the window has no place are left out.
+    """
     skipped = max(0, -start + 1) // 2
     into = window[:, :, start + 2 * skipped :: 2]
     rows = rows[:, :, skipped : skipped + into.shape[2]]
     into = into[:, :, : rows.shape[2]].unflatten(3, (-1, 2))
-    into.copy_(rows[..., None].expand_as(into))
+    return into, rows[..., None].expand_as(into)
 
 
 class Down(Step):

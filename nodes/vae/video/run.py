@@ -6,7 +6,7 @@ are the peak, on strips.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import count, pairwise
 
@@ -16,13 +16,13 @@ from ..attention import Tick
 from .cuts import heights, row_kinds, row_stops
 from .layers import VideoLayers
 from .sizes import VideoCall, VideoPlan, frames_made
-from .step import Edges, Step
-from .steps import made_step
+from .step import Step
+from .steps import made_steps
 
 # Takes rows of all frames of the result, [1, C, T, n, W], with the number of their first row.
 RowsWriter = Callable[[int, torch.Tensor], None]
-# Gives the new rows of all frames for a strip, [1, C, T, n, W].
-_Source = Callable[[int], torch.Tensor]
+# Gives the new rows of each frame for a strip, [1, C, n, W], and holds none that it gave.
+_Source = Callable[[int], Iterator[torch.Tensor]]
 # Takes a strip's rows of a frame, [1, C, n, W]: with the numbers of the strip and of the frame.
 _Sink = Callable[[int, int, torch.Tensor], None]
 
@@ -46,9 +46,10 @@ def decode(
     Memory: `video_peak_bytes`.
     Exact: equal up to rounding to the host's decoder, whose convolutions get the same operands.
     """
-    lower, upper = call.sizes.parts
+    lower, upper = (part.links for part in call.sizes.parts)
     height, width = call.sides()
-    stops = row_stops(row_kinds(upper), height, plan.rows, is_decoder=True)
+    patch = call.sizes.patch
+    stops = row_stops(row_kinds(upper), height, plan.rows // patch, is_decoder=True)
     edges = [0, *(given for given, *_ in stops)]
     stored: list[torch.Tensor] = []
 
@@ -61,19 +62,21 @@ def decode(
             piece[:, :, frame].copy_(rows[:, :, start : start + piece.shape[3]])
 
     run = _Run(layers, call, tick)
-    run.strips(0, [[height] * (len(row_kinds(lower)) + 1)], lambda strip: latent, store)
+    run.strips(0, [[height] * (len(row_kinds(lower)) + 1)], lambda strip: _frames(latent), store)
     made: list[torch.Tensor] = []
     frames = run.frames(len(call.sizes.links))
     tops = [0, *(stop[-1] for stop in stops)]
 
     def collect(strip: int, frame: int, rows: torch.Tensor) -> None:
         if not made:
-            made.append(rows.new_empty(1, rows.shape[1], frames, *rows.shape[2:]))
-        made[0][:, :, frame].copy_(rows)
+            _, channels, count, width = rows.shape
+            shape = channels // patch**2, frames, patch * count, patch * width
+            made.append(rows.new_empty(1, *shape))
+        _patches(made[0][:, :, frame], patch).copy_(rows.unflatten(1, (-1, patch, patch)))
         if frame == frames - 1:
-            write(tops[strip], made.pop())
+            write(patch * tops[strip], made.pop())
 
-    run.strips(1, stops, lambda strip: stored.pop(0), collect)
+    run.strips(1, stops, lambda strip: _frames(stored.pop(0)), collect)
 
 
 def encode(
@@ -95,10 +98,11 @@ def encode(
     Memory: `video_peak_bytes`.
     Exact: equal up to rounding to the host's encoder, whose convolutions get the same operands.
     """
-    upper, lower = call.sizes.parts
-    kinds = row_kinds(upper)
-    height = heights(kinds, video.shape[3])[-1]
-    stops = row_stops(kinds, video.shape[3], plan.rows, is_decoder=False)
+    upper, lower = (part.links for part in call.sizes.parts)
+    kinds, patch = row_kinds(upper), call.sizes.patch
+    whole, _ = call.sides()
+    height = heights(kinds, whole)[-1]
+    stops = row_stops(kinds, whole, plan.rows // patch, is_decoder=False)
     edges = [0, *(given for given, *_ in stops)]
     tops = [0, *(stop[-1] for stop in stops)]
     run = _Run(layers, call, tick)
@@ -116,8 +120,15 @@ def encode(
             made.append(rows.new_empty(1, rows.shape[1], frames, *rows.shape[2:]))
         made[0][:, :, frame].copy_(rows)
 
-    run.strips(0, stops, lambda n: video[:, :, :, edges[n] : edges[n + 1]], store)
-    run.strips(1, [[height] * (len(row_kinds(lower)) + 1)], lambda n: stored.pop(), collect)
+    def given(strip: int) -> Iterator[torch.Tensor]:
+        rows = video[:, :, :, patch * edges[strip] : patch * edges[strip + 1]]
+        for frame in _frames(rows):
+            yield frame if patch == 1 else _patches(frame, patch).flatten(1, 3)
+
+    run.strips(0, stops, given, store)
+    run.strips(
+        1, [[height] * (len(row_kinds(lower)) + 1)], lambda strip: _frames(stored.pop()), collect
+    )
     write(0, made.pop())
 
 
@@ -141,43 +152,52 @@ class _Run:
             stops: see `row_stops`.
         """
         sizes = self._call.sizes
-        links, start = sizes.parts[part], part * sizes.cut
+        start = part * sizes.cut
         frames, of_map = self.frames(start), stops[-1]
+        chosen = sizes.parts[part]
         with ExitStack() as until:
-            steps: list[Step] = []
-            ends: list[tuple[int, int]] = []
-            place = 0
-            for link, layers in zip(links, self._layers.links[start:], strict=False):
-                end = place + len(row_kinds([link]))
-                steps.append(
-                    made_step(
-                        link.kind,
-                        layers,
-                        self._layers.convolve,
-                        until,
-                        height=of_map[place],
-                        is_video=frames > 1,
-                        tick=lambda share: None,
-                    )
-                )
-                ends.append((place, end + 1))
-                place = end
+            steps = made_steps(
+                chosen,
+                self._layers.links[start : start + len(chosen.links)],
+                self._layers.convolve,
+                until,
+                heights=of_map,
+                frames=frames,
+                tick=lambda share: None,
+            )
+            of_frames = [placed.step for placed in steps]
             done = [0] * len(of_map)
             for strip, stop in enumerate(stops):
-                for step, (first, last) in zip(steps, ends, strict=True):
-                    step.begin(Edges(done[first:last], stop[first:last]))
-                rows, numbers = list(source(strip).unbind(2)), count()
-                while rows:
-                    _push(
-                        steps,
-                        [rows.pop(0)],
+                for placed in steps:
+                    placed.begin(done, stop)
+                numbers = count()
+                for rows in source(strip):
+                    held = [rows]
+                    del rows
+                    pushed(
+                        of_frames,
+                        held,
                         lambda rows, strip=strip, numbers=numbers: sink(strip, next(numbers), rows),
                     )
                     self._tick(1 / (frames * len(stops)))
                 done = stop
 
 
-def _push(
+def _frames(video: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The frames [1, C, n, W] of [1, C, T, n, W]; holds none that it gave."""
+    frames = list(video.unbind(2))
+    del video
+    while frames:
+        yield frames.pop(0)
+
+
+def _patches(rows: torch.Tensor, patch: int) -> torch.Tensor:
+    """A view [1, C, patch, patch, n, W] of pixels [1, C, patch * n, patch * W]: columns first."""
+    pixels = rows.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    return pixels.permute(0, 1, 5, 3, 2, 4)
+
+
+def pushed(
     steps: Sequence[Step], held: list[torch.Tensor], sink: Callable[[torch.Tensor], None]
 ) -> None:
     """Runs a frame through the steps. Of two frames made of it, the first goes to the end first."""
@@ -186,4 +206,4 @@ def _push(
         return
     made = steps[0].push(held)
     while made:
-        _push(steps[1:], [made.pop(0)], sink)
+        pushed(steps[1:], [made.pop(0)], sink)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import gc
+import re
 from typing import Any
 
 import pytest
 import torch
 from pack.nodes.probe.tracker import PeakTracker
 from pack.testing.vae_models import At, lean, raise_oom
-from pack.testing.video_models import wan_vae
+from pack.testing.video_models import VERSIONS, Version, wan_vae
 
 pytestmark = pytest.mark.usefixtures("host")
 
 PREFER = ["speed", "balance", "smallest"]
 
 
-@pytest.fixture(scope="module")
-def vae(host: Any) -> Any:
-    vae = wan_vae()
+@pytest.fixture(scope="module", params=VERSIONS)
+def vae(host: Any, request: pytest.FixtureRequest) -> Any:
+    vae = wan_vae(version=request.param)
     with torch.inference_mode():
-        vae.decode(_latent(1, 2, 2))  # loads it: that takes weight functions away
+        vae.decode(_latent(vae, 1, 2, 2))  # loads it: that takes weight functions away
     return vae
 
 
@@ -30,14 +31,26 @@ def said(caplog: pytest.LogCaptureFixture) -> Any:
     return lambda: "\n".join(r.message for r in caplog.records if r.message.startswith("Lean VAE"))
 
 
-def _latent(frames: int, height: int = 7, width: int = 5, batch: int = 1) -> torch.Tensor:
+def _factor(vae: Any) -> int:
+    """Pixels per position of the latent."""
+    return vae.upscale_ratio[1]
+
+
+def _sides(vae: Any) -> tuple[int, int]:
+    """Of a latent whose picture has 56x40 pixels, or 64x48."""
+    return (7, 5) if _factor(vae) == 8 else (4, 3)
+
+
+def _latent(vae: Any, frames: int, height: int = 0, width: int = 0, batch: int = 1) -> torch.Tensor:
     torch.manual_seed(frames + height)
-    return torch.randn(batch, 16, frames, height, width)
+    sides = (height, width) if height else _sides(vae)
+    return torch.randn(batch, vae.latent_channels, frames, *sides)
 
 
-def _video(frames: int, height: int = 56, width: int = 40) -> torch.Tensor:
+def _video(vae: Any, frames: int, height: int = 0, width: int = 0) -> torch.Tensor:
     torch.manual_seed(frames)
-    return torch.rand(frames, height, width, 3)
+    sides = (height, width) if height else [_factor(vae) * side for side in _sides(vae)]
+    return torch.rand(frames, *sides, 3)
 
 
 def _assert_near(made: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -48,16 +61,22 @@ def _assert_near(made: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 def _last_conv(vae: Any) -> Any:
-    return vae.first_stage_model.decoder.upsamples[-1].residual[6]
+    last = vae.first_stage_model.decoder.upsamples[-1]
+    return getattr(last, "upsamples", [last])[-1].residual[6]
 
 
-# Of an image, and of videos of 5, 9 and 13 frames, the last of which the host takes in twos.
+def _name(vae: Any, module: Any) -> str:
+    return next(name for name, one in vae.first_stage_model.named_modules() if one is module)
+
+
+# Of an image, and of videos of 5, 9 and 13 frames. Wan 2.1's last ones the host takes in twos.
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("frames", [1, 2, 3, 4])
 @torch.inference_mode()
-def test_bfloat16_is_bit_for_bit_the_hosts(frames: int) -> None:
+def test_bfloat16_is_bit_for_bit_the_hosts(frames: int, version: Version) -> None:
     """Strips of one row, of a remainder, of more than the height."""
-    vae = wan_vae(dtype=torch.bfloat16, seed=frames)
-    latent, video = _latent(frames), _video(4 * frames - 3)
+    vae = wan_vae(dtype=torch.bfloat16, seed=frames, version=version)
+    latent, video = _latent(vae, frames), _video(vae, 4 * frames - 3)
     wanted, wanted_latent = vae.decode(latent), vae.encode(video)
     assert wanted.std() > 0.05
     for strip_rows in (1, 20, 100) if frames < 3 else (20,):
@@ -72,7 +91,7 @@ def test_bfloat16_is_bit_for_bit_the_hosts(frames: int) -> None:
 def test_float32_is_the_hosts_up_to_rounding(vae: Any, prefer: str) -> None:
     """The CPU's float32 convolutions sum in another order for other frames or rows at a time."""
     for frames, rows in ((1, 0), (1, 1), (2, 16), (3, 0)):
-        latent, video = _latent(frames), _video(4 * frames - 3)
+        latent, video = _latent(vae, frames), _video(vae, 4 * frames - 3)
         changed = lean(vae, prefer, rows)
         wanted = vae.decode(latent)
         _assert_near(changed.decode(latent), wanted)
@@ -84,24 +103,36 @@ def test_float32_is_the_hosts_up_to_rounding(vae: Any, prefer: str) -> None:
 
 @torch.inference_mode()
 def test_odd_sizes_batches_and_frames_that_are_left_out(vae: Any) -> None:
-    changed = lean(vae, "smallest", 8)
-    latents = _latent(2, 1, 1, batch=2)
+    changed, factor = lean(vae, "smallest", 8), _factor(vae)
+    latents = _latent(vae, 2, 1, 1, batch=2)
     _assert_near(changed.decode(latents), vae.decode(latents))
-    for frames, height, width in ((7, 21, 30), (4, 16, 9)):  # 5 and 1 frames, cropped by the host
-        video = _video(frames, height, width)
+    # 5 and 1 frames, cropped by the host
+    for frames, height, width in ((7, 21 + factor, 30), (4, 16, 9 + factor)):
+        video = _video(vae, frames, height, width)
         _assert_near(changed.encode(video), vae.encode(video))
-    pictures = torch.rand(1, 3, 1, 19, 21)  # not cropped
-    wanted = vae.first_stage_model.encode(pictures)
-    _assert_near(changed.first_stage_model.encode(pictures), wanted)
-    images = torch.rand(2, 8, 16, 24, 3)  # the host crops frames to eights here
+    images = torch.rand(2, factor, 16, 48, 3)  # the host crops frames to the factor here
     _assert_near(changed.encode(images), vae.encode(images))
+
+
+@torch.inference_mode()
+def test_sides_that_are_not_cropped(vae: Any, said: Any) -> None:
+    changed, pictures = lean(vae), torch.rand(1, 3, 1, 19, 22)
+    if _factor(vae) == 8:
+        wanted = vae.first_stage_model.encode(pictures)
+        _assert_near(changed.first_stage_model.encode(pictures), wanted)
+        return
+    with pytest.raises(Exception) as of_host:
+        vae.first_stage_model.encode(pictures)
+    with pytest.raises(type(of_host.value), match=re.escape(str(of_host.value))):
+        changed.first_stage_model.encode(pictures)
+    assert "the host's own code runs: sides that are no multiple of 16" in said()
 
 
 @torch.inference_mode()
 def test_four_channels(host: Any) -> None:
     """As of layered pictures: colours and opacity."""
     vae = wan_vae(channels=4)
-    latent, picture = _latent(1), torch.rand(1, 24, 16, 4)
+    latent, picture = _latent(vae, 1), torch.rand(1, 24, 16, 4)
     changed = lean(vae, "balance", 16)
     _assert_near(changed.decode(latent), vae.decode(latent))
     _assert_near(changed.encode(picture), vae.encode(picture))
@@ -109,9 +140,9 @@ def test_four_channels(host: Any) -> None:
 
 @torch.inference_mode()
 def test_tiled_nodes_behind_it_still_tile(vae: Any) -> None:
-    latent, video = _latent(3, 12, 10), _video(5, 96, 80)
-    changed = lean(vae)
-    for name, given, tile in (("encode", video, 64), ("decode", latent, 8)):
+    latent, factor = _latent(vae, 3, 12, 10), _factor(vae)
+    video, changed = _video(vae, 5, 12 * factor, 10 * factor), lean(vae)
+    for name, given, tile in (("encode", video, 8 * factor), ("decode", latent, 8)):
         settings = {"tile_x": tile, "tile_y": tile, "overlap": tile // 4}
         wanted = getattr(vae, f"{name}_tiled")(given, **settings)
         _assert_near(getattr(changed, f"{name}_tiled")(given, **settings), wanted)
@@ -120,7 +151,7 @@ def test_tiled_nodes_behind_it_still_tile(vae: Any) -> None:
 
 @torch.inference_mode()
 def test_the_original_is_untouched_and_both_work_in_turn(vae: Any) -> None:
-    latent = _latent(2)
+    latent = _latent(vae, 2)
     wanted = vae.decode(latent)
     before = dict(vars(vae)), dict(vars(vae.first_stage_model))
     modules = [(id(m), type(m), dict(vars(m))) for m in vae.first_stage_model.modules()]
@@ -140,7 +171,7 @@ def test_the_original_is_untouched_and_both_work_in_turn(vae: Any) -> None:
 
 @torch.inference_mode()
 def test_a_second_node_replaces_the_first(vae: Any, said: Any) -> None:
-    latent = _latent(1)
+    latent = _latent(vae, 1)
     twice = lean(lean(vae, "speed"), "smallest", 3)
     _assert_near(twice.decode(latent), vae.decode(latent))
     assert "stock" not in said()
@@ -150,15 +181,15 @@ def test_a_second_node_replaces_the_first(vae: Any, said: Any) -> None:
 
 @torch.inference_mode()
 def test_a_changed_layer_runs_as_the_host_runs_it(vae: Any, said: Any) -> None:
-    latent, changed = _latent(2), lean(vae)
+    latent, changed = _latent(vae, 2), lean(vae)
     conv = _last_conv(vae)
     handle = conv.register_forward_hook(lambda module, given, made: 2 * made)
     try:
         assert torch.equal(changed.decode(latent), vae.decode(latent))
         assert torch.equal(changed.decode(latent), vae.decode(latent))
-        reason = "decoder.upsamples.14.residual.6 is a CausalConv3d of another kind"
+        reason = f"{_name(vae, conv)} is a CausalConv3d of another kind"
         assert said().count(f"the host's own code runs: {reason}") == 1
-        shape = (1, 16, 1, 128, 128)
+        shape = (1, vae.latent_channels, 1, 128, 128)
         assert changed.memory_used_decode(shape, torch.bfloat16) == (
             vae.memory_used_decode(shape, torch.bfloat16)
         )
@@ -169,9 +200,10 @@ def test_a_changed_layer_runs_as_the_host_runs_it(vae: Any, said: Any) -> None:
     assert lean(vae) is not vae
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @torch.inference_mode()
-def test_an_unknown_subclass_passes_through(said: Any) -> None:
-    vae = wan_vae()
+def test_an_unknown_subclass_passes_through(said: Any, version: Version) -> None:
+    vae = wan_vae(version=version)
 
     class Wider(type(vae.first_stage_model)):
         pass
@@ -179,29 +211,47 @@ def test_an_unknown_subclass_passes_through(said: Any) -> None:
     model = Wider(dim=16, z_dim=16, temperal_downsample=[False, True, True])
     vae.first_stage_model = model.eval()
     assert lean(vae) is vae
-    assert "this VAE stays stock: it is a Wider, not the WanVAE of Wan 2.1" in said()
+    reason = "it is a Wider, not the WanVAE of Wan 2.1 or that of Wan 2.2"
+    assert f"this VAE stays stock: {reason}" in said()
 
 
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        ("2.1", "decoder.middle.0"),
+        ("2.2", "encoder.downsamples.1.avg_shortcut"),
+        ("2.2", "decoder.upsamples.0"),
+    ],
+)
 @torch.inference_mode()
-def test_a_replaced_forward_passes_through(said: Any) -> None:
-    vae = wan_vae()
-    block = vae.first_stage_model.decoder.middle[0]
+def test_a_replaced_forward_passes_through(said: Any, version: Version, name: str) -> None:
+    vae = wan_vae(version=version)
+    block = vae.first_stage_model.get_submodule(name)
     block.forward = block.forward
     assert lean(vae) is vae
-    assert "decoder.middle.0 is a ResidualBlock of another kind" in said()
+    assert f"{name} is a {type(block).__name__} of another kind" in said()
+
+
+@pytest.mark.parametrize("setting", ["factor_s", "factor_t", "in_channels", "group_size"])
+def test_another_shortcut_passes_through(said: Any, setting: str) -> None:
+    vae = wan_vae(version="2.2")
+    group = vae.first_stage_model.encoder.downsamples[1]
+    setattr(group.avg_shortcut, setting, 3)
+    assert lean(vae) is vae
+    assert "encoder.downsamples.1 is a Down_ResidualBlock of another kind" in said()
 
 
 @torch.inference_mode()
 def test_options_it_does_not_know_run_the_hosts_code(vae: Any, said: Any) -> None:
     model = lean(vae).first_stage_model
     with pytest.raises(TypeError, match="unexpected keyword argument 'timestep'"):
-        model.decode(_latent(1), timestep=1)
+        model.decode(_latent(vae, 1), timestep=1)
     assert "the host's own code runs: it was called with timestep" in said()
 
 
 @torch.inference_mode()
 def test_cancel_frees_everything(vae: Any, host: Any) -> None:
-    management, latent = host.model_management, _latent(2, 16, 16)
+    management, latent = host.model_management, _latent(vae, 2, 16, 16)
     changed = lean(vae, "balance", 8)
     wanted = changed.decode(latent)
     conv = _last_conv(vae)
@@ -223,7 +273,7 @@ def test_cancel_frees_everything(vae: Any, host: Any) -> None:
 def test_out_of_memory_is_tried_again_in_smaller_pieces(
     vae: Any, said: Any, failures: set[int], tries: int
 ) -> None:
-    latent = _latent(2)
+    latent = _latent(vae, 2)
     wanted, changed, conv = vae.decode(latent), lean(vae, "speed"), _last_conv(vae)
     conv.weight_function = [At(raise_oom, failures)]
     try:
@@ -244,29 +294,33 @@ def test_a_long_decode_moves_the_nodes_bar(vae: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         comfy.utils, "PROGRESS_BAR_HOOK", lambda value, *rest, **kw: seen.append(value)
     )
-    lean(vae).decode(_latent(2))
+    lean(vae).decode(_latent(vae, 2))
     assert seen == [], "short work shows no bar"
     monkeypatch.setattr(video_forward, "_LONG_PX", 0)
-    lean(vae).decode(_latent(2))
+    lean(vae).decode(_latent(vae, 2))
     assert seen == sorted(set(seen))
     assert seen[-1] == 100
 
 
 @torch.inference_mode()
 def test_the_host_is_told_the_need(vae: Any) -> None:
-    """At 2560x1440 the host plans with 15 GiB for a decode, of which 2.7 are ever alive."""
-    for name, shape in (("decode", (1, 16, 1, 180, 320)), ("encode", (1, 3, 1, 1440, 2560))):
+    """At 2560x1440 it plans with 15 GiB for Wan 2.1's decode, of which 2.7 are ever alive."""
+    factor, channels = _factor(vae), vae.latent_channels
+    latent, picture = (1, channels, 1, 180, 320), (1, 3, 1, 180 * factor, 320 * factor)
+    for name, shape in (("decode", latent), ("encode", picture)):
         stock = getattr(vae, f"memory_used_{name}")(shape, torch.bfloat16)
         needs = [
             getattr(lean(vae, prefer), f"memory_used_{name}")(shape, torch.bfloat16)
             for prefer in PREFER
         ]
-        assert 0 < needs[2] < needs[1] < needs[0] < stock
+        assert 0 < needs[2] <= needs[1] < needs[0] < stock
+        # This narrow encoder of Wan 2.2 holds the picture and little besides.
+        assert needs[2] < needs[1] or (name, factor) == ("encode", 16)
         batch = (3, *shape[1:])
         more = getattr(lean(vae), f"memory_used_{name}")(batch, torch.bfloat16)
         assert needs[1] < more < 3 * needs[1]
-    decode, five = lean(vae).memory_used_decode, (1, 16, 5, 60, 104)
-    assert decode((1, 16, 1, 60, 104), torch.bfloat16) < decode(five, torch.bfloat16)
+    decode, shapes = lean(vae).memory_used_decode, [(1, channels, n, 30, 52) for n in (1, 5)]
+    assert decode(shapes[0], torch.bfloat16) < decode(shapes[1], torch.bfloat16)
 
 
 @pytest.mark.parametrize("is_bug_here", [False, True])

@@ -29,7 +29,7 @@ SIZES = _decoder()
 
 
 def _call(side: int = 512, frames: int = 1) -> VideoCall:
-    return VideoCall(SIZES, frames, side, side, 2, has_ram=False)
+    return VideoCall(SIZES, frames, side, side, 2)
 
 
 def _peak(call: VideoCall, plan: VideoPlan | None) -> int:
