@@ -26,6 +26,8 @@ class LeanVideo:
 
     def __init__(self, stock: Any, choice: VideoChoice, log: NodeLog, *, is_decoder: bool) -> None:
         self.stock, self.is_decoder = stock, is_decoder
+        # Read once: where the layers are no longer these, the host's own code runs.
+        self._sizes = video_layers.sizes(stock, is_decoder=is_decoder)
         self._choice, self._log = choice, log
 
     def __call__(
@@ -63,12 +65,12 @@ class LeanVideo:
 
     def stock_frames(self, frames: int) -> int:
         """Frames that are read of so many."""
-        factor = self._sizes().frame_factor
+        factor = self._sizes.frame_factor
         return frames if self.is_decoder else 1 + (frames - 1) // factor * factor
 
     def output_shape(self, shape: torch.Size) -> tuple[int, int, int, int, int]:
         """The shape of the result for samples [B, C, T, H, W]."""
-        sizes, (batch, _, frames, height, width) = self._sizes(), shape
+        sizes, (batch, _, frames, height, width) = self._sizes, shape
         channels, factor, times = sizes.links[-1].made, sizes.factor, sizes.frame_factor
         if self.is_decoder:
             channels //= sizes.patch**2
@@ -80,7 +82,7 @@ class LeanVideo:
         height, width = (self.output_shape(shape) if self.is_decoder else shape)[-2:]
         frames = self.stock_frames(shape[2])
         unrolled = is_unrolled(device)
-        return VideoCall(self._sizes(), frames, height, width, dtype.itemsize, unrolled)
+        return VideoCall(self._sizes, frames, height, width, dtype.itemsize, unrolled)
 
     def need(
         self,
@@ -98,23 +100,22 @@ class LeanVideo:
 
     def report(self, side: int, dtype: torch.dtype, device: torch.device) -> str:
         """The node's line, for a decode of one square picture."""
-        side //= self._sizes().factor
+        side //= self._sizes.factor
         return self._choice.report(self.call(torch.Size((1, 1, 1, side, side)), dtype, device))
-
-    def _sizes(self) -> Any:
-        return video_layers.sizes(self.stock, is_decoder=self.is_decoder)
 
     def _why_not(self, given: torch.Tensor, options: tuple[str, ...]) -> str | None:
         if options:
             return f"it was called with {', '.join(options)}"
+        reason = why_stock(given.device, given.dtype) or video_layers.why_not(self.stock)
+        if reason is not None:
+            return reason
         if given.ndim != 5 or min(self.output_shape(given.shape)) < 1:
             return f"a tensor of shape {tuple(given.shape)}"
-        sizes, sides = self._sizes(), given.shape[-2:]
+        sizes, sides = self._sizes, given.shape[-2:]
         if sizes.shortcuts and not self.is_decoder and any(side % sizes.factor for side in sides):
             return f"sides that are no multiple of {sizes.factor}"
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.stock.parameters()):
-            return "gradients are wanted"
-        return why_stock(given.device, given.dtype) or video_layers.why_not(self.stock)
+        wants = given.requires_grad or any(p.requires_grad for p in self.stock.parameters())
+        return "gradients are wanted" if torch.is_grad_enabled() and wants else None
 
     def _run(self, sample: torch.Tensor, result: torch.Tensor, call: VideoCall) -> None:
         layers = video_layers.read(self.stock, sample, is_decoder=self.is_decoder)

@@ -41,6 +41,9 @@ def why_not(model: Any) -> str | None:
     """Why a WanVAE cannot run in strips; None if it can."""
     if type(model) not in (wan.WanVAE, wan22.WanVAE):
         return f"it is a {type(model).__name__}, not the WanVAE of Wan 2.1 or that of Wan 2.2"
+    replaced = {"decode", "encode", "forward"} & vars(model).keys()
+    if replaced:
+        return f"its {min(replaced)} was replaced"
     if model.attn_scales:
         return "it has attention outside its middle"
     for name, layer in model.named_modules():
@@ -53,11 +56,11 @@ def _is_known(layer: Any) -> bool:
     if isinstance(layer, wan.CausalConv3d):
         shape = layer.kernel_size, layer.stride, layer.padding, layer._padding
         fine = is_plain(layer, wan.CausalConv3d) and shape in _CAUSAL
-        return fine and layer.groups == 1 and layer.dilation == (1, 1, 1)
+        return fine and _is_usual(layer, (1, 1, 1))
     if isinstance(layer, _PLAIN.Conv2d):
         shape = layer.kernel_size, layer.stride, layer.padding
         fine = is_plain(layer, _PLAIN.Conv2d) and shape in _PLAIN_2D
-        return fine and layer.groups == 1 and layer.dilation == (1, 1)
+        return fine and _is_usual(layer, (1, 1))
     if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
         return False
     if type(layer) in (wan.Resample, wan22.Resample):
@@ -73,6 +76,10 @@ def _is_known(layer: Any) -> bool:
     if type(layer) is nn.Dropout:
         return layer.p == 0 or not layer.training
     return type(layer) in _PARTS
+
+
+def _is_usual(conv: Any, dilation: tuple[int, ...]) -> bool:
+    return conv.groups == 1 and conv.dilation == dilation and conv.padding_mode == "zeros"
 
 
 def _is_known_group(group: Any) -> bool:
@@ -221,11 +228,15 @@ def _rms(norm: Any) -> RmsLayer:
 
 
 def _attention(block: Any, like: torch.Tensor) -> AttentionBlock:
+    fetched: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
     def third(number: int) -> Fetch:
         part = slice(number * block.dim, (number + 1) * block.dim)
 
         def fetch(until: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-            weight, bias = fetch_weights(block.to_qkv, like, until)
+            # Once for the three of them, which are asked for one after the other.
+            weight, bias = fetch_weights(block.to_qkv, like, until) if number == 0 else fetched[0]
+            fetched[:] = [(weight, bias)] if number < 2 else []
             return weight[part], None if bias is None else bias[part]
 
         return fetch

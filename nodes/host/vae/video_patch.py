@@ -58,10 +58,13 @@ def _need(stock: Callable[..., float], forward: LeanVideo, vae: Any) -> Callable
     holds_results = not (writes_away and vae.output_device.type != vae.device.type)
 
     def estimate(shape: Any, dtype: torch.dtype) -> float:
-        if len(shape) != 5 or video_layers.why_not(forward.stock) is not None:
+        shape = torch.Size(shape)
+        if len(shape) != 5 or min(forward.output_shape(shape)) < 1:
             return stock(shape, dtype)
-        need = forward.need(torch.Size(shape), dtype, vae.device, holds_results=holds_results)
-        return min(stock(shape, dtype), need)
+        if video_layers.why_not(forward.stock) is not None:
+            return stock(shape, dtype)
+        # Not less where the host's is: it does not count the frames of a long video.
+        return forward.need(shape, dtype, vae.device, holds_results=holds_results)
 
     ours: Any = estimate
     ours.stock = stock

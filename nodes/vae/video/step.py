@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -227,8 +228,18 @@ class Attention(Step):
     """The attention of each frame with itself; it gets whole frames."""
 
     def __init__(self, block: AttentionBlock, until: ExitStack, tick: Tick) -> None:
-        self._norm, self._layers = RmsSiLU(block.norm), block.layers
-        self._until, self._tick = until, tick
+        self._norm, self._until, self._tick = RmsSiLU(block.norm), until, tick
+        layers = block.layers
+        # Fetched once, not for each frame: what is borrowed stays until the stack closes.
+        query, key = layers.query(until), layers.key(until)
+        value, out = layers.value(until), layers.out(until)
+        self._layers = replace(
+            layers,
+            query=lambda _: query,
+            key=lambda _: key,
+            value=lambda _: value,
+            out=lambda _: out,
+        )
 
     def push(self, held: list[torch.Tensor]) -> list[torch.Tensor]:
         made = attended_(held, self._normed, self._layers, self._until, self._tick)
