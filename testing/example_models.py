@@ -10,12 +10,15 @@ import torch
 
 from . import attention_models
 from .families import FAMILIES
-from .vae_models import filled, kl_vae
+from .vae_models import kl_vae
+from .video_models import wan_vae
 
 TEXT_WIDTH = 64
 _FLUX = {"hidden_size": 256, "num_heads": 2, "context_in_dim": TEXT_WIDTH}
+_WAN = {"dim": 256, "ffn_dim": 640, "num_heads": 2, "text_dim": TEXT_WIDTH}
 NARROW: dict[str, dict[str, Any]] = {
-    "Wan 2.1 14B": {"dim": 256, "ffn_dim": 640, "num_heads": 2, "text_dim": TEXT_WIDTH},
+    "Wan 2.1 14B": _WAN,
+    "Wan 2.2 5B": _WAN,
     "Qwen-Image": {"num_attention_heads": 2, "joint_attention_dim": TEXT_WIDTH},
     "FLUX.1 dev": {**_FLUX, "vec_in_dim": TEXT_WIDTH},
     "FLUX.2 dev": _FLUX,
@@ -45,19 +48,6 @@ def transformer(family: str, seed: int = 0) -> Any:
     return attention_models._built(supported(dict(config)), config, seed)
 
 
-def wan_vae(dim: int = 8) -> Any:
-    """A VAE of the class of Wan 2.1 and Qwen-Image, as the host detects it, float32."""
-    import comfy.sd
-    from comfy.ldm.wan.vae import WanVAE
-
-    model = WanVAE(dim=dim, z_dim=16, temperal_downsample=[False, True, True])
-    state = filled(model.state_dict())
-    for name, weight in state.items():
-        if name.endswith("gamma"):
-            state[name] = 1 + 0.2 * torch.randn(weight.shape)
-    return comfy.sd.VAE(sd=state, dtype=torch.float32)
-
-
 class TextEncoder:
     """Stands in for a text encoder: random hidden states that depend on the text alone.
 
@@ -75,8 +65,9 @@ class TextEncoder:
 
 
 VAES: dict[str, Callable[[], Any]] = {
-    "Wan 2.1 14B": wan_vae,
-    "Qwen-Image": wan_vae,
+    "Wan 2.1 14B": lambda: wan_vae(8),
+    "Wan 2.2 5B": lambda: wan_vae(10, version="2.2"),
+    "Qwen-Image": lambda: wan_vae(8),
     "FLUX.1 dev": lambda: kl_vae(latent=16),
     "FLUX.2 dev": lambda: kl_vae(latent=32, is_packed=True),
     "SDXL": kl_vae,
@@ -107,6 +98,10 @@ EXAMPLES = {
     "wan_2_1_low_vram": Example(
         "Wan 2.1 14B",
         {"EmptyHunyuanLatentVideo": {"width": 192, "height": 192, "length": 5}, **STEPS},
+    ),
+    "wan_2_2_5b_low_vram": Example(
+        "Wan 2.2 5B",
+        {"Wan22ImageToVideoLatent": {"width": SIDE_PX, "height": SIDE_PX, "length": 9}, **STEPS},
     ),
     "qwen_image_low_vram": Example("Qwen-Image", IMAGE),
     # The text nodes make a megapixel of each reference; without a VAE the second makes none.

@@ -6,7 +6,7 @@ nodes/denoiser/families.py has what our formulas count of them; tests compare th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # Blocks of each kind: the stream of the first comes from an embedder, that of the next from a
@@ -134,6 +134,12 @@ WAN = Family(
     },
     frames=4, joins_text=False,
 )  # fmt: skip
+WAN_5B = replace(
+    WAN, supported="WAN22_T2V", dim=3072, cell=32,
+    config={
+        **WAN.config, "dim": 3072, "ffn_dim": 14336, "num_heads": 24, "in_dim": 48, "out_dim": 48,
+    },
+)  # fmt: skip
 # The U-Nets' streams and cells are those of the level with the most elements in a transformer.
 SDXL = Family(
     "SDXL", 640, 2048,
@@ -164,7 +170,8 @@ SD15 = Family(
 FAMILIES = {
     "FLUX.2 dev": FLUX2, "FLUX.2 klein 9B": _klein(4096, 12288),
     "FLUX.2 klein 4B": _klein(3072, 7680), "FLUX.1 dev": FLUX1, "Chroma": CHROMA,
-    "Qwen-Image": QWEN_IMAGE, "Wan 2.1 14B": WAN, "SDXL": SDXL, "SD1.5": SD15,
+    "Qwen-Image": QWEN_IMAGE, "Wan 2.1 14B": WAN, "Wan 2.2 5B": WAN_5B, "SDXL": SDXL,
+    "SD1.5": SD15,
 }  # fmt: skip
 CALLS = {
     "FLUX.2 dev": (
@@ -176,6 +183,7 @@ CALLS = {
     "Chroma": (Call(1024, 1024, 512), Call(2048, 2048, 512)),
     "Qwen-Image": (Call(1024, 1024, 256), Call(2048, 2048, 256)),
     "Wan 2.1 14B": (Call(832, 480, 512, frames=81), Call(1280, 720, 512, frames=81)),
+    "Wan 2.2 5B": (Call(1280, 704, 512, frames=121),),
     "SDXL": (Call(1024, 1024, 77, batch=2), Call(2048, 2048, 77, batch=2)),
     "SD1.5": (Call(512, 512, 77, batch=2), Call(1024, 1024, 77, batch=2)),
 }  # fmt: skip
