@@ -6,7 +6,7 @@
 As denoiser_peak: the host's own classes at full width in bfloat16, two blocks of each kind, which
 peak as all do, or the whole U-Net; flash-like attention; weights excluded. U is one residual stream
 of the batch, in a U-Net that of the level with the most elements in a transformer. Columns of Apply
-Gradient Checkpoint where it works on the family; "smallest" takes minutes on fake tensors. FLUX
+Gradient Checkpoint where it works on the family; "smallest" takes minutes on fake tensors. Some
 also with weights in fewer bits, as most files have them; what a layer copies of them does count.
 """
 
@@ -30,7 +30,7 @@ from .rows import RESULTS_DIR, merged, versions, write
 
 RESULTS = RESULTS_DIR / "families.jsonl"
 # Files of these are rarely plain.
-QUANTISED = ("FLUX.2 dev", "FLUX.1 dev")
+QUANTISED = ("FLUX.2 dev", "FLUX.1 dev", "Qwen-Image", "Wan 2.1 14B")
 KEY = ("family", "case", "way", "host")
 WAYS: dict[str, Prefer | None] = {
     "ComfyUI alone": None, "speed": "speed", "balance (default)": "balance",

@@ -101,7 +101,8 @@ class Part(NamedTuple):
             rows[start:stop] = self.modulated(start, stop)
         key, value = torch.empty_like(rows), torch.empty_like(rows)
         for columns, into in ((self.key, key), (self.value, value)):
-            write_columns(rows, [(columns, 0, rows.shape[1])], into)
+            for start, stop in [(0, tokens)] if columns.projection.is_direct else runs:
+                write_columns(rows[start:stop], [(columns, 0, rows.shape[1])], into[start:stop])
         for start, stop in runs:
             key[start:stop] = self.norms[1](key[start:stop])
         return self._replace(modulated=lambda start, stop: rows[start:stop]), key, value

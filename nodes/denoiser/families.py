@@ -157,6 +157,11 @@ class FamilyRequest:
         return picture * (1 + self.references) + self.text_tokens * self.family.joins_text
 
     @property
+    def has_parts(self) -> bool:
+        """Whether each block has layers of their own for the text and for the picture."""
+        return self.family.joins_text and not self.family.sizes.is_parallel
+
+    @property
     def stream_bytes(self) -> int:
         """U: bytes of one residual stream of the whole batch."""
         return self.batch * self.tokens * self.family.sizes.dim * self.dtype_bytes
@@ -195,7 +200,9 @@ def family_peak_bytes(request: FamilyRequest, plan: DenoiserPlan) -> int:
     Source: Flux, QwenImageTransformer2DModel and WanModel of the host's comfy/ldm.
     """
     sizes = request.family.sizes
-    block = max(block_elements(sizes, request.tokens, plan), sizes.host_copy) * request.dtype_bytes
+    part = request.tokens - request.text_tokens * request.has_parts
+    elements = block_elements(sizes, request.tokens, plan, part=part)
+    block = max(elements, sizes.host_copy) * request.dtype_bytes
     return sizes.streams * request.stream_bytes + block + request.around_bytes + request.given_bytes
 
 
@@ -205,8 +212,8 @@ def family_stock_bytes(request: FamilyRequest) -> int:
     Where the text has a feed-forward of its own, only its two streams live beside the picture's.
     Where weights are copied, a copy may count for more than what a block makes of few tokens.
     """
-    family, sizes = request.family, request.family.sizes
-    apart = request.text_tokens if family.joins_text and not sizes.is_parallel else 0
+    sizes = request.family.sizes
+    apart = request.text_tokens * request.has_parts
     elements = sizes.stock_elements * (request.tokens - apart) + 2 * apart * sizes.dim
     held = request.batch * elements
     if sizes.is_parallel and sizes.is_copied:

@@ -75,18 +75,34 @@ def lean_peak_bytes(request: Request, plan: DenoiserPlan, *, has_copies: bool = 
 
 
 def block_elements(
-    sizes: TransformerSizes, tokens: int, plan: DenoiserPlan, copies: Copies = NO_COPIES
+    sizes: TransformerSizes,
+    tokens: int,
+    plan: DenoiserPlan,
+    copies: Copies = NO_COPIES,
+    *,
+    part: int | None = None,
 ) -> int:
-    """Elements that a block holds beside the stream, for a sample of that many tokens."""
-    attention = attention_elements(sizes, tokens, plan, copies)
-    halves = max(attention, feed_forward_elements(sizes, tokens, plan, copies))
+    """Elements that a block holds beside the stream, for a sample of that many tokens.
+
+    Args:
+        part: tokens of the longest part, where parts that are attended to together have layers of
+            their own; None: all.
+    """
+    part = tokens if part is None else part
+    attention = attention_elements(sizes, tokens, plan, copies, part=part)
+    halves = max(attention, feed_forward_elements(sizes, part, plan, copies))
     if plan.parallel is None:
         return halves
     return max(halves, parallel_elements(sizes, tokens, plan.parallel))
 
 
 def attention_elements(
-    sizes: TransformerSizes, tokens: int, plan: DenoiserPlan, copies: Copies = NO_COPIES
+    sizes: TransformerSizes,
+    tokens: int,
+    plan: DenoiserPlan,
+    copies: Copies = NO_COPIES,
+    *,
+    part: int | None = None,
 ) -> int:
     """As `block_elements`, of the attention half.
 
@@ -103,13 +119,20 @@ def attention_elements(
     # The first sample fetches out in its last group.
     before_out = copies.qkv + (copies.out if copies.is_batch else 0)
     # A chunk normed; where all features are computed at a time, its product too.
-    normed = longest_chunk(tokens, cut.made_tokens)
+    normed = longest_chunk(tokens if part is None else part, cut.made_tokens)
+    product, joined = sizes.qkv_dim, (queries + 2) * group if len(cut.spans) == 1 else group
     is_beside = sizes.is_whole and normed < tokens
-    made = normed * (sizes.dim + (sizes.qkv_dim if is_beside else 0))
-    joined = (queries + 2) * group if len(cut.spans) == 1 else group
+    if sizes.makes_streams:  # q, k and v have a layer each
+        product, joined, is_beside = sizes.dim, group, sizes.is_whole
+    made = normed * (sizes.dim + (product if is_beside else 0))
     made += product_elements(sizes, plan, normed, sizes.dim, joined)
-    if sizes.norms_across:  # q as made and as normed beside the rows; k's product outlives them
-        made = normed * sizes.dim * (3 if cut.holds_query else 1 if cut.keeps_rows else 2)
+    if sizes.norms_across:
+        made = normed * sizes.dim
+        held_product = product_elements(sizes, plan, normed, sizes.dim, sizes.dim)
+        if cut.keeps_rows:  # k as normed; or what k or v is written from
+            made = max(made, held_product)
+        else:  # q as made and as normed beside the rows; k's product outlives them
+            made = (3 if cut.holds_query else 2) * made + held_product
     # q of a chunk beside what it attended to; or that joined; or that beside its projection.
     ends = 2 * sizes.dim
     shared = 2 if repeats == 1 else 2 * repeats + (2 if queries else 0)

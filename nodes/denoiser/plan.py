@@ -21,6 +21,9 @@ FILL_TOKENS = 1024
 TILE_ROWS, TILE_COLUMNS = 128, 256
 # "smallest" goes below, where narrow products with few rows are the price.
 LEAST_TOKENS = 256
+# The peak of a block that "speed" allows, as a share of the host's, where layers that hold more
+# than what is asked could hold more than the host does.
+SPEED_SHARE = 0.97
 # The peak of a block that "balance" allows, as a share of the host's.
 BALANCE_SHARE = 0.26
 # Where k and v alone are about that much, it allows stream, k and v and this share of a stream.
@@ -110,7 +113,7 @@ def plan_for(
     found = candidates(sizes, batch, tokens, choice, fill)
     base = DenoiserPlan(choice.groups or 1, tokens, tokens, holds_rope=found.holds_rope)
     if sizes.is_copied:
-        base = replace(base, copy_elements=copy_elements(found.limit))
+        base = replace(base, copy_elements=copy_elements(choice.prefer, found.limit))
     attention = [
         replace(base, groups=n, chunk_tokens=chunk, holds_query=holds)
         for n in found.groups
@@ -198,7 +201,10 @@ def _limit(
 ) -> float:
     """Elements of stream and block that a choice allows; 0 for as few as possible."""
     if prefer == "speed":
-        return float("inf")
+        is_plain = not (sizes.is_whole or sizes.is_quantised or sizes.is_copied)
+        if is_plain or not sizes.stock_elements:
+            return float("inf")
+        return SPEED_SHARE * batch * tokens * sizes.stock_elements
     if prefer == "smallest" or choice.groups or choice.chunk_tokens:
         return 0
     of_host = sizes.stock_elements or 4 * (sizes.ffn_dim + sizes.dim)

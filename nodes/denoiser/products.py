@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..prefer import Prefer
 from .cuts import DenoiserPlan
 from .sizes import TransformerSizes
 
@@ -14,11 +15,11 @@ ELEMENT_BITS = 16
 SPEED_COPY, BALANCE_COPY, LEAST_COPY = 2**26, 2**25, 2**23
 
 
-def copy_elements(limit: float) -> int:
-    """How much of a weight is copied at a time, by the elements that a choice allows."""
+def copy_elements(prefer: Prefer, limit: float) -> int:
+    """How much of a weight is copied at a time; limit: of elements, 0 for as few as possible."""
     if limit == 0:
         return LEAST_COPY
-    return SPEED_COPY if limit == float("inf") else BALANCE_COPY
+    return SPEED_COPY if prefer == "speed" else BALANCE_COPY
 
 
 def columns_at_a_time(features: int, elements: int) -> int:

@@ -28,12 +28,19 @@ class Projection:
         fetch: returns the product of rows with the output features first:last.
         is_whole: each call computes all output features, whatever is asked (quantised layers).
         is_own: nobody else may hold what a call returns, so it may be written over.
+        is_direct: columns are written without a tensor of their own.
     """
 
     def __init__(
-        self, fetch: Callable[[], ColumnsFn], *, is_whole: bool = False, is_own: bool = True
+        self,
+        fetch: Callable[[], ColumnsFn],
+        *,
+        is_whole: bool = False,
+        is_own: bool = True,
+        is_direct: bool = True,
     ) -> None:
         self._fetch, self.is_whole, self.is_own = functools.cache(fetch), is_whole, is_own
+        self.is_direct = is_direct and not is_whole
 
     def __call__(self, rows: torch.Tensor, first: int = 0, last: int | None = None) -> torch.Tensor:
         """Rows [T, C_in] times the output features first:last.

@@ -16,7 +16,7 @@ from ...denoiser.sizes import TransformerSizes
 from .activations import activation_of, feed_forward_of
 from .family import Family
 from .flux_blocks import LeanDouble, LeanLast, LeanSingle
-from .projections import Stored, largest_copy
+from .projections import Stored, as_stored
 
 
 def _is_possible(part: Any) -> bool:
@@ -34,13 +34,14 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
     is_packed = type(denoiser) is chroma.Chroma  # its latent's channels are counted with a patch
     ours = {module for block in blocks for module in block.modules()}
     ours -= {module.lin for module in ours if isinstance(module, layers.Modulation)}
-    stored = Stored.of(ours)
     # What the host's single block holds of a token at its peak: linear1's product, silu and their
     # product; or what attention made and the joined rows; or those as linear2 quantises them.
     stock = 5 * dim + 4 * hidden if is_gated else 6 * dim + 2 * hidden
     joined = dim + hidden
-    stock = max(stock, 3 * dim + hidden + joined + joined * stored.row_bits // ELEMENT_BITS)
-    return TransformerSizes(
+    stock = max(
+        stock, 3 * dim + hidden + joined + joined * Stored.of(ours).row_bits // ELEMENT_BITS
+    )
+    sizes = TransformerSizes(
         dim=dim,
         heads=heads,
         kv_heads=heads,
@@ -52,15 +53,11 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         patch=denoiser.patch_size,
         channels=params.in_channels // (denoiser.patch_size**2 if is_packed else 1),
         pad_multiple=1,
-        is_whole=stored.is_whole,
-        is_quantised=stored.is_quantised,
-        row_bits=stored.row_bits,
-        is_copied=stored.is_copied,
-        host_copy=largest_copy(set(denoiser.modules()) - ours),
         is_gated=is_gated,
         is_parallel=True,
         stock_elements=stock,
     )
+    return as_stored(sizes, denoiser, ours)
 
 
 def _published(sizes: TransformerSizes) -> families.FamilySizes | None:

@@ -60,7 +60,7 @@ def with_lean_blocks(
 
     if mixes_rows:
         log.say_once("nvfp4", MIXED_ROWS)
-    if settings.sizes.is_whole and settings.sizes.is_parallel:
+    if settings.sizes.is_whole and (settings.sizes.is_parallel or settings.sizes.makes_streams):
         log.say_once("whole", WHOLE)
 
     def on_stock_block(reason: str) -> None:

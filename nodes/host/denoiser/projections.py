@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import comfy.ops
@@ -11,6 +12,7 @@ import torch
 
 from ...denoiser.cuts import DenoiserPlan
 from ...denoiser.rows import ColumnsFn, Projection, columns_of
+from ...denoiser.sizes import TransformerSizes
 from ..base.fetch import fetch_quantised, fetch_weights, is_plain, multiplies_quantised
 from .stored import (
     is_hosts,
@@ -41,8 +43,21 @@ class Stored(NamedTuple):
             is_whole=bool(whole),
             is_quantised=bool(multiplying),
             row_bits=max(map(row_bits, multiplying), default=0),
-            is_copied=bool(copying) or any(map(_copies, whole)),
+            is_copied=bool(copying) or any(map(copies_whole, whole)),
         )
+
+
+def as_stored(sizes: TransformerSizes, denoiser: Any, modules: Collection[Any]) -> TransformerSizes:
+    """The sizes of a model whose linear layers among these are given to `cut_projection`."""
+    stored = Stored.of(modules)
+    return replace(
+        sizes,
+        is_whole=stored.is_whole,
+        is_quantised=stored.is_quantised,
+        row_bits=stored.row_bits,
+        is_copied=stored.is_copied,
+        host_copy=largest_copy(set(denoiser.modules()).difference(modules)),
+    )
 
 
 def cut_projection(
@@ -56,7 +71,7 @@ def cut_projection(
     Memory: as `projection`; see also `multiplied` and `made`.
     """
     if multiplies_columns(layer):
-        return Projection(lambda: multiplied(layer, like, until))
+        return Projection(lambda: multiplied(layer, like, until), is_direct=False)
     if makes_columns(layer):
         return Projection(lambda: made(layer, like, until, plan.copy_elements))
     return projection(layer, like, until)
@@ -86,7 +101,7 @@ def projection(layer: Any, like: torch.Tensor, until: ExitStack) -> Projection:
 
 def largest_copy(modules: Iterable[Any]) -> int:
     """Elements of the largest weight that is copied where linear layers among them are called."""
-    copying = (layer for layer in _linear(modules) if makes_columns(layer) or _copies(layer))
+    copying = (layer for layer in _linear(modules) if makes_columns(layer) or copies_whole(layer))
     return max((layer.in_features * layer.out_features for layer in copying), default=0)
 
 
@@ -113,11 +128,12 @@ def _is_fetched(layer: Any) -> bool:
     return is_hosts(layer) and multiplies_quantised(layer)
 
 
-def _copies(layer: Any) -> bool:
+def copies_whole(layer: Any) -> bool:
     """True for a layer of another pack whose weight is stored in bytes, as of GGUF files."""
     weight = getattr(layer, "weight", None)
-    is_stored = isinstance(weight, torch.Tensor) and weight.dtype.itemsize == 1
-    return is_stored and not is_hosts(layer) and is_whole(layer)
+    if not hasattr(layer, "in_features") or not isinstance(weight, torch.Tensor):
+        return False
+    return weight.dtype.itemsize == 1 and not is_hosts(layer) and is_whole(layer)
 
 
 def _linear(modules: Iterable[Any]) -> Iterator[Any]:

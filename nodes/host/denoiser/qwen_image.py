@@ -9,7 +9,7 @@ import comfy.ldm.qwen_image.model as qwen
 from ...denoiser import families
 from ...denoiser.sizes import TransformerSizes
 from .family import Family
-from .projections import has_whole
+from .projections import as_stored, copies_whole
 from .qwen_image_blocks import LeanBlock, LeanLast, layers_of
 
 # What the host's block holds of a token at its peak, in streams: two of the picture, the modulated
@@ -20,7 +20,11 @@ STOCK_STREAMS = 11
 def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
     """The sizes of the transformer, of which these blocks are known."""
     block = blocks[0]
-    return TransformerSizes(
+    ours = {module for part in blocks for module in part.modules()}
+    for part in blocks:  # the modulation is computed beside the streams alone
+        modulation = (*part.img_mod.modules(), *part.txt_mod.modules())
+        ours.difference_update(filter(copies_whole, modulation))
+    sizes = TransformerSizes(
         dim=block.dim,
         heads=block.num_attention_heads,
         kv_heads=block.num_attention_heads,
@@ -32,11 +36,11 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         patch=denoiser.patch_size,
         channels=denoiser.in_channels // denoiser.patch_size**2,
         pad_multiple=1,
-        is_whole=has_whole(blocks),
         is_gated=False,
         makes_streams=True,
         stock_elements=STOCK_STREAMS * block.dim,
     )
+    return as_stored(sizes, denoiser, ours)
 
 
 QWEN_IMAGE = Family(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import comfy.ldm.qwen_image.model as qwen
 import torch
+from torch import nn
 
 from ...denoiser.attention_half import add_joint_attention
 from ...denoiser.attention_part import Heads, Part
@@ -21,7 +22,7 @@ from ..base.fetch import fetch_layer_norm
 from ..base.options import within_groups
 from .block import BlockSettings
 from .heads import rotation
-from .projections import projection
+from .projections import cut_projection
 from .replaced import ONE_TIME, IntoNew, OnHandover, is_stock
 
 
@@ -62,6 +63,15 @@ class _Side(NamedTuple):
             shift, scale, gate = of_half.chunk(3)
             runs.append(Factors(first, last, Shift(1 + scale, shift), gate))
         return Stream(source, self.target[sample], norm, runs, self.is_fused[half])
+
+
+def _modulation(layers: Any, temb: torch.Tensor, plan: DenoiserPlan) -> torch.Tensor:
+    """Shift, scale and gate of a side's two halves, [B, 6 D]."""
+    if not is_stock(layers, nn.Sequential) or not is_stock(layers[0], nn.SiLU):
+        return layers(temb)
+    silu, linear = layers
+    with ExitStack() as until:
+        return cut_projection(linear, temb, until, plan)(silu(temb))
 
 
 class LeanBlock(IntoNew):
@@ -115,7 +125,7 @@ class LeanBlock(IntoNew):
             hidden_states,
             img,
             (block.img_norm1, block.img_norm2),
-            block.img_mod(temb),
+            _modulation(block.img_mod, temb, plan),
             timestep_zero_index,
             (not is_split, not is_split),
             (attention.to_q, attention.to_k, attention.to_v),
@@ -127,7 +137,7 @@ class LeanBlock(IntoNew):
             encoder_hidden_states,
             txt,
             (block.txt_norm1, block.txt_norm2),
-            block.txt_mod(temb.chunk(2, dim=0)[0] if is_split else temb),
+            _modulation(block.txt_mod, temb.chunk(2, dim=0)[0] if is_split else temb, plan),
             None,
             (False, True),
             (attention.add_q_proj, attention.add_k_proj, attention.add_v_proj),
@@ -159,7 +169,7 @@ class LeanBlock(IntoNew):
             fetched, first = [], 0
             for side in sides:
                 layers = (*side.layers, side.out)
-                *qkv, out = (projection(layer, side.source, until) for layer in layers)
+                *qkv, out = (cut_projection(layer, side.source, until, plan) for layer in layers)
                 norm = fetch_layer_norm(side.norms[0], side.source, until)
                 rope = _Rope(pe, first)
                 norms, like, channels = side.head_norms, side.source, heads.channels
@@ -218,8 +228,8 @@ def _feed_forward(side: _Side, plan: DenoiserPlan) -> None:
     gelu, last = layers_of(side.mlp)
     activation_ = functools.partial(torch.ops.aten.gelu_, approximate=gelu.approximate)
     with ExitStack() as until:
-        first = projection(gelu.proj, side.target, until)
-        out = projection(last, side.target, until)
+        first = cut_projection(gelu.proj, side.target, until, plan)
+        out = cut_projection(last, side.target, until, plan)
         norm = fetch_layer_norm(side.norms[1], side.target, until)
         for sample in range(side.target.shape[0]):
             stream = side.stream(sample, 1, norm)

@@ -9,14 +9,21 @@ import comfy.ldm.wan.model as wan
 from ...denoiser import families
 from ...denoiser.sizes import TransformerSizes
 from .family import Family
-from .projections import has_whole
+from .projections import as_stored
 from .wan_blocks import LeanBlock
 from .wan_ends import LeanHead, LeanPatches
+
+# Layers of the cross attention that are called with the text, or with a picture.
+OF_CONTEXT = ("k", "v", "k_img", "v_img")
 
 
 def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
     dim, heads, ffn_dim = denoiser.dim, denoiser.num_heads, denoiser.ffn_dim
-    return TransformerSizes(
+    ours = {module for part in blocks for module in part.modules()}
+    for part in blocks:  # ComfyUI's own layers compute what there is to attend to
+        across = part.cross_attn
+        ours.difference_update(getattr(across, name, None) for name in OF_CONTEXT)
+    sizes = TransformerSizes(
         dim=dim,
         heads=heads,
         kv_heads=heads,
@@ -28,13 +35,13 @@ def _sizes_of(denoiser: Any, blocks: list[Any]) -> TransformerSizes:
         patch=denoiser.patch_size[-1],
         channels=denoiser.out_dim,
         pad_multiple=1,
-        is_whole=has_whole(blocks),
         is_gated=False,
         makes_streams=True,
         norms_across=True,
         # Two streams, the rows of the feed-forward, and its GELU beside what it is of.
         stock_elements=3 * dim + 2 * ffn_dim,
     )
+    return as_stored(sizes, denoiser, ours)
 
 
 WAN = Family(

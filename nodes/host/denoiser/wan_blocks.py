@@ -21,7 +21,7 @@ from ...denoiser.stream import Factors, Stream
 from ..base.fetch import fetch_layer_norm, fetch_norm
 from ..base.options import within_groups
 from .heads import rotation
-from .projections import projection
+from .projections import cut_projection
 from .replaced import ONE_TIME, is_stock
 from .wan_ends import LeanWan, is_by_token, runs_of
 
@@ -87,7 +87,7 @@ class LeanBlock(LeanWan):
         heads = self._heads
         with ExitStack() as until:
             layers = (attention.q, attention.k, attention.v, attention.o)
-            query, key, value, out = (projection(layer, x, until) for layer in layers)
+            query, key, value, out = (cut_projection(layer, x, until, plan) for layer in layers)
             norms = (fetch_norm(attention.norm_q, x, until), fetch_norm(attention.norm_k, x, until))
             is_grouped = not any(layer.is_whole for layer in (query, key, value))
             norm = fetch_layer_norm(block.norm1, x, until)
@@ -133,7 +133,9 @@ class LeanBlock(LeanWan):
             of_picture = across.norm_k_img(across.k_img(picture)), across.v_img(picture)
         key, value = across.norm_k(across.k(text)), across.v(text)
         with ExitStack() as until:
-            query, out = (projection(layer, target, until) for layer in (across.q, across.o))
+            query, out = (
+                cut_projection(layer, target, until, plan) for layer in (across.q, across.o)
+            )
             norm_query = fetch_norm(across.norm_q, target, until)
             norm = fetch_layer_norm(block.norm3, target, until)
             attend: AttendFn = functools.partial(_attend, options)
@@ -167,8 +169,8 @@ class LeanBlock(LeanWan):
         first, gelu, last = block.ffn
         activation_ = functools.partial(torch.ops.aten.gelu_, approximate=gelu.approximate)
         with ExitStack() as until:
-            inner = projection(first, target, until)
-            out = projection(last, target, until)
+            inner = cut_projection(first, target, until, plan)
+            out = cut_projection(last, target, until, plan)
             norm = fetch_layer_norm(block.norm2, target, until)
             for sample in range(target.shape[0]):
                 stream = _stream(target[sample], target[sample], norm, factors[sample], 3)

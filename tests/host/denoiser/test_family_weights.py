@@ -62,11 +62,8 @@ def test_quantised_layers(files, name, algorithm, multiplies):
     ours = lean(model)
     part = ours.object_patches[f"diffusion_model.{SMALL[name].stacks[-1]}.0"]
     sizes, multiplied = part.settings.sizes, multiplies or algorithm == "int8_tensorwise"
-    if name in FLUX:  # whose layers give columns
-        found = sizes.is_whole, sizes.is_quantised, sizes.is_copied
-        assert found == (False, multiplied, not multiplied)
-    else:
-        assert sizes.is_whole == multiplied
+    found = sizes.is_whole, sizes.is_quantised, sizes.is_copied
+    assert found == (False, multiplied, not multiplied)
     got = assert_same(model, ours, **given(name))
     plain = sample(made_of(name, files[name]), **given(name)).latent
     assert 1e-4 < (got.latent - plain).norm() / plain.norm() < 1.5
