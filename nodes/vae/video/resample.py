@@ -12,28 +12,46 @@ from torch.nn import functional
 
 from ..strips import inner
 from .layers import Convolve, ResampleLayers
+from .sizes import Kind
 from .step import TAPS, Above, Edges, Step, copy_rows
 
 
-class Up(Step):
+class _Spatial(Step):
+    """A 3 x 3 convolution that changes a map's sides.
+
+    Args:
+        height: rows of the result.
+    """
+
+    def __init__(self, layers: ResampleLayers, until: ExitStack, height: int, kind: Kind) -> None:
+        self._weight, self._bias = layers.conv(until)
+        self._height, self._above = height, Above(kind)
+
+    def begin(self, edges: Edges) -> None:
+        self._frame, self._edges = -1, edges
+
+    def _taken(self, held: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The next frame's rows, with those above them; those for the strip below are kept."""
+        self._frame += 1
+        _, (stop, last) = self._edges
+        parts = self._above.joined(self._frame, held)
+        if last < self._height:
+            self._above.keep(self._frame, parts, stop, last)
+        return parts
+
+
+class Up(_Spatial):
     """Nearest upsampling by 2 and a 3 x 3 convolution.
 
     Memory: a call holds its rows, those upsampled, and its result.
     """
 
     def __init__(self, layers: ResampleLayers, until: ExitStack, height: int) -> None:
-        self._weight, self._bias = layers.conv(until)
-        self._height, self._above = 2 * height, Above("up")
-
-    def begin(self, edges: Edges) -> None:
-        self._frame, self._edges = -1, edges
+        super().__init__(layers, until, 2 * height, "up")
 
     def push(self, held: list[torch.Tensor]) -> list[torch.Tensor]:
-        self._frame += 1
+        parts = self._taken(held)
         (_, first), (stop, last) = self._edges
-        parts = self._above.joined(self._frame, held)
-        if last < self._height:
-            self._above.keep(self._frame, parts, stop, last)
         _, channels, _, width = parts[0].shape
         if last == first:
             return [parts[0].new_empty(1, self._weight.shape[0], 0, 2 * width)]
@@ -71,25 +89,18 @@ def every_second(
     return into, rows[..., None].expand_as(into)
 
 
-class Down(Step):
+class Down(_Spatial):
     """A 3 x 3 convolution of stride 2, which reads a row and a column of zeros at the end.
 
     Memory: a call holds its rows, a copy of them with the zeros, and its result.
     """
 
     def __init__(self, layers: ResampleLayers, until: ExitStack, height: int) -> None:
-        self._weight, self._bias = layers.conv(until)
-        self._height, self._above = height // 2, Above("down")
-
-    def begin(self, edges: Edges) -> None:
-        self._frame, self._edges = -1, edges
+        super().__init__(layers, until, height // 2, "down")
 
     def push(self, held: list[torch.Tensor]) -> list[torch.Tensor]:
-        self._frame += 1
-        (_, first), (stop, last) = self._edges
-        parts = self._above.joined(self._frame, held)
-        if last < self._height:
-            self._above.keep(self._frame, parts, stop, last)
+        parts = self._taken(held)
+        (_, first), (_, last) = self._edges
         _, channels, _, width = parts[0].shape
         if last == first:
             return [parts[0].new_empty(1, self._weight.shape[0], 0, width // 2)]

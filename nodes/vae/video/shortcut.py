@@ -36,7 +36,7 @@ class Path:
         self._waiting.clear()
 
     def take(self, rows: torch.Tensor) -> None:
-        """Takes of a frame's new rows, [1, C, n, W], what the result of the layers shall get."""
+        """Takes a frame's new rows, [1, C, n, W], and keeps what is to be added to the result."""
         self._given += 1
         frame = self._given
         parts = self._means(frame, rows) if self._shortcut.way == "down" else [rows]
