@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -249,6 +250,23 @@ def quantised(
         else:
             result[name] = tensor
     return result
+
+
+def count_fetches(monkeypatch: Any, model: Any) -> Counter[Any]:
+    """Has each weight of the model streamed; counts fetches by layer from now on."""
+    import comfy.ops
+
+    for layer in model.model.diffusion_model.modules():
+        if hasattr(layer, "comfy_cast_weights"):
+            layer.comfy_cast_weights = True
+    fetch, fetched = comfy.ops.cast_bias_weight, Counter()
+
+    def counted(layer: Any, *args: Any, **more: Any) -> Any:
+        fetched[layer] += 1
+        return fetch(layer, *args, **more)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", counted)
+    return fetched
 
 
 def offloaded(model: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from ..cuts import pieces
 from .cuts import DenoiserPlan, chunks
 from .rows import Columns, Projection, write_columns
+from .stream import Stream
 
 # Applies the activation to rows, in place.
 ActivationFn = Callable[[torch.Tensor], object]
@@ -57,32 +58,25 @@ class Hidden(NamedTuple):
 
 
 def add_mlp(
-    source: torch.Tensor,
-    *,
-    modulated: Callable[[int, int], torch.Tensor],
-    hidden: Hidden,
-    out: Projection,
-    add: Callable[[torch.Tensor, int], None],
-    plan: DenoiserPlan,
+    streams: Iterable[Stream], *, hidden: Hidden, out: Projection, plan: DenoiserPlan
 ) -> None:
-    """Adds out(hidden(modulated rows)) to a stream, chunk by chunk.
+    """Adds out(hidden(modulated rows)) to streams, one after the other, chunk by chunk.
 
     Args:
-        source: residual stream, [T, D], float.
-        modulated: normed and modulated rows of a run of its tokens, new [t, D].
+        streams: whose target is their source, [T, D], float.
         out: H -> D.
-        add: adds rows to the stream, from that token on; may write over them.
         plan: its feed_tokens and hidden_blocks.
 
     Memory: feed_tokens * (D + (1 + 1 / hidden_blocks) H) elements; H alone with one factor.
     Exact: bit-exact on CPU (rows and output features are independent).
     """
-    for start, stop in chunks(source.shape[0], plan.feed_tokens):
-        rows = modulated(start, stop)
-        made = source.new_empty(stop - start, hidden.width)
-        hidden.write(rows, made, plan)
-        del rows  # before out allocates its result
-        change = out.own(made)
-        del made
-        add(change, start)
-        del change  # before the next chunk allocates
+    for stream in streams:
+        for start, stop in chunks(stream.source.shape[0], plan.feed_tokens):
+            rows = stream.modulated(start, stop)
+            made = rows.new_empty(stop - start, hidden.width)
+            hidden.write(rows, made, plan)
+            del rows  # before out allocates its result
+            change = out.own(made)
+            del made
+            stream.add(change, start)
+            del change  # before the next chunk allocates

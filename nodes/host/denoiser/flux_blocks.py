@@ -97,16 +97,8 @@ def _feed_forward(stream: Modulated, mlp: Any, plan: DenoiserPlan) -> None:
     with ExitStack() as until:
         hidden, out = feed_forward.fetched(stream.tokens, until, plan)
         norm = fetch_layer_norm(stream.norm, stream.tokens, until)
-        for sample in range(stream.tokens.shape[0]):
-            of_sample = stream.of(sample, norm)
-            add_mlp(
-                of_sample.source,
-                modulated=of_sample.modulated,
-                hidden=hidden,
-                out=out,
-                add=of_sample.add,
-                plan=plan,
-            )
+        streams = (stream.of(sample, norm) for sample in range(stream.tokens.shape[0]))
+        add_mlp(streams, hidden=hidden, out=out, plan=plan)
 
 
 class LeanSingle(LeanFlux):

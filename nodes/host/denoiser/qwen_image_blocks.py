@@ -231,16 +231,9 @@ def _feed_forward(side: _Side, plan: DenoiserPlan) -> None:
         first = cut_projection(gelu.proj, side.target, until, plan)
         out = cut_projection(last, side.target, until, plan)
         norm = fetch_layer_norm(side.norms[1], side.target, until)
-        for sample in range(side.target.shape[0]):
-            stream = side.stream(sample, 1, norm)
-            add_mlp(
-                stream.target,
-                modulated=stream.modulated,
-                hidden=Hidden(last.in_features, Columns(first), None, activation_),
-                out=out,
-                add=stream.add,
-                plan=plan,
-            )
+        streams = (side.stream(sample, 1, norm) for sample in range(side.target.shape[0]))
+        hidden = Hidden(last.in_features, Columns(first), None, activation_)
+        add_mlp(streams, hidden=hidden, out=out, plan=plan)
 
 
 class LeanLast(IntoNew):

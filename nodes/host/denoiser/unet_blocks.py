@@ -260,16 +260,10 @@ class LeanTransformer(IntoNew, _Block):
             norm = fetch_layer_norm(block.norm3, target, until)
             width = last.in_features
             hidden = Hidden(width, Columns(first, width), Columns(first), _gelu_)
-            for sample in range(target.shape[0]):
-                stream = _stream(target[sample], target[sample], norm)
-                add_mlp(
-                    stream.source,
-                    modulated=stream.modulated,
-                    hidden=hidden,
-                    out=out,
-                    add=stream.add,
-                    plan=plan,
-                )
+            streams = (
+                _stream(target[sample], target[sample], norm) for sample in range(target.shape[0])
+            )
+            add_mlp(streams, hidden=hidden, out=out, plan=plan)
 
 
 def _replacement(options: Mapping[str, Any], kind: str) -> Callable[..., torch.Tensor] | None:

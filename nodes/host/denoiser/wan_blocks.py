@@ -172,16 +172,12 @@ class LeanBlock(LeanWan):
             inner = cut_projection(first, target, until, plan)
             out = cut_projection(last, target, until, plan)
             norm = fetch_layer_norm(block.norm2, target, until)
-            for sample in range(target.shape[0]):
-                stream = _stream(target[sample], target[sample], norm, factors[sample], 3)
-                add_mlp(
-                    stream.target,
-                    modulated=stream.modulated,
-                    hidden=Hidden(last.in_features, Columns(inner), None, activation_),
-                    out=out,
-                    add=stream.add,
-                    plan=plan,
-                )
+            streams = (
+                _stream(target[sample], target[sample], norm, factors[sample], 3)
+                for sample in range(target.shape[0])
+            )
+            hidden = Hidden(last.in_features, Columns(inner), None, activation_)
+            add_mlp(streams, hidden=hidden, out=out, plan=plan)
 
 
 def _stream(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -100,20 +99,9 @@ def test_fp8_weights_of_a_plain_file(files, name, weight_dtype):
 @torch.inference_mode()
 def test_a_streamed_weight_is_fetched_once_for_a_block(host, monkeypatch, name):
     """Names the bug: Wan's keys of a picture were fetched for each sample."""
-    import comfy.ops
-
     model = built(name)
-    for layer in model.model.diffusion_model.modules():
-        if hasattr(layer, "comfy_cast_weights"):
-            layer.comfy_cast_weights = True
-    fetch, fetched = comfy.ops.cast_bias_weight, Counter()
-
-    def counted(layer: Any, *args: Any, **more: Any) -> Any:
-        fetched[layer] += 1
-        return fetch(layer, *args, **more)
-
+    fetched = lean_models.count_fetches(monkeypatch, model)
     heard = Heard(model)
-    monkeypatch.setattr(comfy.ops, "cast_bias_weight", counted)
     forward(heard.model, name, batch=2)
     assert heard.reasons == []
     ours = set(fetched)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -68,20 +67,9 @@ def test_a_streamed_weight_is_fetched_once(
     host: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Also where a map or a stream is cut, and for two pictures. The first layer runs twice."""
-    import comfy.ops
-
     model = built(name)
-    for layer in model.model.diffusion_model.modules():
-        if hasattr(layer, "comfy_cast_weights"):
-            layer.comfy_cast_weights = True
-    fetch, fetched = comfy.ops.cast_bias_weight, Counter()
-
-    def counted(layer: Any, *args: Any, **more: Any) -> Any:
-        fetched[layer] += 1
-        return fetch(layer, *args, **more)
-
+    fetched = lean_models.count_fetches(monkeypatch, model)
     heard = Heard(model)
-    monkeypatch.setattr(comfy.ops, "cast_bias_weight", counted)
     forward(heard.model, name, batch=2)
     first = model.model.diffusion_model.input_blocks[0][0]
     assert heard.reasons == [] and fetched.pop(first) == 2 and set(fetched.values()) == {1}
