@@ -196,8 +196,19 @@ _PLACES = re.compile(
 )
 
 
+# Published model pages and public projects, by their full address.
+_PUBLISHED = re.compile(
+    r"https:/{2}huggingface\.co/[\w.-]+/[\w.-]+|https:/{2}github\.com/(?:Comfy-Org|huggingface)/[\w-]+"
+)
+
+
 def places(source: str, path: PurePosixPath) -> list[str]:
-    """Names of internet hosts, and paths of somebody's machine."""
+    """Names of internet hosts, and paths of somebody's machine.
+
+    Texts and workflows may link to published model pages and to public projects.
+    """
+    if path.suffix in (".md", ".json"):
+        source = _PUBLISHED.sub("", source)
     if path.suffix == ".svg":
         source = re.sub(r'xmlns(:\w+)?="[^"]*"', "", source)  # a name that only looks like a place
     found = [

@@ -155,6 +155,7 @@ def test_the_host_room_is_not():
         (touches_the_host, "nodes/host/x.py", "import sys\nsys.modules['x'] = 1"),
         (places, "README.md", "see https:" + "//example.invalid"),
         (places, "README.md", "see example." + "com for more"),
+        (places, "README.md", "see huggingface.c" + "o/a/b"),
         (places, "x.py", "path = '/ho" + "me/me/models'"),
         (places, "x.py", "path = 'C:" + "\\\\models'"),
         (js_network, "js/x.js", "const r = await fetch('/x')"),
@@ -194,8 +195,20 @@ def test_what_the_rules_refuse(rule, path, source):
         (touches_the_host, "nodes/host/x.py", "import comfy\nself.patcher.init = f\nx = comfy.sd"),
         (places, "x.py", "url = f'http:" + "//127.0.0.1:{port}'\nio.Combo.Input()\n~/models/x"),
         (places, "x.svg", '<svg xmlns="http:' + "//www.example.o" + 'rg/svg">'),
+        (
+            places,
+            "README.md",
+            "[b](https:" + "//huggingface.c" + "o/a/b/resolve/main/c.safetensors)",
+        ),
         (js_network, "js/x.js", "await api.fetchApi('/x'); await fetchX(1)"),
     ],
 )
 def test_what_the_rules_accept(rule, path, source):
     assert rule(source, PurePosixPath(path)) == []
+
+
+def test_only_texts_and_workflows_link_to_published_pages():
+    link = "https:" + "//huggingface.c" + "o/a/b"
+    assert places(link, PurePosixPath("x.md")) == places(link, PurePosixPath("x.json")) == []
+    assert places(link, PurePosixPath("x.py")) != []
+    assert places(link.replace("/a/b", ""), PurePosixPath("x.md")) != []
