@@ -28,6 +28,7 @@ from pack.testing.control_models import fake_controlled
 from pack.testing.stock_forward import FakeDenoiser, settle_host
 
 from .rows import RESULTS_DIR, cell_of, merged, versions, write
+from .shown import added_peak as shown
 
 RESULTS = RESULTS_DIR / "added_peak.jsonl"
 CASES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1))
@@ -78,19 +79,6 @@ def kept_rows(*new: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(merged(RESULTS, new, KEY), key=place)
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line per picture and addition, a column per way."""
-    cells: dict[str, dict[str, int]] = {}
-    for row in rows:
-        picture = f"{row['width_px']}x{row['height_px']}, batch {row['batch']}"
-        cells.setdefault(f"{picture}, {row['added']}", {})[row["way"]] = row["peak_bytes"]
-    lines = [f"| picture, added | {' | '.join(WAYS)} |", "|---" * (1 + len(WAYS)) + "|"]
-    for name, peaks in cells.items():
-        shown = [f"{peaks[w] / MIB:.1f} MiB" if w in peaks else "not measured" for w in WAYS]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     names = [name_of(case) for case in CASES]
@@ -127,7 +115,7 @@ def main() -> None:
         f"weights excluded, flash attention, fake tensors. ComfyUI {known['host']}, torch "
         f"{known['torch']}, comfy-kitchen {known['comfy_kitchen']}, Python {known['python']}."
     )
-    print(f"\n{table(kept_rows())}")
+    print(f"\n{shown.tables(kept_rows())['added_peak']}", end="")
 
 
 if __name__ == "__main__":

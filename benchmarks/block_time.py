@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from .rows import RESULTS_DIR, merged, write
+from .shown import block_time as shown
 
 RESULTS = RESULTS_DIR / "block_time.jsonl"
 # Columns: what is set on Apply Gradient Checkpoint.
@@ -119,30 +120,13 @@ def main() -> None:
         "device": f"cpu {platform.machine()}, 1 thread",
     }  # fmt: skip
     kept = merged(RESULTS, [{**row, **known} for row in rows], ("tokens", "variant"))
-    shown = [row for row in kept if row["variant"] in VARIANTS]
-    write(RESULTS, shown)
+    rows = [row for row in kept if row["variant"] in VARIANTS]
+    write(RESULTS, rows)
     print(
         "One full-width block, bfloat16, CPU, 1 thread; time as a multiple of the host's, median "
         f"of the pairs (min to max). ComfyUI {version}, torch {torch.__version__}."
     )
-    print(f"\n| tokens | host | {' | '.join(VARIANTS)} |\n|---|---|" + "---|" * len(VARIANTS))
-    for tokens in sorted({row["tokens"] for row in shown}):
-        mine = {row["variant"]: row for row in shown if row["tokens"] == tokens}
-        cells = [cell(mine.get(name)) for name in VARIANTS]
-        seconds = statistics.median(row["stock_seconds"] for row in mine.values())
-        print(f"| {tokens} | {seconds:.2f} s | {' | '.join(cells)} |")
-
-
-def cell(row: dict[str, Any] | None) -> str:
-    """A variant's ratio, its range and its pairs."""
-    if row is None:
-        return "not measured"
-    text = f"{row['ratio']:.2f}"
-    if row["pairs"] > 1:
-        text += f" ({row['ratio_min']:.2f} to {row['ratio_max']:.2f}, {row['pairs']} pairs)"
-    else:
-        text += " (1 pair)"
-    return text if row["is_bit_equal"] else f"{text}, not bit-equal"
+    print(f"\n{shown.tables(rows)['block_time']}", end="")
 
 
 if __name__ == "__main__":

@@ -36,16 +36,22 @@ from pack.testing import lean_models
 from pack.testing.stock_forward import FakeDenoiser, settle_host
 from pack.testing.tracker import Tracker
 
-from .rows import RESULTS_DIR, merged, versions, write
+from .rows import RESULTS_DIR, Row, merged, versions, write
+from .shown import denoiser_peak as shown
+from .shown.denoiser_peak import APPLIED, BLOCK_LEVEL, CALLED, CHECKPOINT, DEFAULT, RESERVED, STOCK
 
 RESULTS = RESULTS_DIR / "denoiser_peak.jsonl"
 TEXT_TOKENS = 256
 CASES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1), (1024, 1024, 4), (4096, 4096, 1))
 ROUTES = {
-    "model": "The transformer, called as by the host's apply_model",
-    "apply": "Through the host's apply_model",
+    CALLED: "The transformer, called as by the host's apply_model",
+    APPLIED: "Through the host's apply_model",
 }
-DEFAULT, BLOCK_LEVEL = "balance (default)", "balance, block level"
+RESERVE = "reserve"  # the variant of the rows without a measurement
+TITLES = {
+    "denoiser_peak": ROUTES[CALLED], "denoiser_peak_applied": ROUTES[APPLIED],
+    "denoiser_reserve": "What the host keeps free for the call",
+}  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -94,8 +100,8 @@ def lean(
 # Column -> what measures it. A variant made of nodes patches `denoiser.patcher()` with them and
 # hands the result to `denoiser.measure(..., patcher=...)`.
 VARIANTS: dict[str, Callable[[FakeDenoiser, Case], Tracker]] = {
-    "stock": stock,
-    "torch.utils.checkpoint around it": training_checkpoint,
+    STOCK: stock,
+    CHECKPOINT: training_checkpoint,
     "speed": functools.partial(lean, prefer="speed"),
     DEFAULT: lean,
     "smallest": functools.partial(lean, prefer="smallest"),
@@ -119,7 +125,7 @@ def measure(
     tracking = {"attention": attention, "opened": ["comfy_kitchen"] if is_eager else []}
     for name in names:
         for request in requests:
-            for route in ROUTES if name not in LEAN else ["model"]:
+            for route in ROUTES if name not in LEAN else [CALLED]:
                 start = time.perf_counter()
                 with lean_models.without_kernels() if is_eager else nullcontext():
                     tracker = VARIANTS[name](denoiser, Case(request, route, tracking))
@@ -142,34 +148,10 @@ def measure(
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]], route: str) -> str:
-    """The rows of one route as Markdown: a line per case, a column per variant."""
-    rows = [row for row in rows if row["route"] == route]
-    names = list(dict.fromkeys(row["variant"] for row in rows))
-    cells: dict[tuple[int, int, int], dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        key = row["width_px"], row["height_px"], row["batch"]
-        cells.setdefault(key, {})[row["variant"]] = row
-    lines = [f"| case | U | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
-    for (width, height, batch), by_name in cells.items():
-        stream = next(iter(by_name.values()))["stream_bytes"]
-        shown = [
-            f"{by_name[name]['peak_bytes'] / MIB:.1f} MiB"
-            f" ({by_name[name]['peak_bytes'] / stream:.2f} U)"
-            if name in by_name
-            else "not measured"
-            for name in names
-        ]
-        lines.append(
-            f"| {width}x{height}, batch {batch} | {stream / MIB:.1f} MiB | {' | '.join(shown)} |"
-        )
-    return "\n".join(lines)
-
-
-def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def kept_rows(measured: Sequence[Row]) -> list[Row]:
     """The rows in the results file and the measured ones, which replace those of the same cell."""
     rows = merged(RESULTS, measured, ("variant", "route", "width_px", "height_px", "batch"))
-    order = list(VARIANTS)
+    order = [*VARIANTS, RESERVE]
     known = [row for row in rows if row["variant"] in order]
     return sorted(
         known,
@@ -180,34 +162,23 @@ def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     )
 
 
-def told_table(rows: Sequence[dict[str, Any]], requests: Sequence[Request]) -> str:
-    """What the host is told to keep free, beside what was measured and its own estimate."""
+def reserves(requests: Sequence[Request]) -> list[Row]:
+    """What the host is told to keep free for a call, and its own estimate; nothing is measured."""
     from comfy.supported_models import ZImage
 
-    lines = [
-        "| case | whole forward, measured | block level, measured | told to the host | its own "
-        "estimate |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for request in requests:
         asked = dataclasses.replace(request, text_tokens=need.TEXT_TOKENS)
-        told = need.denoiser_reserve_bytes(asked, denoiser_plan(asked))
         area = request.batch * request.width_px * request.height_px // PIXELS_PER_LATENT**2
         # memory_required in the host's comfy/model_base.py, with attention that holds no scores.
         own = area * request.dtype_bytes * 0.01 * ZImage.memory_usage_factor * MIB
-        sizes = [
-            row["peak_bytes"]
-            for name in (DEFAULT, BLOCK_LEVEL)
-            for row in rows
-            if (row["variant"], row["width_px"], row["batch"])
-            == (name, request.width_px, request.batch)
-        ]
-        cells = [f"{size / MIB:.0f} MiB" for size in [*sizes, told, own]]
-        lines.append(
-            f"| {request.width_px}x{request.height_px}, batch {request.batch} | "
-            f"{' | '.join(cells)} |"
-        )
-    return "\n".join(lines)
+        rows.append({
+            "variant": RESERVE, "route": RESERVED, "width_px": request.width_px,
+            "height_px": request.height_px, "batch": request.batch,
+            "text_tokens": asked.text_tokens, "dtype": "bfloat16", "own_bytes": int(own),
+            "reserve_bytes": need.denoiser_reserve_bytes(asked, denoiser_plan(asked)),
+        })  # fmt: skip
+    return rows
 
 
 def main() -> None:
@@ -238,6 +209,7 @@ def main() -> None:
             (few, [name for name in names if name in LEAN]),
         ):
             rows += measure(FakeDenoiser(of_size), chosen, requests, **tracking)
+        rows += [] if options.show else reserves(requests)
         known = versions()
     is_published = options.layers == Z_IMAGE.layers and options.attention == "flash"
     if is_published and not options.eager:
@@ -247,14 +219,13 @@ def main() -> None:
     print(
         f"Live-bytes peak of one forward, bfloat16, {options.layers} main layers (columns of our "
         f"nodes: {few.layers}, which peak alike), {TEXT_TOKENS} "
-        f"text tokens, weights excluded, {options.attention} attention{form}, fake tensors. U = "
-        f"one residual stream. ComfyUI {known['host']}, torch {known['torch']}, comfy-kitchen "
+        f"text tokens, weights excluded, {options.attention} attention{form}, fake tensors. "
+        f"ComfyUI {known['host']}, torch {known['torch']}, comfy-kitchen "
         f"{known['comfy_kitchen']}, Python {known['python']}."
     )
-    for route, title in ROUTES.items():
-        print(f"\n{title}:\n\n{table(rows, route)}")
-    if {DEFAULT, BLOCK_LEVEL} <= {row["variant"] for row in rows}:
-        print(f"\nWhat the host keeps free for the call:\n\n{told_table(rows, requests)}")
+    made = shown.tables(rows)
+    for name, title in TITLES.items():
+        print(f"\n{title}:\n\n{made[name]}", end="")
 
 
 if __name__ == "__main__":

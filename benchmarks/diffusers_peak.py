@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pack.nodes.units import MIB
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .rows import RESULTS_DIR, merged, write
+from .shown import diffusers_peak as shown
 
 RESULTS = RESULTS_DIR / "diffusers_peak.jsonl"
 TEXT_TOKENS = 256
@@ -97,14 +97,7 @@ def main() -> None:
         f"{TEXT_TOKENS} text tokens, weights excluded, fake tensors; diffusers "
         f"{known['diffusers']}, torch {known['torch']}."
     )
-    print(f"\n| picture | {' | '.join(VARIANTS)} |\n|---|" + "---|" * len(VARIANTS))
-    for width, height, batch in chosen:
-        cells = [
-            f"{row['peak_bytes'] / MIB:.1f} MiB"
-            for row in rows
-            if (row["width_px"], row["batch"]) == (width, batch)
-        ]
-        print(f"| {width}x{height}, batch {batch} | {' | '.join(cells)} |")
+    print(f"\n{shown.tables(rows)['diffusers_peak']}", end="")
 
 
 if __name__ == "__main__":

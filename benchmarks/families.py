@@ -16,17 +16,16 @@ import argparse
 import itertools
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pack.nodes.prefer import Prefer
-from pack.nodes.units import MIB
 from pack.testing import families
 from pack.testing.stock_forward import settle_host
 from pack.testing.tracker import Tracker
 
 from .rows import RESULTS_DIR, merged, versions, write
+from .shown import families as shown
 
 RESULTS = RESULTS_DIR / "families.jsonl"
 # Files of these are rarely plain.
@@ -50,23 +49,6 @@ def measured(
         return ApplyGradientCheckpoint.execute(patcher, prefer=prefer).args[0]
 
     return families.measure(family, call, weights=weights, patched=patched)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line per family and case, a column per way."""
-    cells: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault(f"{row['family']}, {row['case']}", {})[row["way"]] = row
-    lines = [f"| family, case | U | {' | '.join(WAYS)} |", "|---" * (2 + len(WAYS)) + "|"]
-    for name, by_way in cells.items():
-        stream = next(iter(by_way.values()))["stream_bytes"]
-        peaks = {way: row["peak_bytes"] for way, row in by_way.items()}
-        shown = [
-            f"{peaks[way] / MIB:.0f} MiB ({peaks[way] / stream:.2f} U)" if way in peaks else "-"
-            for way in WAYS
-        ]
-        lines.append(f"| {name} | {stream / MIB:.1f} MiB | {' | '.join(shown)} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -105,7 +87,8 @@ def main() -> None:
         f"all), weights excluded, flash attention, fake tensors. ComfyUI {known['host']}, torch "
         f"{known['torch']}, comfy-kitchen {known['comfy_kitchen']}, Python {known['python']}."
     )
-    print(f"\n{table([row for row in rows if row['host'] == known['host']])}")
+    for table in shown.tables([row for row in rows if row["host"] == known["host"]]).values():
+        print(f"\n{table}", end="")
 
 
 if __name__ == "__main__":

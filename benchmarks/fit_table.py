@@ -14,18 +14,19 @@ from pathlib import Path
 
 from pack.nodes.denoiser.cost import CARDS, seconds
 from pack.nodes.denoiser.sizes import Request
+from pack.nodes.fit.stage import ASSUMED_CARD
 from pack.nodes.fit.stages import Models, published_models
 from pack.nodes.fit.what_fits import STEP_PX, fit, largest
-from pack.nodes.units import GIB, size
+from pack.nodes.units import GIB
 
-from .rows import RESULTS_DIR, Row, write
+from .rows import PICTURES_DIR, RESULTS_DIR, Row, write
+from .shown import fit_table as shown
+from .shown.fit_table import LARGEST_BATCH, LARGEST_PX
 
-RESULTS, PLOT = RESULTS_DIR / "fit_table.jsonl", RESULTS_DIR / "fit_table.png"
+RESULTS, PLOT = RESULTS_DIR / "fit_table.jsonl", PICTURES_DIR / "fit_table.png"
 BUDGETS_GIB = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24)
 PICTURES = ((1024, 1024, 1), (512, 512, 4), (2048, 2048, 1), (4096, 4096, 1))
 TEXT_TOKENS = 256
-LARGEST_PX = 16384  # what the node takes
-LARGEST_BATCH = 256  # how far is searched
 
 
 def largest_square(models: Models, budget_bytes: int, *, text_tokens: int = TEXT_TOKENS) -> int:
@@ -82,6 +83,8 @@ def rows() -> list[Row]:
                 "settings": [s.setting for s in plan.stages],
                 "peaks_bytes": [s.peak_bytes(budget) for s in plan.stages],
                 "streamed_bytes": stage.streamed_bytes(budget),
+                "streamed_seconds": stage.streamed_bytes(budget) / ASSUMED_CARD.copy_bytes_per_s,
+                "copy_bytes_per_s": ASSUMED_CARD.copy_bytes_per_s,
             })  # fmt: skip
         made.append({
             "budget_gib": gib,
@@ -100,39 +103,6 @@ def rows() -> list[Row]:
     return made
 
 
-def table(made: Sequence[Row]) -> str:
-    """Markdown: a line per budget, and one with the smallest budgets."""
-    columns = [f"{w}x{h}" + (f", batch {b}" if b > 1 else "") for w, h, b in PICTURES]
-    columns += ["largest square", "largest batch of 1024x1024"]
-    lines = [f"| budget | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for gib in BUDGETS_GIB:
-        *pictures, most = (row for row in made if row.get("budget_gib") == gib)
-        cells = []
-        for row in pictures:
-            streamed = row["streamed_bytes"]
-            cell = f"{streamed / GIB:.2f} GiB" if streamed else "0"
-            cells.append(cell if row["verdict"] == "fits" else row["verdict"])
-        side, batch = most["largest_square_px"], most["largest_batch"]
-        cells.append(f"{side} px" if side < LARGEST_PX else f"{side} px or more")
-        cells.append(f"{batch}" if batch < LARGEST_BATCH else f"{batch} or more")
-        lines.append(f"| {gib} GiB | {' | '.join(cells)} |")
-    least = [size(row["least_bytes"]) for row in made if "least_bytes" in row]
-    lines.append(f"| smallest budget that fits | {' | '.join([*least, '', ''])} |")
-    return "\n".join(lines)
-
-
-def times_table(made: Sequence[Row]) -> str:
-    """Markdown: a line per budget, a column per card."""
-    names = [card.name for card in CARDS]
-    lines = [f"| budget | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for row in made:
-        if "step_seconds" in row:
-            cells = (row["step_seconds"][name] for name in names)
-            told = " | ".join(f"{fast:.2f} s, {slow:.2f} s" for fast, slow in cells)
-            lines.append(f"| {row['budget_gib']} GiB | {told} |")
-    return "\n".join(lines)
-
-
 def draw(made: Sequence[Row], path: Path) -> None:
     """The largest square and the largest batch, a bar per budget."""
     import matplotlib
@@ -143,11 +113,11 @@ def draw(made: Sequence[Row], path: Path) -> None:
     most = [row for row in made if "largest_batch" in row]
     names = [f"{row['budget_gib']:g}" for row in most]
     figure, both = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    shown = (
+    panels = (
         ("largest_square_px", LARGEST_PX, "Largest square picture, side in px"),
         ("largest_batch", LARGEST_BATCH, "Largest batch of 1024x1024"),
     )
-    for axes, (key, last, title) in zip(both, shown, strict=True):
+    for axes, (key, last, title) in zip(both, panels, strict=True):
         values = [row[key] for row in most]
         bars = axes.bar(names, values, color="#4c78a8")
         words = [f"{value}" if value < last else f"{value}+" for value in values]
@@ -169,12 +139,13 @@ def main() -> None:
         f"Weights streamed from RAM in each step, as planned (prefer balance; bfloat16, "
         f"{TEXT_TOKENS} text tokens), and the largest that fits (prefer smallest).\n"
     )
-    print(table(made))
+    tables = shown.tables(made)
+    print(tables["fit_table"])
     print(
-        f"\nModelled time of a step at 1024x1024 (prefer balance; bfloat16, {TEXT_TOKENS} text "
+        f"Modelled time of a step at 1024x1024 (prefer balance; bfloat16, {TEXT_TOKENS} text "
         "tokens), with prefetch and without.\n"
     )
-    print(times_table(made))
+    print(tables["fit_times"], end="")
 
 
 if __name__ == "__main__":

@@ -39,16 +39,13 @@ from pack.testing.issue_time import Around, IssueTimes
 from pack.testing.launches import Counts, Launches, run_main_block
 from pack.testing.stock_forward import FakeDenoiser, settle_host
 
-from .launches_shown import PLOTTED_PX, draw, table
-from .rows import RESULTS_DIR, Row, merged, read, versions, write
+from .rows import PICTURES_DIR, RESULTS_DIR, Row, merged, read, versions, write
+from .shown import launches as shown
+from .shown.launches import HOST, PLOTTED_PX, PREFERENCES, SETTINGS, SLICED
 
 RESULTS = RESULTS_DIR / "launches.jsonl"
-PARTS = ("denoiser", "decode", "encode", "denoiser-plot", "decode-plot")
+PARTS = (*shown.PARTS, "denoiser-plot", "decode-plot")
 SIDES = (512, 1024, 2048, 4096)
-HOST = "ComfyUI"
-PREFERENCES = ("speed", "balance", "smallest")
-SLICED = "Slice auto"
-SETTINGS = (HOST, *PREFERENCES, SLICED)
 TEXT_TOKENS = 256
 # For the CPU to notice that the card has finished, and for the card to get new work.
 WAIT_S = 25e-6
@@ -226,19 +223,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as base_dir:
             settle_host(Path(os.environ["ZIMAGE_HOST_DIR"]), Path(base_dir))
             measure(options)
-    shown = read(RESULTS)
+    rows = read(RESULTS)
     print(
         "Counted on fake CUDA tensors, bfloat16, batch 1. denoiser: one main block, "
         f"{TEXT_TOKENS} text tokens; its peak is that of the forward. Modelled: a calculation by "
         "data sheets, no card was timed. ComfyUI {host}, torch {torch}, comfy-kitchen "
-        "{comfy_kitchen}.".format(**shown[-1])
+        "{comfy_kitchen}.".format(**rows[-1])
     )
-    for part in PARTS[:3]:
-        mine = [row for row in shown if row["part"] == part]
-        if mine:
-            mine.sort(key=lambda row: (row["side_px"], SETTINGS.index(row["setting"])))
-            print(f"\n{table(part, mine)}")
-    draw(shown, RESULTS_DIR)
+    for table in shown.tables(rows).values():
+        print(f"\n{table}", end="")
+    shown.draw(rows, PICTURES_DIR)
 
 
 def measure(options: argparse.Namespace) -> None:

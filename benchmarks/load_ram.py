@@ -26,13 +26,11 @@ from pathlib import Path
 from pack.nodes.units import GIB
 
 from .rows import REPO, RESULTS_DIR, merged, write
+from .shown import load_ram as shown
+from .shown.load_ram import WAYS
 
 RESULTS = RESULTS_DIR / "load_ram.jsonl"
 KEY = ("way", "layers", "dim", "dtype")
-WAYS = {
-    "node": "Load Z-Image-Turbo",
-    "mapped": "all shards mapped, then copied by the host",
-}
 
 
 def peak_rss_bytes() -> int:
@@ -166,13 +164,7 @@ def main() -> None:
         f"{options.layers} main layers of width {dim}, {options.dtype}, {size / GIB:.2f} GiB of "
         f"shards; ComfyUI {version}, torch {torch.__version__}, CPU"
     )
-    print("| way | peak RAM | of the folder | seconds |\n|---|---|---|---|")
-    for row in rows:
-        peak = row["peak_bytes"]
-        print(
-            f"| {WAYS[row['way']]} | {peak / GIB:.2f} GiB | {peak / size:.2f}x | "
-            f"{row['seconds']:.0f} |"
-        )
+    print(shown.tables(rows)["load_ram"], end="")
 
 
 if __name__ == "__main__":

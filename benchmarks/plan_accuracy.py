@@ -8,7 +8,7 @@ card, and the storages alive are counted exactly. Pictures have sides from 256 t
 tokens in even steps, with bfloat16 weights and in float32 as the host encodes; attention keeps
 scores in every other. Lean VAE runs in bfloat16 only. A case is drawn from its stage, seed and
 number, so a list that grows stays the same. ControlNets have their published sizes; bfloat16. Rows
-measured before are kept; the time to plan is measured again each time.
+measured before are kept; the time to plan is measured again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import os
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -28,6 +27,8 @@ from typing import Any
 import torch
 
 from .rows import RESULTS_DIR, cell_of, merged, versions, write
+from .shown import plan_accuracy as shown
+from .shown.plan_accuracy import PLANNING
 
 RESULTS = RESULTS_DIR / "plan_accuracy.jsonl"
 # Cases by stage: more than 300 in all.
@@ -198,24 +199,6 @@ def kept_rows(*new: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(merged(RESULTS, new, KEY), key=lambda row: cell_of(row, KEY))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per stage, with the spread of predicted over measured."""
-    lines = [
-        "| stage | cases | predicted / measured, lowest | median | highest |",
-        "|---" * 5 + "|",
-    ]
-    for stage in CASES:
-        ratios = [row["predicted_bytes"] / row["measured_bytes"] for row in rows
-                  if row["stage"] == stage]  # fmt: skip
-        if not ratios:
-            lines.append(f"| {stage} | 0 | not measured | not measured | not measured |")
-            continue
-        shown = (min(ratios), statistics.median(ratios), max(ratios))
-        cells = " | ".join(f"{value:.3f}" for value in shown)
-        lines.append(f"| {stage} | {len(ratios)} | {cells} |")
-    return "\n".join(lines)
-
-
 def planning_seconds(repeat: int = 20) -> float:
     """The longest of some plans that do not fit, with what else would fit."""
     from pack.nodes.denoiser.sizes import Request
@@ -262,14 +245,15 @@ def main() -> None:
                 }  # fmt: skip
                 write(RESULTS, kept_rows(row))
                 print(f"{stage} {number}: {predicted / measured:.4f} {case}", file=sys.stderr)
+        if not options.show:
+            plan = {"stage": PLANNING, "seed": 0, "number": 0, "plan_seconds": planning_seconds()}
+            write(RESULTS, kept_rows({**plan, "device": "cpu, 1 thread", **known}))
     print(
         "Peak of live bytes as the planner's formulas have it, over that on fake tensors of a "
         f"card. ComfyUI {known['host']}, torch {known['torch']}."
     )
-    print(f"\n{table(kept_rows())}")
-    print(
-        f"\nTime to plan with what else would fit: {1000 * planning_seconds():.1f} ms, one thread."
-    )
+    for table in shown.tables(kept_rows()).values():
+        print(f"\n{table}", end="")
 
 
 if __name__ == "__main__":

@@ -41,10 +41,10 @@ from typing import Any, NamedTuple
 import torch
 
 from .rows import RESULTS_DIR, read, write
+from .shown import probe_overhead as shown
+from .shown.probe_overhead import COUNTER_ONLY
 
 RESULTS = RESULTS_DIR / "probe_overhead.jsonl"
-COUNTER_ONLY = "blocks, counter only"
-TARGETS = {"totals": 0.005, "steps": 0.01, COUNTER_ONLY: 0.03, "blocks": 0.03}
 VARIANTS = ("totals", "steps", COUNTER_ONLY, "blocks", "allocations")
 WATCHED = ("blocks", "allocations")
 SMALL_SIDE_PX = 64
@@ -249,28 +249,10 @@ def show(rows: list[dict[str, Any]], versions: str) -> None:
         f"VRAM Probe, {rows[0]['blocks']} blocks of {width}, float32, CPU, 1 thread, "
         f"thread time. {versions}.\n"
     )
-    print("| detail | size | a step | readings | events | watching | of the step | target |")
-    print("|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        each, count = row["operation_microseconds"], row["operations"]
-        own = row["reading_microseconds"] + row["events_microseconds"] + count * each
-        target = TARGETS.get(row["detail"])
-        aim = "-" if target is None else f"{100 * target:.1f} %"
-        watched = f"{count * each / 1e3:.1f} ms ({count} x {each:.0f} us)" if count else "-"
-        print(
-            f"| {row['detail']} | {row['size']} | {row['step_seconds']:.2f} s "
-            f"| {row['reading_microseconds'] / 1e3:.2f} ms "
-            f"| {row['events_microseconds'] / 1e3:.2f} ms "
-            f"| {watched} | {own / 1e4 / row['step_seconds']:.2f} % | {aim} |"
-        )
-    print("\nBy the stopwatch, a step with the probe against one without, and two without:")
-    for row in rows:
-        told = f"{row['detail']}, {row['size']}"
-        print(f"- {told}: {spread(row['ratios'])}; {spread(row['noise'])}")
-
-
-def spread(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+    made = shown.tables(rows)
+    print(made["probe_overhead"])
+    print("By the stopwatch, a step with the probe against one without, and two without:\n")
+    print(made["probe_stopwatch"], end="")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Raw rows of a benchmark, one JSON object a line, and what they depend on.
 
-Rows and plots go to benchmarks/results, or to the folder that ZIMAGE_RESULTS_DIR names.
+Rows go to benchmarks/results and pictures to docs/pictures, or both to the folder that
+ZIMAGE_RESULTS_DIR names.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 
 Row = dict[str, Any]
 REPO = Path(__file__).resolve().parent.parent
-RESULTS_DIR = Path(os.environ.get("ZIMAGE_RESULTS_DIR") or REPO / "benchmarks" / "results")
+_CHOSEN_DIR = os.environ.get("ZIMAGE_RESULTS_DIR")
+RESULTS_DIR = Path(_CHOSEN_DIR or REPO / "benchmarks" / "results")
+PICTURES_DIR = Path(_CHOSEN_DIR or REPO / "docs" / "pictures")
 
 
 def cell_of(row: Row, key: Sequence[str]) -> tuple[Any, ...]:

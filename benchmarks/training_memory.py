@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pack.nodes.units import GIB
 
 from .rows import RESULTS_DIR, merged, write
+from .shown import training_memory as shown
 
 RESULTS = RESULTS_DIR / "training_memory.jsonl"
 TEXT_TOKENS = 256
@@ -108,20 +108,19 @@ def main() -> None:
 
         found = {name: measure(*way, side_px=side, layers=layers) for name, way in WAYS.items()}
         host = comfyui_version.__version__
-    shown = {
+    facts = {
         "width_px": side, "height_px": side, "batch": 1, "text_tokens": TEXT_TOKENS,
         "layers": layers, "dtype": "bfloat16", "device": "fake cpu", "host": host,
         "torch": torch.__version__,
     }  # fmt: skip
-    rows = [{"way": name, **kept._asdict(), **shown} for name, kept in found.items()]
+    rows = [{"way": name, **kept._asdict(), **facts} for name, kept in found.items()]
     write(RESULTS, merged(RESULTS, rows, KEY))
     print(
         f"Forward and backward at {side}x{side}, batch 1, {TEXT_TOKENS} text tokens, {layers} main "
         f"layers, frozen weights, bfloat16, fake CPU tensors; ComfyUI {host}, torch "
-        f"{torch.__version__}.\n\n| way | kept for the backward pass | peak |\n|---|---|---|"
+        f"{torch.__version__}.\n\n{shown.tables(rows)['training_memory']}",
+        end="",
     )
-    for name, kept in found.items():
-        print(f"| {name} | {kept.kept_bytes / GIB:.2f} GiB | {kept.peak_bytes / GIB:.2f} GiB |")
 
 
 if __name__ == "__main__":

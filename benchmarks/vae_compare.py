@@ -31,19 +31,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pack.nodes.units import MIB
 
-from .rows import RESULTS_DIR, cell_of, merged, versions, write
+from .rows import PICTURES_DIR, RESULTS_DIR, cell_of, merged, versions, write
+from .shown import vae_compare as shown
 from .vae_measures import PeakProcess, keep_map, seam_ratio, unequal
-from .vae_ways import OURS, STOCK, VAES, WAYS, Compared, Flux
+from .vae_ways import OURS, STOCK, VAES, WAYS, Compared
 
 RESULTS = RESULTS_DIR / "vae_compare.jsonl"
 KEY = ("vae", "task", "side_px", "frames", "contrast", "way")
-HEADS = (
-    "way", "live", "process", "time", "max error", "PSNR", "seams", "8-bit pixels equal",
-    "most off", "equal to float64",
-)  # fmt: skip
-ENCODE_HEADS = (*HEADS[:5], "from float64")
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -88,7 +83,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         if not options.encode:
             row |= _picture_figures(compared, way, made, exact)
             if way != STOCK and options.maps:
-                keep_map(made[way] - made[STOCK], RESULTS_DIR / f"vae_error_{way.lower()}.png")
+                keep_map(made[way] - made[STOCK], PICTURES_DIR / f"vae_error_{way.lower()}.png")
         elif exact is not None:
             row["from_float64"] = float((made[way].double() - exact).norm() / exact.norm())
         rows.append(row)
@@ -117,35 +112,6 @@ def kept_rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (*cell_of(row, KEY[:-1]), WAYS.index(row["way"])))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows of one cell as Markdown."""
-    is_picture = "psnr_db" in rows[0]
-    heads = HEADS if is_picture else ENCODE_HEADS
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in rows:
-        cells = [
-            row["way"],
-            f"{row['live_bytes'] / MIB:.0f} MiB",
-            f"{row['process_bytes'] / MIB:.0f} MiB",
-            f"{row['time']:.2f}x",
-            f"{row['max_error']:.1e}",
-        ]
-        if is_picture:
-            seams, psnr, exact = row["seams"], row["psnr_db"], row["pixels_off_float64"]
-            cells += [
-                "-" if psnr is None else f"{psnr} dB",
-                "-" if seams is None else f"{seams:.2f}",
-                f"{100 - 100 * row['pixels_off_8bit']:.3f} %",
-                f"{row['most_off_8bit']:.0f}",
-                "not measured" if exact is None else f"{100 - 100 * exact:.3f} %",
-            ]
-        else:
-            exact = row.get("from_float64")
-            cells.append("not measured" if exact is None else f"{exact:.1e}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vae", choices=VAES, default="flux")
@@ -172,18 +138,14 @@ def main() -> None:
             known = versions()
             write(RESULTS, kept_rows([{**row, **known} for row in measure(options)]))
     rows = kept_rows([])
-    for cell in sorted({cell_of(row, KEY[:-1]) for row in rows}):
-        mine = [row for row in rows if cell_of(row, KEY[:-1]) == cell]
-        vae, task, side, frames, contrast = cell
-        text = f"{task} {side}x{side}, float32, 1 thread, pairs: {mine[0]['pairs']}"
-        if vae != Flux.name:
-            text = f"{vae}, {frames} frame{'s' * (frames > 1)}, {text}"
-        if "clamped" in mine[0]:
-            text += (
-                f"; {100 * mine[0]['clamped']:.1f} % of the stock picture's values are clamped "
-                f"(contrast {contrast})"
-            )
-        print(f"\n{text}.\n\n{table(mine)}")
+    for table in shown.tables(rows).values():
+        print(f"\n{table}", end="")
+    for cell in sorted({cell_of(row, KEY[:-1]) for row in rows if "clamped" in row}):
+        row = next(row for row in rows if cell_of(row, KEY[:-1]) == cell)
+        print(
+            f"{row['vae']}, {shown.case(row)}, pairs: {row['pairs']}: {100 * row['clamped']:.1f} % "
+            f"of the stock picture's values are clamped (contrast {row['contrast']})."
+        )
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 from pack.nodes.units import MIB
 
 from .rows import RESULTS_DIR, cell_of, merged, versions, write
+from .shown import vae_peak as shown
+from .shown.vae_peak import FLUX, STOCK, WAN, WAN_22
 
 RESULTS = RESULTS_DIR / "vae_peak.jsonl"
-FLUX, WAN, WAN_22 = "Flux", "Wan 2.1", "Wan 2.2"
 VAES = {FLUX: "", WAN: "wan-", WAN_22: "wan22-"}  # how the names of their cases begin
 
 
@@ -65,8 +66,7 @@ CASES = (
     Case(WAN_22, 2560, 1440),
     Case(WAN_22, 1280, 704, frames=121),
 )
-STOCK = "stock"
-COLUMNS = (STOCK, "speed", "balance", "smallest")
+COLUMNS = tuple(shown.COLUMNS)
 WAYS = ("decode", "encode")
 KEY = ("way", "prefer", *Case._fields)
 
@@ -126,27 +126,6 @@ def kept_rows(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     )
 
 
-def table(rows: Sequence[dict[str, Any]], way: str) -> str:
-    """The rows of one way as Markdown: a line per case, a column per preference."""
-    cells = {cell_of(row, KEY[1:]): row for row in rows if row["way"] == way}
-    lines = [f"| {way} | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for case in CASES:
-        shown = []
-        for prefer in COLUMNS:
-            row = cells.get((prefer, *case))
-            stock = cells.get((STOCK, *case))
-            if row is None:
-                shown.append("not measured")
-                continue
-            text = f"{row['peak_bytes'] / MIB:.0f} MiB"
-            if prefer != STOCK and stock is not None:
-                share = row["peak_bytes"] / stock["peak_bytes"]
-                text += f" ({share:.2f}, arithmetic {row['arithmetic']:.2f}x)"
-            shown.append(text)
-        lines.append(f"| {case} | {' | '.join(shown)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     names = [case.name for case in CASES]
@@ -185,8 +164,8 @@ def main() -> None:
         "Live-bytes peak on the card of one decode or encode, bfloat16, weights excluded, fake "
         f"tensors. ComfyUI {known['host']}, torch {known['torch']}."
     )
-    for way in WAYS:
-        print(f"\n{table(kept_rows([]), way)}")
+    for table in shown.tables(kept_rows([])).values():
+        print(f"\n{table}", end="")
 
 
 if __name__ == "__main__":

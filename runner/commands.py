@@ -11,7 +11,7 @@ from . import environment, live_host, model_files
 from .plan import report
 from .setup import Steps, choose_host, needs_cpu, prepare
 
-NO_BENCHMARKS = ("__init__.py", "launches_shown.py", "rows.py", "vae_measures.py", "vae_ways.py")
+NO_BENCHMARKS = ("__init__.py", "documents.py", "rows.py", "vae_measures.py", "vae_ways.py")
 
 
 def _chosen_host(options: argparse.Namespace, steps: Steps) -> tuple[Path, Path]:

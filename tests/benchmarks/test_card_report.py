@@ -1,62 +1,28 @@
-"""The report, the plot and the READMEs' table of a campaign on a card, from invented rows."""
+"""The report and the plot of a campaign on a card, from invented rows."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pack.benchmarks.card import catalogue, plot, readme_table, report, tables
-from pack.benchmarks.card.readme_words import CHINESE, ENGLISH
+from pack.benchmarks.card import catalogue, plot, report, tables
+from pack.benchmarks.shown.words import CHINESE, ENGLISH
 from pack.tests.architecture_rules import REPO
-
-GIB, MIB = 2**30, 2**20
-FACTS = {
-    "run": "r1", "rehearsal": False, "weights": "random", "card_gib": None, "device": "Card A",
-    "card_bytes": 80 * GIB, "driver": "580.1", "allocator": "cudaMallocAsync", "torch": "2.11.0",
-    "system": "Linux", "mode": "dynamic VRAM", "attention": "attention_pytorch",
-    "dtype": "bfloat16", "comfyui": "0.30.0", "comfy_aimdo": "0.4.11", "comfy_kitchen": "0.2.26",
-    "pack": "0.1.0 4ef9b7b",
-}  # fmt: skip
-OURS, FIT = report.DENOISER_OURS, report.BUDGET_OURS
-Row = dict[str, Any]
-
-
-def row(part: str, case: str, variant: str, round_: int = 0, **figures: Any) -> Row:
-    named = {"part": part, "leg": "dynamic VRAM", "case": case, "variant": variant}
-    return {**FACTS, **named, "round": round_, "error": None, **figures}
-
-
-def step(variant: str, round_: int = 0, *, mib: float, s: float, **more: Any) -> Row:
-    figures = {"peak_bytes": int(mib * MIB), "step_s": s, **more}
-    return row("denoiser", figures.pop("case", "1024x1024x1"), variant, round_, **figures)
-
-
-def whole(variant: str, round_: int = 1, *, gib: float | None, s: float | None, **more: Any) -> Row:
-    card_gib = more.get("card_gib")
-    figures = {
-        "leg": "the card as it is" if card_gib is None else f"{card_gib:g} GiB",
-        "peak_bytes": None if gib is None else int(gib * GIB), "seconds": s, "survived": True,
-        **more,
-    }  # fmt: skip
-    return row("budget", figures.pop("case", "1024x1024x1"), variant, round_, **figures)
-
-
-def ended(part: str, leg: str, how: str, **figures: Any) -> Row:
-    """The campaign's own row of a leg; it knows no device."""
-    named = {"part": part, "leg": leg, "run": "r1", "rehearsal": False, "case": "leg"}
-    return {**named, "variant": how, "round": 0, "error": None, **figures}
-
-
-def fill(folder: Path, found: Iterable[Row], name: str = "rows.jsonl") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("".join(json.dumps(one) + "\n" for one in found))
-    return folder
+from pack.tests.benchmarks.card_rows import (
+    FIT,
+    GIB,
+    MIB,
+    OURS,
+    Row,
+    campaign,
+    ended,
+    fill,
+    row,
+    step,
+    whole,
+)
 
 
 def reported(folder: Path, *found: Row) -> str:
@@ -73,60 +39,6 @@ def line_of(text: str, *words: str) -> list[str]:
     ]
     (line,) = [line for line in cells if set(words) <= set(line)]
     return line
-
-
-def campaign() -> list[Row]:
-    """Rows of every part, with an error, an imitated card that ComfyUI does not survive, a cut."""
-    sizes = {"512x512x1": 0.5, "1024x1024x1": 1.0, "2048x2048x1": 4.0}
-    found = [
-        row("sanity", "node", OURS, is_bit_equal=True, relative_error=1e-3,
-            host_relative_error=1e-3, largest_error=2e-3, reference="float64", seconds=0.2),
-        row("sanity", "start", "allocator", counted_bytes=255 * MIB, expected_bytes=256 * MIB),
-    ]  # fmt: skip
-    for case, scale in sizes.items():
-        for index in range(3):
-            drift = 1 + 0.1 * index
-            found.append(
-                step(tables.HOST, index, mib=480 * scale, s=0.2 * drift * scale, case=case)
-            )
-            found.append(step(OURS, index, mib=90 * scale, s=0.3 * drift * scale, case=case))
-        for name, weights in ((tables.HOST, 12.3), (OURS, 11.9)):
-            held = int((weights + scale) * GIB)
-            estimate = {"leg": "loading by estimate", "mode": "loading by estimate", "case": case}
-            found.append(step(name, mib=480, s=0.2, allocated_bytes=held, **estimate))
-        for name, extra in ((tables.HOST, 4.0), (FIT, 1.0), (f"{FIT} smallest", 0.6)):
-            found += [
-                whole(name, index, gib=13 + extra * scale, s=9.0 - index, case=case,
-                      is_equal=name == tables.HOST, equal_8bit=0.997, most_off_8bit=2)
-                for index in (0, 1)
-            ]  # fmt: skip
-    found += [
-        whole(FIT, gib=99.0, s=99.0, case="1024x1024x1 with VRAM Probes"),
-        step(tables.HOST, mib=99, s=9.0, case="1024x1024x1 fp8"),
-        whole(tables.HOST, 0, gib=None, s=None, card_gib=4.0, survived=False,
-              error="out of memory"),
-        whole(FIT, 0, gib=3.7, s=14.0, card_gib=4.0),
-        whole(FIT, 1, gib=3.8, s=11.0, card_gib=4.0),
-        row("denoiser", "1024x1024x1 launches", tables.HOST, kernels=750, copies=3),
-        row("denoiser", "1024x1024x1 launches", OURS, kernels=16620, copies=9),
-        row("vae", "decode 1024x1024x1", tables.HOST, peak_bytes=1296 * MIB, seconds=0.1),
-        row("vae", "decode 1024x1024x1", "Lean VAE speed", peak_bytes=603 * MIB, seconds=0.09,
-            largest_error=1e-3, equal_8bit=0.99, most_off_8bit=1, psnr_db=70.0, seam_energy=1.01),
-        row("predicted", "denoise 1024x1024x1", OURS, predicted_bytes=90 * MIB,
-            measured_bytes=91 * MIB, ratio=90 / 91),
-        row("predicted", "256x256x1 narrow model", OURS, step_s=0.1, kernels=6344),
-        row("predicted", "constants", "A_NEW_ONE", value=1.0, samples=1),
-        row("predicted", "constants", "DENOISER_RESERVED", value=1.4, low=1.2, high=1.6,
-            today=1.7, samples=12),
-        row("probe", "1024x1024x1", "steps", probe_peak_bytes=12 * GIB, ratio=1.01, cost=0.004),
-        row("tutorial", "1024x1024x1", tables.HOST, peak_bytes=24 * GIB, seconds=5.0),
-        row("training", "512x512x1", "ComfyUI, depth 1", peak_bytes=20 * GIB, step_s=3.0),
-        row("training", "512x512x1", "ComfyUI, depth 2", peak_bytes=10 * GIB, step_s=3.0),
-        row("training", "512x512x1", OURS, peak_bytes=10 * GIB, step_s=2.7, seconds=5.0, loss=0.5),
-        ended("denoiser", "dynamic VRAM", "ended", seconds=200.0),
-        ended("training", "all", "failed", seconds=9.0, error="RuntimeError: no"),
-    ]  # fmt: skip
-    return found
 
 
 class TestReport:
@@ -301,7 +213,7 @@ class TestReport:
     @pytest.mark.parametrize("part", catalogue.PARTS)
     def test_every_column_names_a_field_of_the_parts(self, part):
         """One that names none would read "not measured" for ever."""
-        mine = {"plot.py", "readme_table.py", "tables.py"}
+        mine = {"plot.py", "tables.py"}
         paths = (REPO / "benchmarks" / "card").rglob("*.py")
         sources = "".join(
             p.read_text(encoding="utf-8")
@@ -367,97 +279,6 @@ class TestPlot:
         versions = "ComfyUI 0.30.0, torch 2.11.0, comfy-aimdo 0.4.11, this pack 0.1.0 4ef9b7b"
         assert plot.caption(setup) == f"{card}\n{versions}, random weights"
         assert plot.caption({**setup, "rehearsal": True}).startswith(report.REHEARSAL)
-
-
-@pytest.fixture
-def repo(tmp_path: Path) -> Path:
-    """Both READMEs, and no rows."""
-    for name in readme_table.READMES:
-        shutil.copy(REPO / name, tmp_path / name)
-    (tmp_path / readme_table.CARDS).mkdir(parents=True)
-    return tmp_path
-
-
-def body_of(repo: Path, name: str = "README.md") -> str:
-    text = (repo / name).read_text(encoding="utf-8")
-    return text.partition(readme_table.BEGIN)[2].partition(readme_table.END)[0].strip("\n")
-
-
-class TestReadmeTable:
-    def test_the_repository_is_up_to_date(self, capsys):
-        assert readme_table.main(["--check"]) == 0, capsys.readouterr().out
-
-    def test_without_rows_one_sentence_says_how_to_make_one(self, repo):
-        (repo / readme_table.CARDS).rmdir()
-        assert readme_table.main([], repo) == 0
-        assert body_of(repo) == ENGLISH.nothing
-        assert body_of(repo, "README.zh.md") == CHINESE.nothing
-        assert "python run.py bench card" in ENGLISH.nothing
-
-    def test_makes_lines_of_warm_runs_and_else_of_steps(self, repo):
-        found = [*campaign(), step(tables.HOST, mib=1900, s=1.0, case="2048x2048x2")]
-        fill(repo / readme_table.CARDS, found, "a.jsonl")
-        assert readme_table.main(["--check"], repo) == 1
-        assert readme_table.main([], repo) == 0
-        lines = [
-            [cell.strip() for cell in line.strip("|").split(" | ")]
-            for line in body_of(repo).splitlines()
-            if line.startswith("|")
-        ]
-        versions = "pack 0.1.0 4ef9b7b, ComfyUI 0.30.0, torch 2.11.0, driver 580.1, random weights"
-        close = "99.70 % of 8-bit values equal, largest difference 2"
-        assert [tuple(line) for line in lines[2:]] == [
-            ("Card A", "512x512", "15.00 GiB / 8 s", "13.50 GiB / 8 s", close, versions),
-            ("Card A", "1024x1024", "17.00 GiB / 8 s", "14.00 GiB / 8 s", close, versions),
-            ("Card A, limited to 4 GiB", "1024x1024", "out of memory", "3.80 GiB / 11 s",
-             "not measured", versions),
-            ("Card A", "2048x2048", "29.00 GiB / 8 s", "17.00 GiB / 8 s", close, versions),
-            ("Card A", "2048x2048, batch 2 (one step, Apply Gradient Checkpoint)",
-             "1900.0 MiB / 1 s", "not measured", "not measured", versions),
-        ]  # fmt: skip
-
-    def test_what_we_gave_up_is_not_measured_and_not_failed(self, repo):
-        given_up = {"gib": None, "s": None, "survived": None, "error": "not measured: our limit"}
-        fill(repo / readme_table.CARDS, [whole(FIT, **given_up)], "a.jsonl")
-        assert readme_table.main([], repo) == 0
-        assert "| not measured | not measured | not measured |" in body_of(repo)
-
-    def test_is_the_same_the_second_time_and_in_any_order_of_rows(self, repo):
-        fill(repo / readme_table.CARDS, campaign(), "a.jsonl")
-        assert readme_table.main([], repo) == 0
-        made = {name: (repo / name).read_bytes() for name in readme_table.READMES}
-        fill(repo / readme_table.CARDS, reversed(campaign()), "a.jsonl")
-        assert readme_table.main([], repo) == 0
-        assert readme_table.main(["--check"], repo) == 0
-        assert {name: (repo / name).read_bytes() for name in made} == made
-
-    def test_the_chinese_one_is_chinese(self, repo):
-        fill(repo / readme_table.CARDS, campaign(), "a.jsonl")
-        readme_table.main([], repo)
-        body = body_of(repo, "README.zh.md")
-        assert "| 显存不足 |" in body
-        assert all(word not in body for word in ("out of memory", "not measured", "random"))
-
-    def test_refuses_rows_of_a_rehearsal(self, repo, capsys):
-        before = body_of(repo)
-        fill(repo / readme_table.CARDS, [step(OURS, mib=1, s=1.0, rehearsal=True)], "b.jsonl")
-        assert readme_table.main([], repo) == 1
-        told = capsys.readouterr().err
-        assert told == "readme_table: b.jsonl holds rows of a rehearsal, which measured no card\n"
-        assert body_of(repo) == before
-
-    @pytest.mark.parametrize(
-        "text",
-        ["no markers", readme_table.BEGIN, f"{readme_table.END}\n{readme_table.BEGIN}\n",
-         f"{readme_table.BEGIN}\n{readme_table.END}\n" * 2],
-    )  # fmt: skip
-    def test_says_which_readme_lacks_its_markers(self, repo, capsys, text):
-        (repo / "README.zh.md").write_text(text, encoding="utf-8")
-        assert readme_table.main([], repo) == 1
-        told = capsys.readouterr().err
-        begin, end = readme_table.BEGIN, readme_table.END
-        lines = f"must have the lines {begin} and {end} once, in this order"
-        assert told == f"readme_table: README.zh.md {lines}\n"
 
 
 def test_the_issue_form_is_valid():

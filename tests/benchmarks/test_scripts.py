@@ -48,17 +48,17 @@ class Case(NamedTuple):
     needs: tuple[str, ...] = ("host",)
 
 
-VAE_ERRORS = ("live", "process", "time", "max error", "8-bit pixels equal", "most off")
-PROBE = ("a step", "readings", "events", "of the step", "target")
+VAE_ERRORS = ("live", "process", "time", "largest error", "equal 8-bit pixels", "most off")
+PROBE = ("a step", "readings", "events", "of the step", "our limit")
 ACCURACY = ("cases", "predicted / measured, lowest", "median", "highest")
-COUNTED = ("launches", "host waits", "moved", "peak", "to issue", "modelled, RTX 4060")
+COUNTED = ("launches", "moved", "peak", "to issue", "modelled, RTX 4060")
 # The longest first.
 CASES = {
     "load_ram": Case(
         # The other way is measured by tests/host/test_load_ram.py.
         ["--tiny", "--layers", "1", "--way", "mapped"],
-        [("all shards mapped, then copied by the host",
-          ("peak RAM", "of the folder", "seconds"))],
+        [("all shards mapped, then copied by ComfyUI",
+          ("folder", "peak RAM", "of the folder", "time"))],
     ),
     "probe_overhead": Case(
         ["--heads", "2", "--side", "64", "--pairs", "1", "--steps", "1",
@@ -73,62 +73,65 @@ CASES = {
     ),
     "block_time": Case(
         ["--pairs", "1", "--tokens", "32", "--variant", "balance (default)"],
-        [("32", ("tokens", "host", "balance (default)"))],
+        [("32", ("tokens", "ComfyUI", "`balance` (default)"))],
     ),
     "denoiser_peak": Case(
         ["--lean-layers", "1", "--case", "512x512x4", "--variant", "stock",
          "--variant", "balance (default)", "--variant", "balance, block level"],
         [
-            ("512x512, batch 4", ("U", "stock", "balance (default)")),
-            ("512x512, batch 4", ("whole forward, measured", "block level, measured",
-                                  "told to the host", "its own estimate")),
+            ("512x512, batch 4", ("residual stream", "ComfyUI alone", "`balance` (default)",
+                                  "`balance`, blocks alone, under ComfyUI's forward")),
+            ("512x512, batch 4", ("ComfyUI's own estimate", "with Apply Gradient Checkpoint")),
         ],
     ),
     "added_peak": Case(
         ["--case", "512x512x4", "--added", "2 references"],
-        [("512x512, batch 4, 2 references", ("ComfyUI alone", "balance (default)"))],
+        [("512x512, batch 4", ("ComfyUI alone", "`balance` (default)"))],
         ("host", "cuda"),
     ),
     "families": Case(
         ["--family", "FLUX.1 dev", "--way", "ComfyUI alone", "--way", "balance (default)",
          "--weights", "plain", "--weights", "nvfp4"],
-        [("FLUX.1 dev, 1024x1024", ("U", "ComfyUI alone", "balance (default)")),
-         ("FLUX.1 dev, 1024x1024, nvfp4", ("U", "ComfyUI alone", "balance (default)"))],
+        [("FLUX.1 dev", ("residual stream", "ComfyUI alone", "`balance` (default)")),
+         ("nvfp4", ("FLUX.1 dev, 2048x2048",))],
         ("host", "cuda"),
     ),
     "launches": Case(
         ["--part", "denoiser", "decode", "--side", "256", "--setting", "ComfyUI", "balance",
          "--pairs", "1"],
-        [("256x256, ComfyUI", ("denoiser", *COUNTED)), ("256x256, balance", ("denoiser", *COUNTED)),
-         ("256x256, balance", ("decode", *COUNTED, "shapes of convolutions"))],
+        [("256x256, ComfyUI", ("denoiser, setting", *COUNTED)),
+         ("256x256, balance", ("denoiser, setting", *COUNTED)),
+         ("256x256, balance", ("decode, setting", *COUNTED, "host waits",
+                                "shapes of convolutions"))],
         ("host", "cuda"),
     ),
     "vae_compare": Case(
         ["--side", "64", "--way", "speed"],
-        [("stock", VAE_ERRORS), ("speed", (*VAE_ERRORS, "PSNR"))],
+        [("64x64, ComfyUI", VAE_ERRORS), ("64x64, Lean VAE `speed`", (*VAE_ERRORS, "PSNR"))],
         ("host", "linux"),
     ),
     "vae_compare wan": Case(
         ["--vae", "wan", "--side", "64", "--frames", "5", "--way", "speed"],
-        [("stock", VAE_ERRORS), ("speed", (*VAE_ERRORS, "PSNR"))],
+        [("64x64, 5 frames, ComfyUI", VAE_ERRORS),
+         ("64x64, 5 frames, Lean VAE `speed`", (*VAE_ERRORS, "PSNR"))],
         ("host", "linux"),
     ),
     "vae_peak": Case(
         ["--case", "512x512x4", "--way", "encode", "--prefer", "stock", "--prefer", "speed"],
-        [("512x512, batch 4", ("encode", "stock", "speed"))],
+        [("encode 512x512, batch 4", ("ComfyUI alone", "`speed`"))],
         ("host", "cuda"),
     ),
     "training_memory": Case(
         ["--side", "256", "--layers", "1"],
         [
-            ("no checkpointing", ("kept for the backward pass", "peak")),
-            ("Apply Gradient Checkpoint", ("kept for the backward pass", "peak")),
+            ("no checkpointing", ("kept for backward", "peak")),
+            ("Apply Gradient Checkpoint", ("kept for backward", "peak")),
         ],
     ),
     "diffusers_peak": Case(
         ["--case", "512x512x4"],
-        [("512x512, batch 4", ("diffusers", "enable_gradient_checkpointing()",
-                               'set_attention_slice("max")'))],
+        [("512x512, batch 4", ("diffusers", "`enable_gradient_checkpointing()`",
+                               '`set_attention_slice("max")`'))],
         ("cuda",),
     ),
     "fit_table": Case(
@@ -142,7 +145,7 @@ CASES = {
 
 def _mib(name: str, digits: int) -> Callable[[list[dict[str, Any]]], list[str]]:
     """Every row's bytes of that name, as the script prints them."""
-    return lambda kept: [f" {row[name] / MIB:.{digits}f} MiB" for row in kept]
+    return lambda kept: [f" {row[name] / MIB:.{digits}f} MiB" for row in kept if name in row]
 
 
 def _launches(kept: list[dict[str, Any]]) -> list[str]:
@@ -155,7 +158,7 @@ def _launches(kept: list[dict[str, Any]]) -> list[str]:
 
 
 def _cases_by_stage(kept: list[dict[str, Any]]) -> list[str]:
-    stages = [row["stage"] for row in kept]
+    stages = [row["stage"] for row in kept if "measured_bytes" in row]
     return [f"| {stage} | {stages.count(stage)} |" for stage in set(stages)]
 
 
@@ -166,7 +169,7 @@ SHOWN = {
     "launches": _launches,
     "plan_accuracy": _cases_by_stage,
     "vae_compare": _mib("live_bytes", 0),
-    "vae_peak": _mib("peak_bytes", 0),
+    "vae_peak": _mib("peak_bytes", 1),
 }
 
 

@@ -1,4 +1,4 @@
-"""The texts of the READMEs' table of cards. Standard library only."""
+"""The texts of the tables that stand in documents of both languages."""
 # ruff: noqa: RUF001 (Chinese punctuation)
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ class Words:
     head: of its columns.
     step: says of a line that it is one sampling step.
     weights: by the rows' word.
+    by_card: heads of the table by the memory of a card.
+    nothing_streamed: what its cells say where all weights stay on the card.
     """
 
     nothing: str
@@ -29,16 +31,18 @@ class Words:
     failed: str
     out_of_memory: str
     weights: dict[str, str]
+    by_card: tuple[str, ...]
+    nothing_streamed: str
 
 
-FORM = "../../issues/new?template=card-report.yml"  # beside blob/main/README.md
+FORM = "../../issues/new?template=card-report.yml"  # beside blob/main, the repository's root
 ENGLISH = Words(
     nothing="No card has been measured yet: `python run.py bench card` measures yours, and the "
     f"issue form\n\"[Report of a card]({FORM})\" takes its report.",
     intro="A whole run goes from text to picture in ComfyUI's server. Peak: the driver's count, "
     "weights included. Of two\nruns the second is shown. One step: what torch allocated above its "
     "start, without the weights. All figures are\nmedians of the rows in "
-    "`benchmarks/results/cards`; `python -m benchmarks.card.readme_table` writes the table. On a\n"
+    "`benchmarks/results/cards`; `python -m benchmarks.documents` writes the table. On a\n"
     "limited card another process holds the rest of the memory.",
     head=(
         "card", "picture", "ComfyUI: peak / time", "with this pack: peak / time",
@@ -53,6 +57,12 @@ ENGLISH = Words(
     failed="failed",
     out_of_memory="out of memory",
     weights={"random": "random weights", "real": "real weights"},
+    by_card=(
+        "free VRAM", "largest square picture, `prefer` smallest (predicted)",
+        "streamed per step at 1024x1024 (predicted)", "at 2048x2048 (predicted)",
+        "whole run on a card: peak, time (measured)",
+    ),
+    nothing_streamed="nothing",
 )  # fmt: skip
 CHINESE = Words(
     nothing="还没有测量过任何显卡：`python run.py bench card` 可以测量你的显卡，"
@@ -60,7 +70,7 @@ CHINESE = Words(
     intro="整次运行指 ComfyUI 服务器里从文本到图片的运行（有两次则取第二次）："
     "驱动统计的显存占用峰值（含权重）和耗时。单步指 torch 在该步开始之后分配的\n"
     "峰值（不含权重）和耗时。数字是 `benchmarks/results/cards` 中各行的中位数，"
-    "由 `python -m benchmarks.card.readme_table` 写入；\n"
+    "由 `python -m benchmarks.documents` 写入；\n"
     "注明 GiB 数的是模拟的小显卡。",
     head=(
         "显卡", "图片", "仅 ComfyUI：峰值 / 耗时", "使用本节点包：峰值 / 耗时",
@@ -75,4 +85,10 @@ CHINESE = Words(
     failed="失败",
     out_of_memory="显存不足",
     weights={"random": "随机权重", "real": "真实权重"},
+    by_card=(
+        "空闲显存", "最大的正方形图片，`prefer` 为 smallest（预测）",
+        "1024x1024 每步从内存传输的权重（预测）", "2048x2048 时（预测）",
+        "显卡上的整次运行：峰值、耗时（实测）",
+    ),
+    nothing_streamed="无",
 )  # fmt: skip

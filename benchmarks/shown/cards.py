@@ -1,32 +1,19 @@
-"""Writes "Measured on cards" into both READMEs from benchmarks/results/cards/*.jsonl.
-
-    python -m benchmarks.card.readme_table [--check]
-
-A file is the rows.jsonl of one card. Whole runs come first, each in its warm round; a picture that
-has none is shown by its sampling step. `--check` writes nothing and exits with 1 if a README would
-change. Standard library only.
-"""
+"""The table of measured cards, from the rows.jsonl of each card."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import rows, tables
-from .readme_words import CHINESE, ENGLISH, Words
-from .report import BUDGET_OURS, DENOISER_OURS
-from .rows import OUT_OF_MEMORY, Row
-from .tables import HOST, NOT_MEASURED
+from ..card import rows, tables
+from ..card.report import BUDGET_OURS, DENOISER_OURS
+from ..card.rows import OUT_OF_MEMORY, Row
+from ..card.tables import HOST, NOT_MEASURED
+from .words import Words
 
-REPO = Path(__file__).resolve().parent.parent.parent
-CARDS = Path("benchmarks") / "results" / "cards"
-BEGIN, END = "<!-- cards:begin -->", "<!-- cards:end -->"
 VERSIONS = {"pack": "pack", "comfyui": "ComfyUI", "torch": "torch", "driver": "driver"}
-READMES = {"README.md": ENGLISH, "README.zh.md": CHINESE}
 
 
 def load(folder: Path) -> list[Row]:
@@ -46,7 +33,7 @@ def load(folder: Path) -> list[Row]:
 
 
 def section(found: Sequence[Row], words: Words) -> str:
-    """What stands between the markers: a sentence without rows, a table with some."""
+    """A sentence without rows, a table with some."""
     body = [line for lines in _cards(found) for line in _card(lines, words)]
     if not body:
         return f"{words.nothing}\n"
@@ -78,6 +65,23 @@ def _card(here: Sequence[Row], words: Words) -> list[list[str]]:
             line = [row for row in rows_of if (row["case"], row.get("card_gib")) == key]
             made.append(_line(line, ours, time, words))
     return made
+
+
+def whole_runs(found: Sequence[Row], gib: float) -> list[str]:
+    """What whole runs with our nodes took on cards of so many GiB, or limited to them."""
+    mine = [
+        row
+        for row in tables.warm([row for row in found if row["part"] == "budget"])
+        if row.get("variant") == BUDGET_OURS and tables.is_size(row["case"])
+    ]
+    texts = []
+    for row in mine:
+        limit = row.get("card_gib") or round(row["card_bytes"] / 2**30)
+        if limit == gib and tables.is_good(row):
+            peak, took = tables.gib(row["peak_bytes"]), tables.seconds(row["seconds"])
+            name = _plain(row["device"])
+            texts.append(f"{tables.picture(row['case'])}: {peak}, {took} ({name})")
+    return texts
 
 
 def _line(line: Sequence[Row], ours: str, time: str, words: Words) -> list[str]:
@@ -140,45 +144,3 @@ def _median(mine: Sequence[Row], field: str) -> Any:
 
 def _plain(text: Any) -> str:
     return tables.without_pipes(str(text))
-
-
-def with_section(text: str, made: str, *, name: str) -> str:
-    """A README with what is between its markers replaced.
-
-    Raises:
-        ValueError: it must have both markers, once each and in their order.
-    """
-    before, begin, rest = text.partition(f"{BEGIN}\n")
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in before + after or END in before + after:
-        raise ValueError(f"{name} must have the lines {BEGIN} and {END} once, in this order")
-    return f"{before}{begin}{made}{end}{after}"
-
-
-def main(argv: Sequence[str], repo: Path = REPO) -> int:
-    parser = argparse.ArgumentParser(description="The READMEs' table of measured cards.")
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 if one would change")
-    options = parser.parse_args(argv)
-    differing = []
-    try:
-        found = load(repo / CARDS)
-        texts = {name: (repo / name).read_text(encoding="utf-8") for name in READMES}
-        made = {
-            name: with_section(text, section(found, READMES[name]), name=name)
-            for name, text in texts.items()
-        }
-    except ValueError as error:
-        print(f"readme_table: {error}", file=sys.stderr)
-        return 1
-    for name, new in made.items():
-        if new != texts[name]:
-            differing.append(name)
-            if not options.check:
-                (repo / name).write_text(new, encoding="utf-8", newline="\n")
-    if differing:
-        print(f"{', '.join(differing)}: {'out of date' if options.check else 'written'}")
-    return 1 if differing and options.check else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

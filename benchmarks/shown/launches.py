@@ -1,4 +1,4 @@
-"""The tables and plots of the rows of `launches`."""
+"""The tables and plots of `launches`."""
 
 from __future__ import annotations
 
@@ -9,34 +9,50 @@ from typing import Any
 from pack.nodes.denoiser.cost import CARDS
 from pack.nodes.units import MIB, size
 
-from .rows import Row
+from ..card.tables import grid
+from ..rows import Row
 
 HOST = "ComfyUI"
 PREFERENCES = ("speed", "balance", "smallest")
+SLICED = "Slice auto"
+SETTINGS = (HOST, *PREFERENCES, SLICED)
+PARTS = ("denoiser", "decode", "encode")
 PLOTTED_PX = (1024, 2048)
 PLOTS = {"denoiser": "Z-Image: one main block", "decode": "VAE decode"}
 
 
-def table(part: str, rows: Sequence[Row]) -> str:
-    """A line for each size and setting; modelled times as multiples of the host's."""
+def tables(rows: Sequence[Row]) -> dict[str, str]:
+    """By block; only of parts that have rows. A line for each size and setting."""
+    made = {}
+    for part in PARTS:
+        mine = [row for row in rows if row["part"] == part]
+        if mine:
+            mine.sort(key=lambda row: (row["side_px"], SETTINGS.index(row["setting"])))
+            made[f"launches_{part}"] = _table(part, mine)
+    return made
+
+
+def _table(part: str, rows: Sequence[Row]) -> str:
+    """Modelled times are multiples of the host's."""
+    is_block = part == "denoiser"
     heads = [
-        part, "launches", "host waits", "moved", "copied to or from RAM", "peak",
-        *([] if part == "denoiser" else ["shapes of convolutions"]), "to issue",
+        f"{part}, setting", "launches",
+        *([] if is_block else ["host waits", "shapes of convolutions"]), "moved",
+        *([] if is_block else ["copied to or from RAM"]), "peak", "to issue",
         *(f"modelled, {card.name}" for card in CARDS),
     ]  # fmt: skip
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     hosts = {row["side_px"]: row for row in rows if row["setting"] == HOST}
+    body = []
     for row in rows:
         host = hosts.get(row["side_px"])
-        cells = [
+        body.append([
             f"{row['side_px']}x{row['side_px']}, {row['setting']}", f"{row['launches']:,}",
-            f"{row['host_waits']:,}", size(row["moved_bytes"]), size(row["copied_bytes"]),
-            size(row["peak_bytes"]), *([row["convolutions"]] if "convolutions" in row else []),
-            _issued(row),
+            *([] if is_block else [f"{row['host_waits']:,}", f"{row['convolutions']}"]),
+            size(row["moved_bytes"]), *([] if is_block else [size(row["copied_bytes"])]),
+            size(row["peak_bytes"]), _issued(row),
             *(_modelled(row, host, card.name) for card in CARDS),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    return grid(heads, body)
 
 
 def _issued(row: Row) -> str:

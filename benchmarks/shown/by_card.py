@@ -1,0 +1,40 @@
+"""The READMEs' table by the memory of a card: what Fit to VRAM plans, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..card.tables import grid
+from ..rows import Row
+from .cards import whole_runs
+from .fit_table import budgets, square
+from .lines import gib
+from .words import Words
+
+CARDS_GIB = (4, 6, 8, 12, 16)
+PICTURES = ((1024, 1024, 1), (2048, 2048, 1))
+
+
+def section(fit_rows: Sequence[Row], card_rows: Sequence[Row], words: Words) -> str:
+    """A line per card.
+
+    Args:
+        fit_rows: of `fit_table`.
+        card_rows: of all cards.
+    """
+    planned, body = budgets(fit_rows), []
+    for card_gib in CARDS_GIB:
+        pictures, most = planned[card_gib]
+        by_size = {(row["width_px"], row["height_px"], row["batch"]): row for row in pictures}
+        measured = whole_runs(card_rows, card_gib) or [words.not_measured]
+        body.append([
+            f"{card_gib} GiB", square(most),
+            *(_streamed(by_size[size], words) for size in PICTURES), "; ".join(measured),
+        ])  # fmt: skip
+    return grid(words.by_card, body)
+
+
+def _streamed(row: Row, words: Words) -> str:
+    if not row["streamed_bytes"]:
+        return words.nothing_streamed
+    return f"{gib(row['streamed_bytes'])}, {row['streamed_seconds']:.2f} s"

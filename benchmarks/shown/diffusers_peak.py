@@ -1,0 +1,28 @@
+"""The table of `diffusers_peak`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..rows import Row
+from .lines import by_way, mib, picture
+
+COLUMNS = {
+    "diffusers": "diffusers",
+    "enable_gradient_checkpointing()": "`enable_gradient_checkpointing()`",
+    'set_attention_slice("max")': '`set_attention_slice("max")`',
+}
+
+
+def tables(rows: Sequence[Row]) -> dict[str, str]:
+    """A line per picture."""
+    return {
+        "diffusers_peak": by_way(
+            ("picture",),
+            COLUMNS,
+            rows,
+            line=lambda row: (picture(row),),
+            way=lambda row: row["variant"],
+            cell=lambda row: mib(row["peak_bytes"]),
+        )
+    }
