@@ -209,7 +209,7 @@ def places(source: str, path: PurePosixPath) -> list[str]:
     """
     if path.suffix in (".md", ".json"):
         source = _PUBLISHED.sub("", source)
-    if path.suffix == ".svg":
+    if path.suffix in (".svg", ".py"):
         source = re.sub(r'xmlns(:\w+)?="[^"]*"', "", source)  # a name that only looks like a place
     found = [
         (n, m) for n, line in enumerate(source.splitlines(), 1) for m in _PLACES.finditer(line)

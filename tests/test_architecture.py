@@ -195,6 +195,7 @@ def test_what_the_rules_refuse(rule, path, source):
         (touches_the_host, "nodes/host/x.py", "import comfy\nself.patcher.init = f\nx = comfy.sd"),
         (places, "x.py", "url = f'http:" + "//127.0.0.1:{port}'\nio.Combo.Input()\n~/models/x"),
         (places, "x.svg", '<svg xmlns="http:' + "//www.example.o" + 'rg/svg">'),
+        (places, "x.py", "head = '<svg xmlns=\"http:" + "//www.example.o" + "rg/svg\">'"),
         (
             places,
             "README.md",

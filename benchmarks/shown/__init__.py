@@ -12,7 +12,7 @@ from types import ModuleType
 SCRIPTS = (
     "denoiser_peak", "added_peak", "diffusers_peak", "families", "launches", "block_time",
     "training_memory", "vae_peak", "vae_compare", "fit_table", "plan_accuracy", "probe_overhead",
-    "load_ram",
+    "load_ram", "vram_chart",
 )  # fmt: skip
 
 

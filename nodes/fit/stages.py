@@ -131,8 +131,7 @@ def denoise_stages(
     A request that is not plain gets lean blocks under the host's own forward.
     """
     sizes = models.denoiser
-    largest = sizes.dim * max(sizes.qkv_dim, sizes.ffn_dim)
-    buffers = models.buffers_bytes(models.denoiser_weight_bytes * largest // sizes.parameters)
+    buffers = _denoiser_buffers_bytes(models)
     is_cast = casts_weights(request, models.denoiser_weight_bytes)
     block = sizes.block_parameters + sizes.modulation_parameters
     block = models.denoiser_weight_bytes * block // sizes.parameters
@@ -164,6 +163,32 @@ def denoise_stages(
 
     first = PREFERENCES.index(prefer)
     return {c: stage(c) for c in DENOISER_CHOICES if PREFERENCES.index(c.prefer) >= first}
+
+
+def stock_denoise_stage(models: Models, request: Request) -> Stage:
+    """The denoising of the host alone, with the same allowance for workspaces as ours."""
+    is_cast = casts_weights(request, models.denoiser_weight_bytes)
+    live = stock_peak_bytes(request, has_copies=is_cast)
+    plain = stock_peak_bytes(request)
+    return Stage(
+        "denoise",
+        "ComfyUI's own",
+        weight_bytes=models.denoiser_weight_bytes + models.control_weight_bytes,
+        buffer_bytes=_denoiser_buffers_bytes(models),
+        activation_bytes=live,
+        stock_bytes=live,
+        workspace_bytes=denoiser_need_bytes(plain) - plain,
+        page_bytes=models.page_bytes,
+        is_repeated=True,
+        is_cast=is_cast,
+    )
+
+
+def _denoiser_buffers_bytes(models: Models) -> int:
+    """The host's buffers for the transformer's weights in use."""
+    sizes = models.denoiser
+    largest = sizes.dim * max(sizes.qkv_dim, sizes.ffn_dim)
+    return models.buffers_bytes(models.denoiser_weight_bytes * largest // sizes.parameters)
 
 
 def vae_stages(models: Models, request: Request, *, is_decode: bool = True) -> tuple[Stage, ...]:

@@ -126,7 +126,7 @@ def fit(
 
     called = replace(request, batch=request.batch * run.prompts)
     denoise = {
-        choice: _with_least(stage, run.least_need_bytes).within(budget_bytes)
+        choice: with_least(stage, run.least_need_bytes).within(budget_bytes)
         for choice, stage in denoise_stages(
             models, called, prefer=prefer, is_plain=run.is_plain
         ).items()
@@ -162,7 +162,7 @@ def text_within(models: Models, tokens: int, budget_bytes: int | None, *, run: R
     return text_stage(models, tokens, is_limited=True, gathers_rows=True)
 
 
-def _with_least(stage: Stage, need_bytes: int) -> Stage:
+def with_least(stage: Stage, need_bytes: int) -> Stage:
     """The stage with at least that need."""
     workspace = max(stage.workspace_bytes, need_bytes - stage.activation_bytes)
     return replace(stage, workspace_bytes=workspace)

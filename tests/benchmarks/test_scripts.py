@@ -140,6 +140,12 @@ CASES = {
                     "largest batch of 1024x1024"))],
         (),
     ),
+    "vram_chart": Case(
+        [],
+        [("8 GiB", ("ComfyUI alone", "`prefer` balance", "smallest")),
+         ("4096x4096", ("ComfyUI alone", "`prefer` balance", "smallest"))],
+        (),
+    ),
 }  # fmt: skip
 
 
