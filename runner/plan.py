@@ -6,15 +6,18 @@ Standard library only: neither a host nor a GPU nor weights are needed.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
+from pathlib import Path
 
 from ..nodes.denoiser import families, need, sizes, unet_peak
-from ..nodes.denoiser.plan import DenoiserChoice
 from ..nodes.fit import report as fit_report
 from ..nodes.fit import stages, what_fits
 from ..nodes.prefer import PREFERENCES
 from ..nodes.units import GIB, size
 from .arguments import above_zero, positive
+from .plan_family import FamilyPlan, family_plan
+from .plan_run import RunPlan
 
 # Bits per weight of the transformer; nvfp4 keeps one byte of scale for 16 weights.
 WEIGHT_BITS = {"bf16": 16.0, "fp8": 8.0, "int8": 8.0, "nvfp4": 4.5}
@@ -42,16 +45,39 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--frames", type=positive, default=1, metavar="N", help="of a video")
     parser.add_argument("--copy-gbs", type=above_zero, metavar="GB_PER_S", help="RAM to card")
+    parser.add_argument("--chart", type=chart_file, metavar="FILE.svg", help="draw the plan there")
+    parser.add_argument("--json", action="store_true", help="the plan as one JSON object")
+
+
+def chart_file(text: str) -> Path:
+    """The file of a chart, in a folder that exists."""
+    path = Path(text).expanduser()
+    if path.suffix.lower() != ".svg":
+        raise argparse.ArgumentTypeError(f"must end in .svg, got {text}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
 
 
 def report(options: argparse.Namespace) -> tuple[str, bool]:
-    """The plan in words, and whether it can run at all.
+    """What to print, and whether the run is possible at all; writes the chart.
 
     Raises:
         ValueError: the picture is smaller than a pixel of the latent.
+        OSError: the chart cannot be written.
     """
-    if options.family:
-        return _of_family(options), True
+    plan: FamilyPlan | RunPlan = family_plan(options) if options.family else run_plan(options)
+    is_possible = isinstance(plan, FamilyPlan) or plan.is_possible
+    if options.chart:
+        options.chart.write_text(plan.chart(), encoding="utf-8", newline="\n")
+    if options.json:
+        return json.dumps(plan.as_json(), indent=2), is_possible
+    text = plan.text()
+    return f"{text}\nChart: {options.chart}" if options.chart else text, is_possible
+
+
+def run_plan(options: argparse.Namespace) -> RunPlan:
+    """The plan of a whole run of Z-Image-Turbo that the options name."""
     if options.frames > 1:
         raise ValueError(f"frames must be 1 for Z-Image, got {options.frames}: name a --family")
     request = sizes.Request(
@@ -66,7 +92,6 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
     models = replace(models, control_weight_bytes=weights)
     run = what_fits.Run(has_encode=options.img2img or options.references > 0)
     plan = what_fits.fit(models, request, int(options.vram * GIB), prefer=options.prefer, run=run)
-    others = list(what_fits.alternatives(plan))
     notes = [
         f"Transformer in {options.weights}, Qwen3-4B and VAE in bf16; one sample per picture and "
         "call (cfg 1).",
@@ -81,63 +106,10 @@ def report(options: argparse.Namespace) -> tuple[str, bool]:
         notes.append(
             "Where torch has a fused attention for float32 with a mask, no scores are kept."
         )
-    speed = options.copy_gbs and options.copy_gbs * 1e9
-    text = fit_report.text(plan, others=others, copy_bytes_per_s=speed, notes=notes)
-    return text, plan.verdict != "too large"
-
-
-def _of_family(options: argparse.Namespace) -> str:
-    """The denoise row of another family."""
-    if options.controlnet or options.img2img:
-        raise ValueError("--controlnet and --img2img are planned for Z-Image alone: leave them out")
-    size_px, samples = (options.width, options.height), {"batch": options.batch}
-    samples["text_tokens"] = options.text_tokens
-    if options.family in unet_peak.UNETS:
-        if options.frames > 1 or options.references:
-            raise ValueError("--frames and --references must be left out for a U-Net")
-        unet = unet_peak.UNetRequest(unet_peak.UNETS[options.family], *size_px, **samples)
-        stock_bytes = unet_peak.unet_stock_bytes(unet)
-        request: unet_peak.UNetRequest | families.FamilyRequest = unet
-    else:
-        of_family = families.FamilyRequest(
-            families.FAMILIES[options.family],
-            *size_px,
-            frames=options.frames,
-            references=options.references,
-            **samples,
-        )
-        stock_bytes, request = families.family_stock_bytes(of_family), of_family
-    shape = f"{options.width}x{options.height}, batch {options.batch}"
-    if options.frames > 1:
-        shape += f", {options.frames} frames"
-    if options.references:
-        shape += f", {options.references} references"
-    lines = [
-        f"{request.family.name}, {shape}, {options.text_tokens} text tokens, bfloat16",
-        f"Modelled peak of activations of one call, weights excluded; U, one residual stream, is "
-        f"{size(request.stream_bytes)}.",
-        "",
-        "| denoise | peak | in U | head groups | chunk | feed-forward chunk |",
-        "|---|---|---|---|---|---|",
-        _row(request, "ComfyUI alone", stock_bytes, ("-", "-", "-")),
-    ]
-    for prefer in PREFERENCES:
-        plan = request.plan(DenoiserChoice(prefer))
-        if isinstance(request, unet_peak.UNetRequest):
-            peak_bytes = unet_peak.unet_peak_bytes(request, DenoiserChoice(prefer))
-        else:
-            peak_bytes = families.family_peak_bytes(request, plan)
-        cuts = (str(plan.groups), f"{plan.chunk_tokens} tokens", f"{plan.feed_tokens} tokens")
-        name = f"**{prefer}**" if prefer == options.prefer else prefer
-        lines.append(_row(request, name, peak_bytes, cuts))
-    return "\n".join(lines)
-
-
-def _row(
-    request: unet_peak.UNetRequest | families.FamilyRequest,
-    name: str,
-    peak_bytes: int,
-    cuts: tuple[str, str, str],
-) -> str:
-    in_streams = f"{peak_bytes / request.stream_bytes:.1f}"
-    return f"| {name} | {size(peak_bytes)} | {in_streams} | {' | '.join(cuts)} |"
+    return RunPlan(
+        plan,
+        others=tuple(what_fits.alternatives(plan)),
+        weights=options.weights,
+        copy_bytes_per_s=options.copy_gbs and options.copy_gbs * 1e9,
+        notes=tuple(notes),
+    )

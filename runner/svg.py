@@ -16,7 +16,8 @@ FONTS = (
 )
 _PARTS = PALETTE["parts"]
 # What is drawn by each colour; "ours" and "alone" are the pack and ComfyUI without it.
-_SHARED = {"ours": _PARTS["weights"], "alone": PALETTE["alarm"], **_PARTS}
+_ALARM = PALETTE["alarm"]
+_SHARED = {"ours": _PARTS["weights"], "alone": _ALARM, "alarm": _ALARM, **_PARTS}
 COLOURS: dict[Theme, dict[str, str]] = {
     "light": {
         "ground": "#ffffff", "ink": PALETTE["ground"], "soft": "#5a606c", "grid": "#d5d9e0",

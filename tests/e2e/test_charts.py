@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,27 @@ def test_the_readmes_chart_has_room_for_its_texts(browser, path):
     found = boxes(browser, path)
     assert len(found) > 20
     assert faults(found, 800, 572) == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--width=2560", "--height=2560"],
+        ["--width=8192", "--height=8192", "--batch=16", "--vram=12.5", "--img2img",
+         "--controlnet", "--weights=nvfp4"],
+        ["--width=4096", "--height=4096", "--vram=1.5"],
+        ["--family=flux2", "--width=2048", "--height=2048", "--batch=16", "--references=3"],
+    ],
+)  # fmt: skip
+def test_a_plans_chart_has_room_for_its_texts(browser, tmp_path, options):
+    path = tmp_path / "plan.svg"
+    command = [sys.executable, "-S", str(REPO / "run.py"), "plan", "--chart", str(path), *options]
+    subprocess.run(command, capture_output=True, timeout=60)
+    found = boxes(browser, path)
+    size = re.search(r'width="(\d+)" height="(\d+)"', path.read_text("utf-8"))
+    assert size and len(found) > 10
+    assert faults(found, int(size[1]), int(size[2])) == []
 
 
 def test_a_fault_is_seen():
