@@ -59,7 +59,7 @@ def blocks(repo: Path, words: Words) -> dict[str, str]:
         **made,
         "measured_with": measured_with.section({name: of(name) for name in shown.scripts()}),
         "cards": cards.section(found, words),
-        "by_card": by_card.section(of("fit_table"), found, words),
+        "by_card": by_card.section(of("fit_table"), of("vram_chart"), found, words),
     }
 
 

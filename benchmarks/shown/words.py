@@ -16,6 +16,7 @@ class Words:
     step: says of a line that it is one sampling step.
     weights: by the rows' word.
     by_card: heads of the table by the memory of a card.
+    by_card_intro: above it.
     nothing_streamed: what its cells say where all weights stay on the card.
     """
 
@@ -32,6 +33,7 @@ class Words:
     out_of_memory: str
     weights: dict[str, str]
     by_card: tuple[str, ...]
+    by_card_intro: str
     nothing_streamed: str
 
 
@@ -58,10 +60,14 @@ ENGLISH = Words(
     out_of_memory="out of memory",
     weights={"random": "random weights", "real": "real weights"},
     by_card=(
-        "free VRAM", "largest square picture, `prefer` smallest (predicted)",
-        "streamed per step at 1024x1024 (predicted)", "at 2048x2048 (predicted)",
+        "free VRAM", "largest square: ComfyUI alone", "with `balance`", "with `smallest`",
+        "streamed per step at 1024x1024", "at 2048x2048",
         "whole run on a card: peak, time (measured)",
     ),
+    by_card_intro="Predicted for a whole run by the formulas of Fit to VRAM, with bf16 weights. "
+    "ComfyUI alone decodes in one piece here;\n"
+    "on a card it falls back to tiles, which change the picture. Streamed, with `balance`: weights "
+    "copied from RAM in each\nstep; the seconds assume {rate:.0f} GB/s.",
     nothing_streamed="nothing",
 )  # fmt: skip
 CHINESE = Words(
@@ -86,9 +92,11 @@ CHINESE = Words(
     out_of_memory="显存不足",
     weights={"random": "随机权重", "real": "真实权重"},
     by_card=(
-        "空闲显存", "最大的正方形图片，`prefer` 为 smallest（预测）",
-        "1024x1024 每步从内存传输的权重（预测）", "2048x2048 时（预测）",
-        "显卡上的整次运行：峰值、耗时（实测）",
+        "空闲显存", "最大的正方形图片：仅 ComfyUI", "`balance`", "`smallest`",
+        "1024x1024 每步传输", "2048x2048 每步传输", "显卡上的整次运行：峰值、耗时（实测）",
     ),
+    by_card_intro="按“适配显存”的公式对整次运行的预测，bf16 权重。"
+    "仅 ComfyUI 一列按整张解码计算；在显卡上它会退回分块解码，画面会变。\n"
+    "每步传输（`balance`）：每一步从内存拷贝的权重，秒数按假定的 {rate:.0f} GB/s 计算。",
     nothing_streamed="无",
 )  # fmt: skip

@@ -172,7 +172,8 @@ class TestByCard:
         lines = cells_of(body_of(repo, table="by_card"))
         assert [line[0] for line in lines] == [f"{gib} GiB" for gib in (4, 6, 8, 12, 16)]
         assert {line[-1] for line in lines} == {"not measured"}
-        assert lines[-1][2:4] == ("nothing", "nothing")
+        assert lines[-1][4:6] == ("nothing", "nothing")
+        assert all(int(line[1].split()[0]) < int(line[2].split()[0]) for line in lines)
         assert "not" not in body_of(repo, "README.zh.md", "by_card")
 
     def test_has_the_whole_runs_of_a_card_and_of_an_imitated_one(self, repo):
