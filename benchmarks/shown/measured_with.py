@@ -20,6 +20,6 @@ def section(by_script: Mapping[str, Sequence[Row]]) -> str:
         cells = []
         for fact in FACTS:
             values = sorted({str(row[fact]).partition("+")[0] for row in rows if row.get(fact)})
-            cells.append(", ".join(values) or "-")
+            cells.append("; ".join(values) or "-")
         body.append([f"`{name}`", f"{len(rows)}", *cells])
     return grid(("`python run.py bench`", "rows", *FACTS.values()), body)
