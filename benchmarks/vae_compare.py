@@ -35,10 +35,11 @@ import torch
 from .rows import PICTURES_DIR, RESULTS_DIR, cell_of, merged, versions, write
 from .shown import vae_compare as shown
 from .vae_measures import PeakProcess, keep_map, seam_ratio, unequal
-from .vae_ways import OURS, STOCK, VAES, WAYS, Compared
+from .vae_ways import FALLBACK, OURS, STOCK, TILED, VAES, WAYS, Compared
 
 RESULTS = RESULTS_DIR / "vae_compare.jsonl"
 KEY = ("vae", "task", "side_px", "frames", "contrast", "way")
+MAPPED = (TILED, FALLBACK, "balance")  # whose error maps docs/measurements.md shows
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -82,7 +83,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         }  # fmt: skip
         if not options.encode:
             row |= _picture_figures(compared, way, made, exact)
-            if way != STOCK and options.maps:
+            if way in MAPPED and options.maps:
                 keep_map(made[way] - made[STOCK], PICTURES_DIR / f"vae_error_{way.lower()}.png")
         elif exact is not None:
             row["from_float64"] = float((made[way].double() - exact).norm() / exact.norm())
