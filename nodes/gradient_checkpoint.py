@@ -148,6 +148,6 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                 is_cast=is_cast,
             )
         else:
-            text = f"{blocks}: computed in pieces under the host's own forward"
+            text = f"{blocks}: computed in pieces under ComfyUI's own forward"
         NodeLog("Apply Gradient Checkpoint", node_id).say(text)
         return io.NodeOutput(patched)

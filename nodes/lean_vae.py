@@ -83,5 +83,5 @@ class LeanVAE(io.ComfyNode):
             if reason is None:
                 log.say(chosen.report(example_call(lean, EXAMPLE_PX)))
         if reason is not None:
-            log.say(f"this VAE stays stock: {reason}")
+            log.say(f"this VAE is left unchanged: {reason}")
         return io.NodeOutput(lean)

@@ -129,8 +129,8 @@ def _open_shards(folder: Path, label: str, index: Path, config: Mapping[str, Any
     for tensor, shard in weight_map.items():
         if tensor not in headers[shard].tensors:
             raise WeightsError(
-                f"{label}{index.name} says that {tensor} lies in {shard}, which does not hold it: "
-                "index and shards are of different downloads"
+                f"{label}{index.name} says that {tensor} is in {shard}, which does not hold it: "
+                "index and shards are of different downloads: download the folder again"
             )
     return _component(label, headers.values(), config, weight_map=weight_map)
 

@@ -154,14 +154,14 @@ def test_pickled_shard(folder):
 def test_index_that_names_a_tensor_no_shard_has(folder):
     write_index(folder, {"a": FIRST, "b": FIRST, "c": SECOND, "d": SECOND})
     assert refusal(folder) == (
-        f"{LABEL}{INDEX} says that d lies in {SECOND}, which does not hold it: index and shards "
-        "are of different downloads"
+        f"{LABEL}{INDEX} says that d is in {SECOND}, which does not hold it: index and shards "
+        "are of different downloads: download the folder again"
     )
 
 
 def test_index_that_names_the_wrong_shard(folder):
     write_index(folder, {"a": FIRST, "b": SECOND, "c": SECOND})
-    assert refusal(folder).startswith(f"{LABEL}{INDEX} says that b lies in {SECOND}, ")
+    assert refusal(folder).startswith(f"{LABEL}{INDEX} says that b is in {SECOND}, ")
 
 
 @pytest.mark.parametrize("weight_map", [None, {}, [], "x", {"a": 1}, {"a": None}], ids=repr)

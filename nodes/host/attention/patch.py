@@ -31,10 +31,10 @@ _WITHOUT_SCORES = (
 _WITH_SCORES = ("attention_basic", "attention_split", "attention_sub_quad")
 
 _UNASKED = (
-    "nothing was sliced: {} offers its attention to no patch, or a later node's override has "
-    "replaced this one"
+    "nothing was sliced: {} has no place for attention patches, or a later node replaced this one: "
+    "place this node last"
 )
-_UNUSED = "the attention that the checkpoint chose is not used: ComfyUI prefers this node to it"
+_UNUSED = "the attention that the checkpoint chose is not used: this node replaces it"
 # How the lean Z-Image block cuts its heads, by mode.
 _LEAN = {"auto": f"{AUTO_HEADS} heads", "max": "one head", "heads": "slice_size heads"}
 
@@ -66,7 +66,7 @@ def with_attention_slice(
         try:
             call = AttentionCall(function, args, kwargs, previous=previous, is_foreign=is_foreign)
         except ValueError:
-            log.say_once("unknown", "a call with unknown arguments: not sliced")
+            log.say_once("unknown", "not sliced: a call has unknown arguments")
             if previous is not None:
                 return previous(function, *args, **kwargs)
             return function(*args, **kwargs)

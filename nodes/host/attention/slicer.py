@@ -62,7 +62,7 @@ def attend(call: AttentionCall, log: NodeLog, *, mode: str, size: int) -> Any:
 
 def _why_whole(shape: Geometry, workspace: Workspace | None) -> str:
     if workspace is None:
-        return "what it holds is not known, nothing sliced (heads or max slice it all the same)"
+        return "its buffers are unknown, nothing sliced (heads or max slice anyway)"
     if not any(workspace[:3]):
         return "holds no scores, nothing to slice"
     held = workspace_bytes(shape, workspace) / MIB

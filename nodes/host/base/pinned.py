@@ -61,7 +61,7 @@ class PinnedRam:
             make_room(count)
         free = management.get_free_memory(torch.device("cpu"))
         if count + _SPARE_BYTES > free:
-            self._say(f"of {free // MIB} MiB of free RAM, {count // MIB} are wanted")
+            self._say(f"{count // MIB} MiB are needed, {free // MIB} MiB of RAM are free")
             return []
         memory = torch.empty(count, dtype=torch.uint8)
         if management.pin_memory(memory):
@@ -71,7 +71,7 @@ class PinnedRam:
         return []
 
     def _say(self, reason: str) -> None:
-        line = f"the large maps wait in RAM that is not pinned, which is slower: {reason}"
+        line = f"the large feature maps are in RAM that is not pinned, which is slower: {reason}"
         self._log.say_once("not pinned", line)
 
 

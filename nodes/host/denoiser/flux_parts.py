@@ -67,7 +67,7 @@ class LeanFlux(InPlace):
         if given.get("pe", 0) is None:
             return "the request has no positions"
         if _is_by_token(given["vec"]):
-            return "each token is modulated by itself"
+            return "each token has its own modulation"
         return super().why_not(given)
 
     def is_untouched(self) -> bool:

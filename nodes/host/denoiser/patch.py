@@ -26,7 +26,7 @@ MIXED_ROWS = (
     "nvfp4 without input scales: each chunk is rounded by a scale of its own, so pictures may "
     "differ from ComfyUI's by rounding"
 )
-CONTROLS = "a ControlNet runs as ComfyUI's own, not in pieces: its peak is not lowered"
+CONTROLS = "a ControlNet runs unchanged, not in pieces: its peak is not lowered"
 WHOLE = (
     "layers of another node's own (as of GGUF files) compute all their columns in each call: less "
     "memory is saved"
@@ -56,7 +56,9 @@ def with_lean_blocks(
     log = NodeLog("Apply Gradient Checkpoint", node_id)
 
     def on_handover(reason: str) -> None:
-        log.say_once(reason, f"{reason}: only the blocks are lean, not the forward around them")
+        log.say_once(
+            reason, f"{reason}: only the blocks run in pieces, not the forward around them"
+        )
 
     if mixes_rows:
         log.say_once("nvfp4", MIXED_ROWS)
@@ -67,7 +69,7 @@ def with_lean_blocks(
         log.say_once(reason, f"{reason}: ComfyUI's own code runs there")
 
     def on_held_skip(reason: str) -> None:
-        log.say_once(reason, f"{reason}: the first skip tensor waits, as ComfyUI's own")
+        log.say_once(reason, f"{reason}: the first skip tensor stays on the card, as in ComfyUI")
 
     def on_control() -> None:
         log.say_once("control", CONTROLS)
@@ -137,10 +139,10 @@ def _put_blocks(
         if name in chosen and name not in patcher.object_patches:
             if not is_known(denoiser, block):
                 if name not in blocks_of:
-                    on_handover(f"{name} is not the host's own")
+                    on_handover(f"{name} is not ComfyUI's own")
                     continue
                 raise ValueError(
-                    f"{name} must be the host's own block, got {type(block).__name__}: place "
+                    f"{name} must be ComfyUI's own block, got {type(block).__name__}: place "
                     "this node before the one that replaces it"
                 )
             if family is None:

@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Patches inside a block get q, k and v, or what they attended to, whole.
 OF_ATTENTION = ("attn1_patch", "attn1_output_patch")
 # Why a part that takes its samples one by one cannot run.
-ONE_TIME = "samples share a time"
+ONE_TIME = "several samples share one timestep"
 
 
 def eager(function: F) -> F:

@@ -50,7 +50,7 @@ class LeanBlock(LeanWan):
         if len(given["e"]) != len(given["x"]):
             return ONE_TIME
         if is_by_token(given["e"], given["x"].shape[1]):
-            return "each token is modulated by itself"
+            return "each token has its own modulation"
         patches = (given.get("transformer_options") or {}).get("patches", {})
         if patches.get("attn2_patch"):
             return "another node patches the attention (attn2_patch)"

@@ -71,7 +71,7 @@ class LeanHead(LeanWan):
         if len(given["e"]) != len(given["x"]):
             return ONE_TIME
         if given["e"].ndim == 3 and is_by_token(given["e"].unsqueeze(2), given["x"].shape[1]):
-            return "each token is modulated by itself"
+            return "each token has its own modulation"
         return super().why_not(given)
 
     def run(self, *, x, e, **_) -> torch.Tensor:

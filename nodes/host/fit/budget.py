@@ -156,12 +156,10 @@ def notes(patcher: Any) -> list[str]:
     if not is_card(patcher.load_device):
         how = "nothing is enforced: no NVIDIA, AMD or Intel card computes this model"
     elif is_dynamic(patcher):
-        how = "a named budget is kept by a limit on the model's pages (dynamic VRAM)"
+        how = "a named budget limits the pages of the model's weights (dynamic VRAM)"
     else:
-        how = "a named budget is kept by loading no more than it allows (loading by estimate)"
-    scores = (
-        "This host's attention keeps scores, which are not in the figures: add Attention Slice."
-    )
+        how = "a named budget limits how many weights ComfyUI loads (loading by estimate)"
+    scores = "ComfyUI's attention stores scores here, beyond these figures: add Attention Slice."
     return [f"Here {how}.", *_beside(patcher), *([scores] if holds_scores() else [])]
 
 

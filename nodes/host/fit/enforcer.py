@@ -98,7 +98,7 @@ class Enforcer:
             while self._lifts:
                 self._lifts.pop()()
         if not self._is_asked:
-            self._say("a node behind this one has replaced its plan: no budget is enforced")
+            self._say("a later node replaced this plan: no budget is enforced")
         elif self._decision is not None and before is not None:
             self._compare(self._decision, before, _readings(device))
         return result
@@ -111,7 +111,7 @@ class Enforcer:
         weights_then, current, peak_then = before
         weights, _, peak = after
         if peak <= peak_then:
-            line = f"measured: not above the earlier peak of {_mib(peak_then)}"
+            line = f"measured: unknown, an earlier peak of {_mib(peak_then)} was higher"
             return self._say(f"{decision.text}\n{line}")
         least, most = (live + weights for live in decision.live_bytes)
         measured = peak - (current - weights_then)

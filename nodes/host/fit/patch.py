@@ -51,5 +51,5 @@ def with_planned_vae(vae: Any, planner: Planner, node_id: str | None) -> Any:
     )
     lean, reason = with_lean_vae(vae, settings, NodeLog("Lean VAE", node_id))
     if reason is not None:
-        NodeLog(NAME, node_id=None).say(f"the VAE stays stock: {reason}", logging.WARNING)
+        NodeLog(NAME, node_id=None).say(f"the VAE is left unchanged: {reason}", logging.WARNING)
     return lean

@@ -187,7 +187,7 @@ def why_not_limited(clip: Any, device: torch.device) -> str | None:
     if type(clip) not in (comfy.sd.CLIP, LimitedCLIP):
         return f"it is a {type(clip).__name__} of another node"
     if clip.patcher.model is not clip.cond_stage_model:
-        return "hooks gave it a model of its own"
+        return "hooks replaced its model"
     return None
 
 

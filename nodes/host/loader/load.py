@@ -69,7 +69,7 @@ def _load_model(sources: Sources, weight_dtype: str) -> ModelPatcher:
             disable_dynamic=disable_dynamic,
         )
         if patcher is None:
-            raise RuntimeError("this host does not know Z-Image: update ComfyUI")
+            raise RuntimeError("this ComfyUI does not know Z-Image: update it")
         return patcher
 
     patcher = load()
@@ -174,7 +174,7 @@ def _checked(clip: comfy.sd.CLIP) -> comfy.sd.CLIP:
     model = clip.cond_stage_model
     if not isinstance(model, ZImageTEModel):
         raise ValueError(
-            f"the text encoder must be a Qwen3-4B, the host took it for {type(model).__name__}: "
+            f"the text encoder must be a Qwen3-4B, ComfyUI read it as {type(model).__name__}: "
             "choose qwen_3_4b.safetensors"
         )
     return clip

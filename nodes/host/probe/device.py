@@ -124,7 +124,7 @@ def figures(device: torch.device, streamed: Iterable[Figure] | None = None) -> I
     ram = psutil.virtual_memory()
     yield Figure("RAM of this process", _rss().current)
     peak = _process_gauge().read().peak
-    yield Figure("RAM of this process, highest since it was set back", peak)
+    yield Figure("RAM of this process, highest since the last reset", peak)
     yield Figure("RAM in use on this machine", ram.total - ram.available)
 
 
@@ -145,7 +145,7 @@ def _allocator_figures(device: torch.device) -> Iterator[Figure]:
         if is_card(device):
             current, peak = allocator_bytes(device, f"{kind}_bytes")
             yield Figure(name, current)
-            yield Figure(f"{name}, highest since it was set back", peak)
+            yield Figure(f"{name}, highest since the last reset", peak)
         else:
             yield Figure(name, None, f"torch keeps no such count on {device.type}")
 
@@ -185,12 +185,12 @@ def _model_figures(patcher: Any) -> Iterator[Figure]:
 
 
 def _pinned() -> Figure:
-    name = "pinned RAM of the host"
+    name = "pinned RAM of ComfyUI"
     total = getattr(management, "TOTAL_PINNED_MEMORY", None)
     if total is None:
-        return Figure(name, None, "this host does not count it")
+        return Figure(name, None, "this ComfyUI does not count it")
     if getattr(management, "MAX_PINNED_MEMORY", -1) <= 0:
-        return Figure(name, None, "the host pins no memory on this machine")
+        return Figure(name, None, "ComfyUI pins no memory on this machine")
     return Figure(name, int(total))
 
 

@@ -55,7 +55,7 @@ class LeanForward:
     ) -> torch.Tensor:
         reason = self._why_not(given, options)
         if reason is not None:
-            text = f"the host's own code runs: {reason}"
+            text = f"ComfyUI's own code runs: {reason}"
             self._log.say_once(text, text)
             made = self.stock(given, **options)
             return made if output_buffer is None else output_buffer.copy_(made)
@@ -94,7 +94,7 @@ class LeanForward:
             return f"a tensor of shape {tuple(given.shape)}"
         tensors = (given, *self.stock.parameters())
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return "gradients are wanted"
+            return "gradients are on"
         return why_stock(given.device, given.dtype) or vae_layers.why_not(self.stock)
 
     def _run(

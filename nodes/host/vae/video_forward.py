@@ -47,7 +47,7 @@ class LeanVideo:
         given = given if device is None else given.to(device)
         reason = self._why_not(given, (*map(str, args), *options))
         if reason is not None:
-            text = f"the host's own code runs: {reason}"
+            text = f"ComfyUI's own code runs: {reason}"
             self._log.say_once(text, text)
             run = self.stock.decode if self.is_decoder else self.stock.encode
             made = run(given, *args, **options)
@@ -115,7 +115,7 @@ class LeanVideo:
         if sizes.shortcuts and not self.is_decoder and any(side % sizes.factor for side in sides):
             return f"sides that are no multiple of {sizes.factor}"
         wants = given.requires_grad or any(p.requires_grad for p in self.stock.parameters())
-        return "gradients are wanted" if torch.is_grad_enabled() and wants else None
+        return "gradients are on" if torch.is_grad_enabled() and wants else None
 
     def _run(self, sample: torch.Tensor, result: torch.Tensor, call: VideoCall) -> None:
         layers = video_layers.read(self.stock, sample, is_decoder=self.is_decoder)

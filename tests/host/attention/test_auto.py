@@ -134,7 +134,7 @@ def test_auto_leaves_an_override_of_another_pack_whole(
             models.function("attention_basic")(*args, 8, **options)
             assert seen == wanted
     assert "auto: an override of another pack computes the attention" in caplog.text
-    assert "the attention override of another pack: what it holds is not known" in caplog.text
+    assert "the attention override of another pack: its buffers are unknown" in caplog.text
 
 
 def test_each_kind_of_decision_is_logged_once(model: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -123,7 +123,7 @@ def test_says_so_when_it_was_replaced(
         assert torch.equal(models.sample(replaced), wanted)
     warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
     warnings = [message for message in warnings if message.startswith("Attention Slice")]
-    assert len(warnings) == 1 and "nothing was sliced: BaseModel offers" in warnings[0]
+    assert len(warnings) == 1 and "nothing was sliced: BaseModel has no place" in warnings[0]
 
 
 def test_says_nothing_of_the_kind_when_it_was_asked(

@@ -240,7 +240,7 @@ def test_ming_image(host, caplog, frames):
     x = latent() if frames is None else torch.stack([latent(seed=i) for i in range(frames)], dim=2)
     wanted = forward(host, model, x)
     assert torch.equal(forward(host, lean(model), x), wanted)
-    assert "the model is Ming-Image: only the blocks are lean" in caplog.text
+    assert "the model is Ming-Image: only the blocks run in pieces" in caplog.text
 
 
 def test_the_attention_that_a_checkpoint_chose(host, caplog):

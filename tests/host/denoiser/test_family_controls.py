@@ -14,7 +14,7 @@ from pack.testing.lean_models import assert_same, lean, prompt, sample
 from pack.testing.video_models import wan_vae
 
 pytestmark = pytest.mark.usefixtures("host", "_one_thread")
-SAID = "a ControlNet runs as ComfyUI's own"
+SAID = "a ControlNet runs unchanged"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_controlnet_gives_the_hosts_bits_and_the_log_says_what_it_holds(
     got = assert_same(model, ours, **controlled)
     assert not torch.equal(got.latent, plain)
     assert [record.getMessage() for record in caplog.records if SAID in record.getMessage()] == [
-        "Apply Gradient Checkpoint: a ControlNet runs as ComfyUI's own, not in pieces: its peak is "
+        "Apply Gradient Checkpoint: a ControlNet runs unchanged, not in pieces: its peak is "
         "not lowered"
     ]
 

@@ -134,7 +134,7 @@ def test_reference_pictures(name: str, method: str | None, dtype: torch.dtype) -
     # Hosts before 0.18.0 have one time for all of FLUX.
     has_times = method == "index_timestep_zero" and method in source
     if has_times and name in FLUX:
-        assert set(heard.reasons) == {"each token is modulated by itself"}
+        assert set(heard.reasons) == {"each token has its own modulation"}
     else:
         assert heard.reasons == []
         given["ref_latents"] = [torch.cat([ref, 0.9 * ref]) for ref in given["ref_latents"]]
@@ -156,4 +156,4 @@ def test_samples_that_share_a_time(name: str) -> None:
         assert (got - wanted).norm() / wanted.norm() < 1e-5 and heard.reasons == []
     else:
         assert torch.equal(got, wanted)
-        assert set(heard.reasons) == {"samples share a time"}
+        assert set(heard.reasons) == {"several samples share one timestep"}

@@ -164,7 +164,7 @@ def test_a_block_that_was_replaced_in_the_model_itself_is_refused_by_its_class(z
     block = layers[0]
     layers[0] = OtherBlock(block)
     try:
-        with pytest.raises(ValueError, match=r"layers\.0 must be the host's own block, got OtherB"):
+        with pytest.raises(ValueError, match=r"layers\.0 must be ComfyUI's own block, got OtherB"):
             lean(z_image)
     finally:
         layers[0] = block
@@ -178,7 +178,7 @@ def test_a_block_of_another_pack_is_kept(z_image, caplog):
     for ours in (lean(stock), with_other_block(lean(z_image))):
         caplog.clear()
         assert_same(stock, ours)
-        assert "another node changed a block: only the blocks are lean" in caplog.text
+        assert "another node changed a block: only the blocks run in pieces" in caplog.text
     assert not torch.equal(sample(stock).latent, plain)
 
 

@@ -34,4 +34,4 @@ def test_the_node_says_what_it_predicts(name: str, caplog: pytest.LogCaptureFixt
     peak = family_peak_bytes(request, request.plan(DenoiserChoice("speed")))
     shape = rf"{width}x{height}(, 81 frames)?$"
     assert re.search(rf" -> {round(peak / MIB)} MiB predicted at {shape}", said[0]), said[0]
-    assert "every second: computed in pieces under the host's own forward" in said[1]
+    assert "every second: computed in pieces under ComfyUI's own forward" in said[1]

@@ -32,7 +32,7 @@ def test_a_time_for_each_frame_and_one_for_each_token(dtype: torch.dtype) -> Non
     for times, reasons in (
         (torch.tensor([[0.0, 0.7, 0.7]]), []),
         (torch.tensor([[0.0, 0.7]]), []),  # two runs for three frames, the second cut short
-        (torch.rand(1, 3 * 18 * 18), ["each token is modulated by itself"]),
+        (torch.rand(1, 3 * 18 * 18), ["each token has its own modulation"]),
     ):
         wanted = forward(model, times=times)
         assert torch.equal(forward(heard.model, times=times), wanted)

@@ -45,7 +45,7 @@ def test_the_vae_is_lean_and_decodes_as_stock(
     assert isinstance(fitted.first_stage_model.decoder.forward, LeanForward)
     with caplog.at_level("INFO"):
         made = fitted.decode(LATENT)
-    assert "the host's own code runs" not in caplog.text
+    assert "ComfyUI's own code runs" not in caplog.text
     assert (made - wanted).norm() < 1e-5 * wanted.norm()
 
 

@@ -245,8 +245,9 @@ def test_an_index_that_names_a_tensor_no_shard_has(broken):
     index["weight_map"]["layers.9.attention.to_q.weight"] = shard
     replace_file(path, json.dumps(index))
     assert refusal("Broken/", SAME, SAME) == (
-        f"Broken/transformer/{path.name} says that layers.9.attention.to_q.weight lies in {shard}, "
-        "which does not hold it: index and shards are of different downloads"
+        f"Broken/transformer/{path.name} says that layers.9.attention.to_q.weight is in {shard}, "
+        "which does not hold it: index and shards are of different downloads: "
+        "download the folder again"
     )
 
 

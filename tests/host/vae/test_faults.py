@@ -71,8 +71,8 @@ def test_a_second_node_replaces_the_first(vae: Any, said: Any) -> None:
     twice = lean(lean(vae, "speed"), "smallest", 3)
     made = twice.decode(LATENT)
     assert (made - wanted).norm() < 1e-5 * wanted.norm()
-    assert "stock" not in said()
-    assert "host's own code" not in said()
+    assert "left unchanged" not in said()
+    assert "ComfyUI's own code" not in said()
     one, two = (v.first_stage_model.decoder.forward.stock for v in (lean(vae), twice))
     assert one is two
 
@@ -84,7 +84,7 @@ def test_another_class_passes_through(host: Any, said: Any) -> None:
 
     tiny = host.sd.VAE(sd=comfy.utils.load_torch_file(str(path)))
     assert lean(tiny) is tiny
-    assert "this VAE stays stock: it is a TAESD, not a KL image VAE" in said()
+    assert "this VAE is left unchanged: it is a TAESD, not a KL image VAE" in said()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_an_unknown_device_decodes_as_without_the_node(
     changed = lean(vae)
     vae.device, vae.vae_dtype = torch.device(device), dtype  # no more than names: nothing runs
     assert lean(vae) is vae
-    assert f"this VAE stays stock: {reason}" in said()
+    assert f"this VAE is left unchanged: {reason}" in said()
     assert decoder_sizes(vae) is None, "Fit to VRAM plans a stock decode"
     if device == "privateuseone":  # fake tensors need its library
         return

@@ -125,7 +125,7 @@ def test_sides_that_are_not_cropped(vae: Any, said: Any) -> None:
         vae.first_stage_model.encode(pictures)
     with pytest.raises(type(of_host.value), match=re.escape(str(of_host.value))):
         changed.first_stage_model.encode(pictures)
-    assert "the host's own code runs: sides that are no multiple of 16" in said()
+    assert "ComfyUI's own code runs: sides that are no multiple of 16" in said()
 
 
 @torch.inference_mode()
@@ -174,7 +174,7 @@ def test_a_second_node_replaces_the_first(vae: Any, said: Any) -> None:
     latent = _latent(vae, 1)
     twice = lean(lean(vae, "speed"), "smallest", 3)
     _assert_near(twice.decode(latent), vae.decode(latent))
-    assert "stock" not in said()
+    assert "left unchanged" not in said()
     assert twice.first_stage_model.decode.stock is vae.first_stage_model
     assert "MiB predicted at 1024x1024" in said()
 
@@ -188,13 +188,13 @@ def test_a_changed_layer_runs_as_the_host_runs_it(vae: Any, said: Any) -> None:
         assert torch.equal(changed.decode(latent), vae.decode(latent))
         assert torch.equal(changed.decode(latent), vae.decode(latent))
         reason = f"{_name(vae, conv)} is a CausalConv3d of another kind"
-        assert said().count(f"the host's own code runs: {reason}") == 1
+        assert said().count(f"ComfyUI's own code runs: {reason}") == 1
         shape = (1, vae.latent_channels, 1, 128, 128)
         assert changed.memory_used_decode(shape, torch.bfloat16) == (
             vae.memory_used_decode(shape, torch.bfloat16)
         )
         assert lean(vae) is vae
-        assert f"this VAE stays stock: {reason}" in said()
+        assert f"this VAE is left unchanged: {reason}" in said()
     finally:
         handle.remove()
     assert lean(vae) is not vae
@@ -205,7 +205,7 @@ def test_options_it_does_not_know_run_the_hosts_code(vae: Any, said: Any) -> Non
     model = lean(vae).first_stage_model
     with pytest.raises(TypeError, match="unexpected keyword argument 'timestep'"):
         model.decode(_latent(vae, 1), timestep=1)
-    assert "the host's own code runs: it was called with timestep" in said()
+    assert "ComfyUI's own code runs: it was called with timestep" in said()
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ def test_an_unknown_subclass_passes_through(said: Any, version: Version) -> None
     vae.first_stage_model = model.eval()
     assert lean(vae) is vae
     reason = "it is a Wider, not the WanVAE of Wan 2.1 or that of Wan 2.2"
-    assert f"this VAE stays stock: {reason}" in said()
+    assert f"this VAE is left unchanged: {reason}" in said()
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_what_other_nodes_change_is_theirs(said: Any, change: Callable[[Any], st
     reason = change(vae.first_stage_model)
     wanted = vae.decode(latent)
     assert lean(vae) is vae
-    assert f"this VAE stays stock: {reason}" in said()
+    assert f"this VAE is left unchanged: {reason}" in said()
     assert torch.equal(before.decode(latent), wanted)
-    assert f"the host's own code runs: {reason}" in said()
+    assert f"ComfyUI's own code runs: {reason}" in said()
 
 
 class _Wrapped(torch.nn.Module):
@@ -111,7 +111,7 @@ def test_a_layer_that_is_wrapped_behind_the_node_runs(said: Any) -> None:
     blocks = vae.first_stage_model.decoder.middle
     blocks[0] = _Wrapped(blocks[0])
     assert torch.equal(changed.decode(latent), wanted)
-    assert "the host's own code runs: decoder.middle.0 is a _Wrapped of another kind" in said()
+    assert "ComfyUI's own code runs: decoder.middle.0 is a _Wrapped of another kind" in said()
 
 
 def test_a_latent_that_wants_a_gradient(said: Any) -> None:
@@ -120,7 +120,7 @@ def test_a_latent_that_wants_a_gradient(said: Any) -> None:
     latent = torch.randn(1, 16, 1, 2, 2, requires_grad=True)
     model.decode(latent).sum().backward()
     assert latent.grad is not None
-    assert "the host's own code runs: gradients are wanted" in said()
+    assert "ComfyUI's own code runs: gradients are on" in said()
 
 
 @torch.inference_mode()
