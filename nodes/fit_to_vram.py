@@ -105,7 +105,7 @@ class FitToVRAM(io.ComfyNode):
                     "clip",
                     optional=True,
                     tooltip=(
-                        "Its text encoder keeps to the budget too, and its embedding table (0.74 "
+                        "Its text encoder keeps to the budget too, and its embedding table (0.72 "
                         "GiB) stays in RAM where not all fits. Connect the output to the prompt "
                         "nodes. Without it, ComfyUI's own encode is shown and not limited."
                     ),

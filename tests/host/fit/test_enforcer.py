@@ -301,7 +301,7 @@ def test_a_run_that_is_loaded_by_estimate_stays_within_its_budget(
 ) -> None:
     """By ComfyUI's own accounts: weights of both models and the stage's need, and so again.
 
-    Bug: it counted an embedding table in RAM as loaded, 0.74 GiB of the published one, so that the
+    Bug: it counted an embedding table in RAM as loaded, 0.72 GiB of the published one, so that the
     card seemed to have as much more room.
     """
     from pack.nodes.denoiser.sizes import Request

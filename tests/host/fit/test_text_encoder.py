@@ -82,7 +82,7 @@ def is_patched(clip: Any) -> bool:
 
 
 def test_the_same_embeddings_with_the_table_in_ram(loaded: Any, published: int) -> None:
-    """Bug: 0.74 GiB of table went to the card for the few rows of a prompt."""
+    """Bug: 0.72 GiB of table went to the card for the few rows of a prompt."""
     from pack.nodes.host.fit.text_encoder import RowsInRam
 
     stock, tables = encoded(loaded.clip), []
