@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pack.nodes.denoiser.plan import DenoiserChoice
 from pack.nodes.denoiser.sizes import Request
-from pack.nodes.fit.alone import alone
-from pack.nodes.fit.stages import Models, denoise_stages, published_models, vae_stage
-from pack.nodes.fit.what_fits import STEP_PX, WHOLE_RUN, fit, largest, text_within
+from pack.nodes.fit.alone import alone, least_stage
+from pack.nodes.fit.stages import Models, published_models
+from pack.nodes.fit.what_fits import STEP_PX, fit, largest
 from pack.nodes.prefer import Prefer
 from pack.nodes.units import GIB
 from pack.runner.setup import DEFAULT_HOST
@@ -33,26 +32,18 @@ FIRST_PX, LAST_PX, STEP = 512, 4608, 64
 LARGEST_PX = 16384  # what the nodes take
 TEXT_TOKENS = 256
 KNOWN = {"dtype": "bfloat16", "device": "by formula", "host": DEFAULT_HOST}
-WAYS = ("alone", "balance", "smallest")
+PREFER: dict[str, Prefer | None] = {"alone": None, "balance": "balance", "smallest": "smallest"}
+WAYS = tuple(PREFER)
 
 
 def least_bytes(models: Models, side_px: int, way: str) -> int:
-    """The smallest card in which a run fits when weights are streamed from RAM.
+    """The smallest card on which a run fits when weights are streamed from RAM.
 
     Args:
         way: ComfyUI alone, or all our nodes with that preference.
     """
     request = Request(side_px, side_px, 1, TEXT_TOKENS)
-    if way == "alone":
-        stages = alone(fit(models, request, 1)).stages
-    else:
-        prefer: Prefer = "balance" if way == "balance" else "smallest"
-        stages = (
-            text_within(models, TEXT_TOKENS, 1, run=WHOLE_RUN),
-            denoise_stages(models, request)[DenoiserChoice(prefer)],
-            vae_stage(models, request, prefer),
-        )
-    return max(stage.least_bytes for stage in stages)
+    return least_stage(models, request, PREFER[way]).least_bytes
 
 
 def resident_bytes(models: Models, side_px: int, way: str) -> int:

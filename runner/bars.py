@@ -10,7 +10,7 @@ from ..nodes.units import GIB, MIB
 from .svg import Drawing, Theme
 
 # The parts of a bar from the left; their classes in the drawing.
-PARTS = {"weights": "weights", "activations": "activations", "workspace": "other"}
+PARTS = {"weights": "weights", "activations": "activations", "workspace": "other", "other": "other"}
 WIDTH, LEFT, RIGHT, WORDS = 800, 150, 550, 562  # px; bars, and their words to the right
 BAR_PX, GAP_PX, HEAD_PX, GROUP_GAP_PX = 18, 6, 28, 14
 LINE_CHARACTERS = 124  # of a note, at 11 px

@@ -1,4 +1,4 @@
-"""The example workflow on a real ComfyUI server, to a picture and a table of memory.
+"""The example workflow on a real ComfyUI server, without and with our nodes, measured.
 
 Started by `python run.py demo`, which makes the environment first.
 """
@@ -6,6 +6,7 @@ Started by `python run.py demo`, which makes the environment first.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import re
@@ -15,85 +16,47 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .environment import ROOT, SetupError
-from .live_host import HostError, LiveHost
-from .model_files import Models, offer_models
-from .server_watch import Watched, watch
-
-PROMPT = (
-    "A red fox asleep in the snow under a birch tree, early morning light, soft long shadows, "
-    "sharp fur, a photograph"
+from pack.runner.demo_figures import Compared, Taken
+from pack.runner.environment import ROOT, SetupError
+from pack.runner.graphs import (
+    PROBE,
+    PROMPT,
+    STEPS,
+    Graph,
+    Picture,
+    example_prompt,
+    one_step,
+    probe_record,
+    with_fit,
+    with_probes,
 )
+from pack.runner.live_host import HostError, LiveHost
+from pack.runner.model_files import offer_models
+from pack.runner.server_watch import Watched, watch
+
 SIZE_CPU_PX = 256
 SIZE_GPU_PX = 1024
-STEPS = 8
+STEPS_RANDOM = 4  # on a CPU; the picture is noise anyway
 # What the host says about devices and dtypes when it loads the models.
 LOG_FACTS = re.compile(r"(?:Device:|model weight dtype|VAE load device|CLIP/text encoder model).*")
 
 
-class Picture(NamedTuple):
-    """What is to be drawn; width and height in pixels."""
-
-    width: int
-    height: int
-    steps: int = STEPS
-    seed: int = 0
-    text: str = PROMPT
-
-
 class DemoResult(NamedTuple):
-    """path: the picture; watched: what was measured; facts: the server's lines on devices."""
+    """What a demo made.
+
+    path, chart_path: the picture with our nodes, and the memory chart.
+    watched: the run with our nodes.
+    compared: that run and the same one without them.
+    facts: the server's lines on devices.
+    """
 
     path: Path
+    chart_path: Path
     watched: Watched
+    compared: Compared
     facts: list[str]
-
-
-def example_prompt(models: Models, picture: Picture) -> dict[str, Any]:
-    """example_workflows/z_image_turbo.json in the API format, with these models and settings."""
-    return {
-        "1": {
-            "class_type": "ZImageTurboLoader",
-            "inputs": {
-                "diffusion_model": models.diffusion_model,
-                "text_encoder": models.text_encoder,
-                "vae": models.vae,
-                "weight_dtype": "default",
-                "shift": 0.0,
-            },
-        },
-        "2": {
-            "class_type": "CLIPTextEncode",
-            "inputs": {"clip": ["1", 1], "text": picture.text},
-        },
-        "3": {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["2", 0]}},
-        "4": {
-            "class_type": "EmptySD3LatentImage",
-            "inputs": {"width": picture.width, "height": picture.height, "batch_size": 1},
-        },
-        "5": {
-            "class_type": "KSampler",
-            "inputs": {
-                "model": ["1", 0],
-                "positive": ["2", 0],
-                "negative": ["3", 0],
-                "latent_image": ["4", 0],
-                "seed": picture.seed,
-                "steps": picture.steps,
-                "cfg": 1.0,
-                "sampler_name": "res_multistep",
-                "scheduler": "simple",
-                "denoise": 1.0,
-            },
-        },
-        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
-        "7": {
-            "class_type": "SaveImage",
-            "inputs": {"images": ["6", 0], "filename_prefix": "z_image_turbo"},
-        },
-    }
 
 
 def random_models(demo_dir: Path) -> Path:
@@ -162,15 +125,18 @@ def run_demo(
             f"seed {picture.seed}: {picture.text}",
             flush=True,
         )
-        prompt = example_prompt(models, picture)
         has_vram = device["type"] != "cpu"
-        watched = watch(server, prompt, has_vram=has_vram, say=lambda text: print(f"  {text}"))
+        compared = compare(server, example_prompt(models, picture), picture, has_vram=has_vram)
         output = demo_dir / "output"
         output.mkdir(parents=True, exist_ok=True)
         path = output / f"z_image_turbo_{picture.width}x{picture.height}_{picture.seed}.png"
-        path.write_bytes(server.images(watched.history)[0])
+        path.write_bytes(compared.ours.picture)
+        chart_path = path.with_name(f"{path.stem}_memory.svg")
+        chart_path.write_text(compared.chart(), encoding="utf-8", newline="\n")
         facts = list(dict.fromkeys(LOG_FACTS.findall(server.log())))
+        watched = compared.ours.watched
         print("\nThe server's own words:", *facts, "", watched.table(), "", sep="\n")
+        print(f"{compared.text()}\n\nMemory chart: {chart_path}")
         if models_dir is None:
             print("random weights: the picture is noise by design")
         print(f"Picture: {path}", flush=True)
@@ -179,7 +145,52 @@ def run_demo(
             while True:
                 time.sleep(1)
                 server.check_alive()
-    return DemoResult(path, watched, facts)
+    return DemoResult(path, chart_path, watched, compared, facts)
+
+
+def compare(server: LiveHost, prompt: Graph, picture: Picture, *, has_vram: bool) -> Compared:
+    """Runs a graph as it is and with Fit to VRAM, and measures both.
+
+    Raises:
+        HostError: the run with Fit to VRAM failed, or the server died.
+    """
+    device = "the card" if has_vram else "the CPU"
+    shape = f"{picture.width}x{picture.height}, {picture.steps} steps, on {device}"
+    if has_vram:  # the first steps also bring weights to the card, which is no part of either way
+        with contextlib.suppress(HostError):
+            watch(server, one_step(with_probes(prompt)), has_vram=True, say=_say_nothing)
+    alone, failed = None, ""
+    print("ComfyUI alone:", flush=True)
+    try:
+        alone = _taken(server, prompt, has_vram=has_vram)
+    except HostError as error:
+        server.check_alive()
+        failed = str(error)
+        print(f"  {failed}")
+    print("With Fit to VRAM:", flush=True)
+    ours = _taken(server, with_fit(prompt, "balance"), has_vram=has_vram)
+    return Compared(shape, alone, ours, has_vram, failed)
+
+
+def _taken(server: LiveHost, prompt: Graph, *, has_vram: bool) -> Taken:
+    """Runs a graph; without a card, one more step with every operation watched."""
+    graph = with_probes(prompt, "steps" if has_vram else "totals")
+    watched = watch(server, graph, has_vram=has_vram, say=_say)
+    records = {stage: probe_record(watched.history, stage) for stage in ("sampling", "decode")}
+    if not has_vram:
+        print("  one more step with every operation watched ...", flush=True)
+        again = watch(server, one_step(graph), has_vram=False, say=_say_nothing)
+        records["sampling"] = probe_record(again.history, "sampling")
+    return Taken(watched, records, server.images(watched.history)[0])
+
+
+def _say(text: str) -> None:
+    if not text.startswith(PROBE):
+        print(f"  {text}", flush=True)
+
+
+def _say_nothing(text: str) -> None:
+    pass
 
 
 def main(argv: Sequence[str]) -> int:
@@ -188,7 +199,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--models", type=Path)
     parser.add_argument("--width", type=int)
     parser.add_argument("--height", type=int)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--cpu", action="store_true")
@@ -196,12 +207,17 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     try:
         side = SIZE_CPU_PX if options.cpu else SIZE_GPU_PX
+        steps = STEPS_RANDOM if options.cpu and options.models is None else STEPS
         seed = random.getrandbits(32) if options.seed is None else options.seed
         run_demo(
             options.host_dir,
             ROOT / ".demo",
             Picture(
-                options.width or side, options.height or side, options.steps, seed, options.prompt
+                options.width or side,
+                options.height or side,
+                options.steps or steps,
+                seed,
+                options.prompt,
             ),
             models_dir=options.models,
             cpu=options.cpu,

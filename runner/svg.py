@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 from xml.sax.saxutils import escape, quoteattr
@@ -118,3 +120,18 @@ class Drawing:
 def _number(value: Attribute) -> str:
     """A number with at most one decimal, so that a file is short and the same everywhere."""
     return value if isinstance(value, str) else f"{round(value, 1):g}"
+
+
+def stacked(charts: Sequence[str]) -> str:
+    """Charts of one width below each other, as one SVG."""
+    sizes = [re.search(r'width="(\d+)" height="(\d+)"', chart) for chart in charts]
+    heights = [int(size[2]) if size else 0 for size in sizes]
+    width, places = sizes[0][1] if sizes[0] else "0", itertools.accumulate([0, *heights[:-1]])
+    inside = "".join(
+        chart.replace("<svg ", f'<svg y="{place}" ', 1)
+        for chart, place in zip(charts, places, strict=True)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {sum(heights)}" '
+        f'width="{width}" height="{sum(heights)}">\n{inside}</svg>\n'
+    )

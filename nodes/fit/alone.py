@@ -1,12 +1,15 @@
-"""The same run on ComfyUI alone, judged as ours is."""
+"""The same run on ComfyUI alone, judged as ours is, and what each needs at least."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from ..denoiser.plan import DenoiserChoice
+from ..denoiser.sizes import Request
+from ..prefer import Prefer
 from .stage import Stage
-from .stages import stock_denoise_stage, text_stage, vae_stage
-from .what_fits import Fit, with_least
+from .stages import Models, denoise_stages, stock_denoise_stage, text_stage, vae_stage
+from .what_fits import WHOLE_RUN, Fit, fit, text_within, with_least
 
 
 def alone(plan: Fit) -> Fit:
@@ -32,3 +35,22 @@ def alone(plan: Fit) -> Fit:
 
 def _judged(stage: Stage) -> Stage:
     return replace(stage, is_judged=True)
+
+
+def least_stage(models: Models, request: Request, prefer: Prefer | None) -> Stage:
+    """The stage of a whole run that needs the most VRAM where weights are streamed from RAM.
+
+    Its `least_bytes` are the smallest card on which the run fits.
+
+    Args:
+        prefer: of all our nodes, with the settings that each begins at; None: ComfyUI alone.
+    """
+    if prefer is None:
+        stages = alone(fit(models, request, 1)).stages
+    else:
+        stages = (
+            text_within(models, request.text_tokens, 1, run=WHOLE_RUN),
+            denoise_stages(models, request)[DenoiserChoice(prefer)],
+            vae_stage(models, request, prefer),
+        )
+    return max(stages, key=lambda stage: stage.least_bytes)

@@ -170,7 +170,7 @@ def test_the_report_is_made_and_says_that_it_is_a_rehearsal(rehearsed):
 
 def test_rows_and_report_name_no_path_and_no_prompt(rehearsed):
     from pack.benchmarks.card.parts.predicted import PROMPT
-    from pack.runner.demo import PROMPT as DEMO_PROMPT
+    from pack.runner.graphs import PROMPT as DEMO_PROMPT
 
     folder, _ = rehearsed
     for name in ("rows.jsonl", "report.md"):

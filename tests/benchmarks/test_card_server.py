@@ -11,7 +11,8 @@ import pytest
 from pack.benchmarks.card import driver, graphs, server
 from pack.benchmarks.card.job import Job, Leg
 from pack.benchmarks.card.parts import budget
-from pack.runner.demo import Picture as Drawn
+from pack.runner.graphs import PROBE, with_fit, with_probes
+from pack.runner.graphs import Picture as Drawn
 from pack.runner.live_host import HostError, LiveHost
 from pack.runner.model_files import Models
 
@@ -85,13 +86,13 @@ def test_the_graphs():
     assert upstream(official, "7") == ["SaveImage", "VAEDecode", "KSampler", *to_loader]
     assert official[official["6"]["inputs"]["vae"][0]]["class_type"] == "VAELoader"
     assert official[official["2"]["inputs"]["clip"][0]]["class_type"] == "CLIPLoader"
-    fitted, probe = graphs.with_fit(official, "smallest"), graphs.PROBE
+    fitted = with_fit(official, "smallest")
     vaes = [fitted[node]["inputs"]["vae"] for node in ("6", "9")]
     assert vaes == [["9", 1], official["6"]["inputs"]["vae"]]
     clips = [fitted[node]["inputs"]["clip"] for node in ("2", "9")]
     assert clips == [["9", 3], official["2"]["inputs"]["clip"]]
-    expected = ["SaveImage", probe, "VAEDecode", "KSampler", probe, graphs.FIT, *to_loader]
-    assert upstream(graphs.with_probes(fitted), "7") == expected
+    expected = ["SaveImage", PROBE, "VAEDecode", "KSampler", PROBE, graphs.FIT, *to_loader]
+    assert upstream(with_probes(fitted), "7") == expected
 
 
 def upstream(graph: graphs.Graph, node: str) -> list[str]:

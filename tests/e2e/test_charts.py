@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pack.runner.demo_figures import Compared
+from pack.tests.runner.test_demo_figures import ALONE, OURS
 from playwright.sync_api import Browser
 
 REPO = Path(__file__).resolve().parents[2]
@@ -73,6 +75,20 @@ def test_a_plans_chart_has_room_for_its_texts(browser, tmp_path, options):
     size = re.search(r'width="(\d+)" height="(\d+)"', path.read_text("utf-8"))
     assert size and len(found) > 10
     assert faults(found, int(size[1]), int(size[2])) == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("on_card", [False, True])
+def test_the_demos_charts_have_room_for_their_texts(browser, tmp_path, on_card):
+    chart = Compared("1024x1024, 8 steps, on the card", ALONE, OURS, on_card).chart().split("<svg ")
+    for number, part in enumerate(chart[2:]):  # what is in the outermost one
+        path = tmp_path / f"{number}.svg"
+        inner = f"<svg {part}".replace(' y="', ' data-y="', 1).partition("</svg>")[0]
+        path.write_text(f"{inner}</svg>", encoding="utf-8")
+        size = re.search(r'width="(\d+)" height="(\d+)"', part)
+        found = boxes(browser, path)
+        assert size and len(found) > 8
+        assert faults(found, int(size[1]), int(size[2])) == []
 
 
 def test_a_fault_is_seen():

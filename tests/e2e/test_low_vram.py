@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from pack.runner.demo import Picture
+from pack.runner.graphs import Picture
 from pack.tests.e2e.conftest import TIMEOUT_S
 from pack.tests.e2e.test_server import FILES, cached_nodes, pixels, prompt_for
 from safetensors.numpy import load_file

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from pack.runner.demo import Picture, example_prompt
+from pack.runner.graphs import Picture, example_prompt
 from pack.runner.live_host import LiveHost
 from pack.runner.model_files import Models
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pack.runner.demo import PROMPT
-from pack.runner.demo import Picture as Drawn
+from pack.runner.graphs import PROMPT, with_fit, with_probes
+from pack.runner.graphs import Picture as Drawn
 from pack.runner.live_host import HostError, LiveHost
 from pack.runner.model_files import Models, offer_models
 from pack.runner.server_watch import watch
@@ -210,8 +210,8 @@ def graph_for(job: Job, fresh: Fresh, take: Take, loader: str) -> graphs.Graph:
     )
     graph = graphs.template(fresh.models, drawn, loader=loader)
     if fresh.variant != HOST:
-        graph = graphs.with_fit(graph, PREFER[fresh.variant])
-    return graphs.with_probes(graph) if take.has_probes else graph
+        graph = with_fit(graph, PREFER[fresh.variant])
+    return with_probes(graph) if take.has_probes else graph
 
 
 def compare(
