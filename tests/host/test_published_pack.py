@@ -48,15 +48,15 @@ def unpacked(published, tmp_path) -> Path:
 
 
 def test_it_is_what_the_rules_on_files_take_for_published(published):
-    """`docs/` without a leading slash would drop js/docs/ too."""
+    """A folder without a leading slash would be dropped everywhere."""
     assert published == [path.as_posix() for path in files() if is_shipped(path)]
 
 
 def test_it_holds_nothing_that_is_not_for_users(published):
     folders = {name.split("/")[0] for name in published if "/" in name}
-    assert folders == {"nodes", "js", "locales", "example_workflows"}
+    assert folders == {"nodes", "js", "locales", "example_workflows", "docs"}
     single = {name for name in published if "/" not in name}
-    texts = {"README.md", "README.zh.md", "CHANGELOG.md", "LICENSE"}
+    texts = {"README.md", "README.zh.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"}
     assert single == {"__init__.py", "pyproject.toml", "icon.svg", *texts}
 
 
