@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from .denoiser.need import TEXT_TOKENS
 from .denoiser.sizes import Request
 from .fit import report
+from .fit.answer import BUDGET_STEP_BYTES, budget_that_fits
 from .fit.planner import what_else
 from .host.base.server import NodeLog
 from .host.fit import budget
@@ -43,7 +44,7 @@ class FitToVRAM(io.ComfyNode):
                     default=0.0,
                     min=0.0,
                     max=1024.0,
-                    step=0.25,
+                    step=BUDGET_STEP_BYTES / GIB,
                     tooltip=(
                         "GiB (1024^3 bytes) for weights, activations and workspaces together. A "
                         "smaller budget saves memory, but streams more weights from RAM, which "
@@ -150,12 +151,20 @@ class FitToVRAM(io.ComfyNode):
             conditioning=conditioning,
         )
         device, node_id = model.load_device, cls.hidden.unique_id if cls.hidden else None
-        plan = planner.plan(planner.request, budget.room_bytes(device))
+        room = budget.room_bytes(device)
+        plan = planner.plan(planner.request, room)
         budget.check_ram(plan, model, None if clip is None else clip.patcher)
         others, headline = what_else(plan), report.headline(plan)
         speed, notes = budget.copy_bytes_per_s(device), budget.notes(model)
         text = report.text(plan, others=others, copy_bytes_per_s=speed, notes=notes)
-        shown = report.as_json(plan, others=others, card_bytes=budget.card_bytes(device))
+        shown = report.as_json(
+            plan,
+            others=others,
+            card_bytes=budget.card_bytes(device),
+            named_bytes=planner.named_bytes,
+            larger_bytes=budget_that_fits(planner, plan, room),
+            copy_bytes_per_s=speed,
+        )
         patched = with_plan(model, planner, node_id)
         lean = None if vae is None else with_planned_vae(vae, planner, node_id)
         text_encoder = (

@@ -5,12 +5,10 @@ The budget is enforced in nodes/host/fit/enforcer.py, which asks for these plans
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..denoiser.need import (
-    TEXT_TOKENS,
     References,
     denoiser_live_bytes,
     of_latent,
@@ -19,7 +17,7 @@ from ..denoiser.need import (
 from ..denoiser.plan import DenoiserChoice, denoiser_plan
 from ..denoiser.sizes import ControlSizes, Request
 from ..prefer import PREFERENCES, Prefer
-from ..units import GIB, size
+from ..units import size
 from ..vae.choice import VaeChoice
 from ..vae.plan import VaeCall
 from . import report
@@ -264,33 +262,3 @@ def what_else(plan: Fit) -> list[Alternative]:
             instead += "; or connect clip, so that the text encoder keeps to the budget"
         raise ValueError(f"Fit to VRAM: {report.headline(plan)}{instead}")
     return found
-
-
-def answer(
-    asked: Mapping[str, Any],
-    room_bytes: int | None,
-    margin_bytes: int,
-    *,
-    models: Models,
-    card_bytes: int | None = None,
-) -> dict[str, Any]:
-    """The plan for a question of the page.
-
-    Args:
-        asked: the node's inputs width, height, batch_size, budget_gib and prefer, and has_vae and
-            has_clip: whether a VAE and a CLIP are connected, which then keep to the budget.
-        room_bytes: on the card; None without one.
-        margin_bytes: see `Planner`.
-        models: as they are published.
-        card_bytes: the size of the card; None without one.
-
-    Raises:
-        ValueError, TypeError, KeyError: an input is missing or not valid.
-    """
-    sides = (int(asked["width"]), int(asked["height"]), int(asked["batch_size"]))
-    request = Request(*sides, TEXT_TOKENS)
-    named = int(float(asked["budget_gib"]) * GIB)
-    run = Run(has_lean_vae=bool(asked["has_vae"]), has_clip=bool(asked.get("has_clip")))
-    planner = Planner(models, request, named, margin_bytes, asked["prefer"], run=run)
-    plan = planner.plan(request, room_bytes)
-    return report.as_json(plan, others=list(alternatives(plan)), card_bytes=card_bytes)

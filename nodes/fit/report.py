@@ -121,10 +121,29 @@ def either(others: Sequence[Alternative]) -> str:
 
 
 def as_json(
-    plan: Fit, *, others: Sequence[Alternative] = (), card_bytes: int | None = None
+    plan: Fit,
+    *,
+    others: Sequence[Alternative] = (),
+    card_bytes: int | None = None,
+    named_bytes: int | None = None,
+    larger_bytes: int | None = None,
+    copy_bytes_per_s: float | None = None,
 ) -> dict[str, Any]:
-    """The plan for the page: bytes by stage, in the order in which they run."""
+    """The plan for the page: bytes by stage, in the order in which they run.
+
+    Saved histories hold this dict: keys are added, never renamed.
+
+    Args:
+        others: what would fit instead, from `alternatives`.
+        card_bytes: the size of the card; None without one.
+        named_bytes: the budget on the node; 0 for what the card has free.
+        larger_bytes: the smallest budget that would fit; None where the plan fits, or none would.
+        copy_bytes_per_s: from RAM to the card, measured; None for an assumed one.
+    """
     budget, request = plan.budget_bytes, plan.request
+    denoise = plan.stage("denoise")
+    speed = copy_bytes_per_s or ASSUMED_CARD.copy_bytes_per_s
+    copy_seconds = denoise.streamed_bytes(budget) / speed
     return {
         "headline": headline(plan),
         "width": request.width_px,
@@ -135,6 +154,12 @@ def as_json(
         "budget_bytes": budget,
         "card_bytes": card_bytes,
         "missing_bytes": plan.missing_bytes,
+        "named_bytes": named_bytes,
+        "larger_bytes": larger_bytes,
+        "copy_bytes_per_s": speed,
+        "is_copy_measured": copy_bytes_per_s is not None,
+        "copy_seconds": copy_seconds,
+        "wait_seconds": 0.0 if denoise.prefetches else WAITING * copy_seconds,
         "others": [
             {
                 "differs_in": other.differs_in,

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pack.nodes.denoiser.cost import RTX_3060, WAITING
 from pack.nodes.denoiser.plan import DenoiserChoice
 from pack.nodes.denoiser.sizes import Z_IMAGE, ControlSizes, Request
-from pack.nodes.fit.planner import Planner, answer, what_else
+from pack.nodes.fit.answer import BUDGET_STEP_BYTES, answer
+from pack.nodes.fit.planner import Planner, what_else
 from pack.nodes.fit.stages import (
     FLUX_DECODER,
     FLUX_ENCODER,
@@ -207,7 +209,40 @@ def test_answers_the_page():
     without = answer({**asked, "has_vae": False}, None, 0, models=MODELS)["stages"][-1]
     assert without["setting"] == "ComfyUI's own" and without["peak"] > seen["stages"][-1]["peak"]
     auto = answer({**asked, "budget_gib": 0}, 6 * GIB, GIB, models=MODELS)
-    assert auto["budget_bytes"] == 5 * GIB
+    assert (auto["budget_bytes"], auto["named_bytes"]) == (5 * GIB, 0)
     for bad in ({"width": 4}, {"prefer": "most"}, {"batch_size": None}, {"budget_gib": "x"}):
         with pytest.raises((ValueError, TypeError)):
             answer({**asked, **bad}, None, 0, models=MODELS)
+
+
+@pytest.mark.parametrize(("side", "gib"), [(1024, 0.25), (8192, 2), (4096, 1.75)])
+def test_offers_the_page_the_smallest_budget_that_fits(side: int, gib: float):
+    asked = {
+        "width": side, "height": side, "batch_size": 1, "budget_gib": gib, "prefer": "balance",
+        "has_vae": True, "has_clip": True,
+    }  # fmt: skip
+    seen = answer(asked, None, 0, models=MODELS)
+    larger = seen["larger_bytes"]
+    assert seen["verdict"] != "fits" and larger % BUDGET_STEP_BYTES == 0
+
+    def verdict(named: int) -> str:
+        return answer({**asked, "budget_gib": named / GIB}, None, 0, models=MODELS)["verdict"]
+
+    assert verdict(larger) == "fits" != verdict(larger - BUDGET_STEP_BYTES)
+    # A card that has not that much free: no budget would help.
+    assert answer(asked, larger - BUDGET_STEP_BYTES, 0, models=MODELS)["larger_bytes"] is None
+    assert answer({**asked, "budget_gib": 64}, None, 0, models=MODELS)["larger_bytes"] is None
+
+
+def test_tells_the_page_how_long_a_step_copies_and_waits():
+    asked = {
+        "width": 2048, "height": 2048, "batch_size": 1, "budget_gib": 8, "prefer": "balance",
+        "has_vae": True, "has_clip": True,
+    }  # fmt: skip
+    fetched = answer(asked, None, 0, models=replace(MODELS, has_prefetch=True))
+    (streamed,) = [one["streamed"] for one in fetched["stages"] if one["name"] == "denoise"]
+    assert fetched["copy_seconds"] == streamed / RTX_3060.copy_bytes_per_s > 0
+    assert fetched["wait_seconds"] == 0 and not fetched["is_copy_measured"]
+    alone = answer(asked, None, 0, models=replace(MODELS, has_prefetch=False))
+    assert alone["wait_seconds"] == WAITING * alone["copy_seconds"] > 0
+    assert answer({**asked, "budget_gib": 64}, None, 0, models=MODELS)["copy_seconds"] == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.model_management as management
 from server import web
 
-from ...fit import planner
+from ...fit.answer import answer as answer_to
 from . import budget
 from .inputs import models_here
 
@@ -19,7 +19,7 @@ async def answer(request: web.Request) -> web.Response:
     try:
         asked = await request.json()
         card = budget.card_bytes(device)
-        made = planner.answer(asked, room, margin, models=models_here(), card_bytes=card)
+        made = answer_to(asked, room, margin, models=models_here(), card_bytes=card)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         return web.json_response({"error": str(error)}, status=400)
     return web.json_response(made)
