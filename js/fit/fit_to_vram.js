@@ -2,9 +2,10 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { changesFor } from "./offers.js";
 import { SIZES, latentOf, questionInPrompt, questionOf } from "./question.js";
 import { FitView } from "./view.js";
-import { addPanel } from "../shared/node_panel.js";
+import { addPanel, showPanels } from "../shared/node_panel.js";
 import { loadTexts } from "../shared/texts.js";
 import { history, nodeAt, nodesOf, queued } from "../shared/prompts.js";
 
@@ -36,6 +37,10 @@ class FitPanel {
   #shown = null; // the question that is answered on the node
   #run = null; // { question, plan } of the last run
   #turn = 0; // counts the questions, so that a late answer is not shown
+  #offers = {
+    canUse: (offer) => changesFor(this.#node, offer, outerOf) !== null,
+    use: (offer) => change(changesFor(this.#node, offer, outerOf) ?? []),
+  };
 
   constructor(node) {
     const ended = new AbortController();
@@ -68,7 +73,7 @@ class FitPanel {
     this.#shown = asked;
     this.#turn += 1;
     const run = this.#run;
-    if (run?.question === asked) this.#view.show(run.plan, "ran");
+    if (run?.question === asked) this.#view.show(run.plan, "ran", this.#offers);
     else if (question.width !== null) this.#ask(asked);
     else if (run) this.#view.show(run.plan, "earlier");
     else this.#view.tell("sizeUnknown");
@@ -78,8 +83,19 @@ class FitPanel {
     const turn = this.#turn;
     const show = await answerTo(asked);
     // Otherwise something newer is shown.
-    if (turn === this.#turn) show(this.#view);
+    if (turn === this.#turn) show(this.#view, this.#offers);
   }
+}
+
+/** Sets widgets, as one step of the page's undo. */
+function change(changes) {
+  app.canvas.emitBeforeChange();
+  for (const { node, widget, value } of changes) {
+    widget.value = value;
+    widget.callback?.(value, app.canvas, node);
+  }
+  app.canvas.emitAfterChange();
+  app.canvas.setDirty(true, true);
 }
 
 /** Asks the server; gives a function that shows its answer on a view. */
@@ -88,7 +104,9 @@ async function answerTo(body) {
     const headers = { "Content-Type": "application/json" };
     const response = await api.fetchApi(ROUTE, { method: "POST", headers, body });
     const answer = await response.json().catch(() => ({}));
-    if (response.ok && answer.stages) return (view) => view.show(answer, "published");
+    if (response.ok && answer.stages) {
+      return (view, offers) => view.show(answer, "published", offers);
+    }
     if (answer.error) return (view) => view.tell("refused", answer.error);
     return (view) => view.tell("noRoute");
   } catch {
@@ -148,6 +166,7 @@ app.registerExtension({
   },
 
   afterConfigureGraph() {
+    showPanels([...nodesOf(NODE_TYPE)].map(([, node]) => node), WIDGET);
     restore().catch((error) => console.warn("Fit to VRAM: no history:", error));
   },
 });

@@ -12,12 +12,20 @@ const RUNS = new Set([undefined, 0]); // a node's mode where it is neither muted
  * @param outerOf gives the node that stands for a subgraph.
  */
 export function questionOf(node, outerOf = () => null) {
-  const asks = (of) => (name) => valueOf(of, name, outerOf);
-  const own = asks(node);
+  const asks = (of) => (name) => placeOf(of, name, outerOf)?.widget.value;
+  const has = (name) => linkOf(node, name) !== undefined;
+  return question(asks(sizedBy(node, outerOf)), asks(node), has);
+}
+
+/** The node whose widgets are the picture's size: the latent's, or the node itself.
+ *
+ * Null where the latent comes from a subgraph's node, or from one that does not run.
+ */
+export function sizedBy(node, outerOf) {
   const latent = latentOf(node);
-  const origin = latent && originOf(node, latent, outerOf)?.node;
-  const ofLatent = origin && RUNS.has(origin.mode) ? asks(origin) : () => null;
-  return question(latent ? ofLatent : own, own, (name) => linkOf(node, name) !== undefined);
+  if (!latent) return node;
+  const origin = originOf(node, latent, outerOf)?.node;
+  return origin && RUNS.has(origin.mode) ? origin : null;
 }
 
 /** The node's input for a latent where something is wired to it. */
@@ -46,17 +54,21 @@ function question(sized, own, has) {
   return { ...asked, ...set, has_vae: has("vae"), has_clip: has("clip") };
 }
 
-/** The value of a node's widget, or of what is wired to it. */
-function valueOf(node, name, outerOf) {
+/** The widget that sets a node's input, its own or that of what is wired to it.
+ *
+ * @returns {?{node: object, widget: object}} null where no widget of the graph sets it.
+ */
+export function placeOf(node, name, outerOf) {
+  if (!node) return null;
   const input = linkOf(node, name);
-  if (!input) return widgetOf(node, name)?.value;
-  const { node: origin, widget } = originOf(node, input, outerOf) ?? {};
-  return (widget ?? (origin && widgetOf(origin, "value")))?.value;
+  const origin = input ? originOf(node, input, outerOf) : { node };
+  const widget = origin?.widget ?? (origin && widgetOf(origin.node, input ? "value" : name));
+  return widget ? { node: origin.node, widget } : null;
 }
 
 const widgetOf = (node, name) => node.widgets?.find((candidate) => candidate.name === name);
 
-/** The node that an input comes from, or the widget that a subgraph's node shows in its place. */
+/** The node that an input comes from, and the widget where a subgraph's node shows one for it. */
 function originOf(node, input, outerOf) {
   const link = node.graph?.getLink?.(input.link) ?? node.graph?.links?.[input.link];
   if (!link) return null;
@@ -73,5 +85,5 @@ function originOf(node, input, outerOf) {
   if (!slot) return null;
   if (slot.link != null) return originOf(outer, slot, outerOf);
   const widget = slot._widget ?? widgetOf(outer, slot.widget?.name ?? slot.name);
-  return widget ? { widget } : null;
+  return widget ? { node: outer, widget } : null;
 }

@@ -9,14 +9,18 @@ style.replaceSync(`
     --workspace: var(--other); --fits: #3fa66a; --tight: #e09b2d; gap: 5px; overflow: auto;
     overscroll-behavior: contain;
   }
-  .verdict { font-size: 14px; font-weight: 650; line-height: 1.2; }
-  .verdict::before, .error::before {
+  .verdict:not(:empty)::before, .error::before {
     content: ""; display: inline-block; width: 9px; height: 9px; margin-right: 6px;
     border-radius: 50%; background: var(--verdict, var(--other));
   }
   .fits { --verdict: var(--fits); } .tight { --verdict: var(--tight); }
   .too-large { --verdict: var(--alarm); }
-  .asked { color: var(--muted); overflow: hidden; text-overflow: ellipsis; }
+  .asked { color: var(--muted); }
+  .offers { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; flex: none; }
+  .offers .offer { padding: 2px 8px; border-radius: 9px; }
+  .offers span.offer { border: 1px dashed var(--line); }
+  .offers button { background: var(--line); font-weight: 600; }
+  .offers button:hover { border-color: currentcolor; }
   .error { --verdict: var(--alarm); color: inherit; overflow-wrap: anywhere; user-select: text; }
   .chart { position: relative; flex: 1 0 auto; display: flex; flex-direction: column; }
   .above, .below { position: relative; height: 14px; color: var(--muted); font-size: 10px; }
@@ -26,11 +30,8 @@ style.replaceSync(`
   .stage { display: grid; grid-template-columns: 1fr auto; gap: 0 8px; padding: 2px 0; }
   .name { font-weight: 600; }
   .peak { text-align: right; font-weight: 600; }
-  .over .peak { color: var(--alarm); }
-  .setting {
-    grid-column: 1 / -1; color: var(--muted); overflow: hidden; white-space: nowrap;
-    text-overflow: ellipsis;
-  }
+  .over .peak { color: var(--warning); }
+  .setting { grid-column: 1 / -1; color: var(--muted); overflow-wrap: anywhere; }
   .track {
     grid-column: 1 / -1; position: relative; height: 16px; margin-top: 2px;
     border-radius: 3px; background: color-mix(in srgb, var(--ink) 7%, transparent);

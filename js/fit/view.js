@@ -1,25 +1,30 @@
 // What the node Fit to VRAM shows: whether the picture fits, and a bar for each stage of the run.
 
 import { PARTS, barsOf, highest } from "./bars.js";
+import { headlineOf } from "./headline.js";
+import { offersOf } from "./offers.js";
+import { stageRow } from "./stage_row.js";
 import { style } from "./style.js";
-import { bytesText } from "../shared/bytes.js";
-import { make } from "../shared/elements.js";
-import { textsOf } from "../shared/texts.js";
-
-const text = textsOf("zImageFitToVram");
+import { text } from "./texts.js";
+import { bytesText, shortText } from "../shared/bytes.js";
+import { make, tell } from "../shared/elements.js";
+import { moveFocus } from "../shared/keys.js";
 
 const LAYOUT = `
-  <div class="panel">
+  <div class="panel" role="region">
     <div class="empty"></div>
     <div class="error" role="alert"></div>
-    <div class="head"><span class="verdict"></span><span class="asked"></span></div>
-    <div class="short"></div>
-    <div class="chart">
-      <div class="above"></div>
-      <div class="stages"></div>
-      <div class="below"></div>
+    <div class="headline" role="status" tabindex="-1">
+      <span class="verdict"></span> <span class="streamed"></span>
     </div>
-    <div class="legend"></div>
+    <div class="asked"></div>
+    <div class="offers" role="group"></div>
+    <div class="chart">
+      <div class="above" aria-hidden="true"></div>
+      <div class="stages" role="list"></div>
+      <div class="below" aria-hidden="true"></div>
+    </div>
+    <div class="legend" aria-hidden="true"></div>
     <div class="foot"></div>
   </div>`;
 
@@ -28,7 +33,8 @@ export class FitView {
   #parts = {};
   #plan = null;
   #told = { source: "sizeUnknown" };
-  #pointed = null; // the stage below the mouse
+  #offers = null; // how to use what would fit
+  #pointed = null; // the stage below the mouse, or with the focus
 
   /** @param signal ends everything that the view listens to. */
   constructor(signal) {
@@ -36,15 +42,23 @@ export class FitView {
     root.adoptedStyleSheets = [style];
     root.innerHTML = LAYOUT;
     for (const found of root.querySelectorAll("[class]")) this.#parts[found.className] ??= found;
+    const { chart, stages } = this.#parts;
+    const on = (kind, act) => chart.addEventListener(kind, act, { signal });
     const point = (event) => this.#point(event.target.closest?.(".stage")?.dataset.name ?? null);
-    this.#parts.chart.addEventListener("pointerover", point, { signal });
-    this.#parts.chart.addEventListener("pointerleave", () => this.#point(null), { signal });
+    on("pointerover", point);
+    on("pointerleave", () => this.#point(null));
+    on("focusin", point);
+    on("focusout", () => this.#point(null));
+    on("keydown", (event) => moveFocus(event, [...stages.children]));
   }
 
-  /** @param source where the plan comes from: "published", "ran" or "earlier". */
-  show(plan, source) {
+  /** @param source where the plan comes from: "published", "ran" or "earlier".
+   * @param offers `canUse(offer)` and `use(offer)`; null where the plan is not for the open graph.
+   */
+  show(plan, source, offers = null) {
     this.#plan = plan;
     this.#told = { source };
+    this.#offers = offers;
     this.draw();
   }
 
@@ -71,48 +85,70 @@ export class FitView {
     const parts = this.#parts;
     const plan = this.#plan;
     const { source, reason } = this.#told;
-    for (const name of ["head", "chart", "legend", "foot"]) parts[name].hidden = plan === null;
-    parts.empty.hidden = plan !== null || source !== "sizeUnknown";
-    parts.empty.textContent = text("sizeUnknown");
-    parts.error.hidden = plan !== null || source === "sizeUnknown";
-    parts.error.textContent = text(source, reason);
-    parts.short.hidden = plan === null || plan.verdict === "fits";
-    if (plan === null) return;
+    const isUnknown = plan === null && source === "sizeUnknown";
+    parts.panel.setAttribute("aria-label", text("region"));
+    parts.headline.classList.toggle("none", plan === null);
+    for (const name of ["asked", "chart", "legend", "foot"]) parts[name].hidden = plan === null;
+    parts.empty.hidden = !isUnknown;
+    tell(parts.empty, isUnknown ? text("sizeUnknown") : "");
+    parts.error.hidden = plan !== null || isUnknown;
+    tell(parts.error, parts.error.hidden ? "" : text(source, reason));
     this.#drawHead(plan);
+    this.#drawOffers(plan);
+    if (plan === null) return;
     this.#drawChart(plan);
     this.#drawLegend(plan);
-    const streamed = Math.max(...plan.stages.map((stage) => stage.streamed));
-    const isStreamed = streamed > 0 && plan.verdict !== "too large";
-    const lines = isStreamed ? [text("streamed", bytesText(streamed))] : [];
-    lines.push(text(source, plan.text_tokens));
-    parts.foot.replaceChildren(...lines.map((line) => make("div", "", line)));
+    const lines = [text(source, plan.text_tokens)];
+    if (plan.copy_seconds) {
+      const speed = (plan.copy_bytes_per_s / 1e9).toFixed(1);
+      lines.push(text(plan.is_copy_measured ? "copyMeasured" : "copyAssumed", speed));
+    }
+    tell(parts.foot, lines.join(" "));
   }
 
-  #drawHead({ verdict, budget_bytes: budget, missing_bytes: missing, others, ...asked }) {
-    const parts = this.#parts;
-    const isOpen = budget === null;
-    parts.verdict.textContent = text(isOpen ? "noBudget" : verdict);
-    parts.verdict.className = `verdict ${isOpen ? "" : verdict.replace(" ", "-")}`;
-    const size = text("asked", asked.width, asked.height, asked.batch_size);
-    parts.asked.textContent = [size, isOpen ? text("nameOne") : ""].filter(Boolean).join(" · ");
-    parts.asked.title = parts.asked.textContent;
-    const short = text(verdict === "tight" ? "shortOfRoom" : "short", bytesText(missing));
-    const told = others.map(otherText);
-    const instead = told.length ? told.reduce((first, next) => text("either", first, next)) : null;
-    parts.short.textContent = instead ? `${short} ${text("instead", instead)}` : short;
+  #drawHead(plan) {
+    const { verdict, streamed, asked } = this.#parts;
+    const words = plan === null ? { verdict: "", streamed: "" } : headlineOf(plan, text);
+    const isOpen = plan === null || plan.budget_bytes === null;
+    verdict.className = `verdict ${isOpen ? "" : plan.verdict.replace(" ", "-")}`;
+    tell(verdict, words.verdict);
+    tell(streamed, words.streamed);
+    tell(asked, plan && text("asked", plan.width, plan.height, plan.batch_size));
+  }
+
+  /** What would fit instead: a button where the graph has widgets for it, else text. */
+  #drawOffers(plan) {
+    const { offers, headline } = this.#parts;
+    const found = plan === null ? [] : offersOf(plan);
+    const hadFocus = offers.contains(offers.getRootNode().activeElement);
+    offers.hidden = found.length === 0;
+    offers.setAttribute("aria-label", text("instead"));
+    const items = found.map((offer) => {
+      if (!this.#offers?.canUse(offer)) return make("span", "offer", offerText(offer));
+      const button = make("button", "offer", offerText(offer));
+      button.type = "button";
+      button.title = text("useTip");
+      button.addEventListener("click", () => this.#offers.use(offer));
+      return button;
+    });
+    offers.replaceChildren(make("span", "", text("instead")), ...items);
+    if (hadFocus) (offers.querySelector("button") ?? headline).focus({ preventScroll: true });
   }
 
   #drawChart(plan) {
     const { stages, above, below } = this.#parts;
     const bars = barsOf(plan);
+    const focused = stages.getRootNode().activeElement?.dataset.name;
+    stages.setAttribute("aria-label", text("stages"));
     stages.replaceChildren(...plan.stages.map((stage, i) => stageRow(stage, bars, i, plan)));
+    [...stages.children].find(({ dataset }) => focused && dataset.name === focused)?.focus();
     const labels = [];
     if (bars.budget !== null) {
-      labels.push(placed("budget-label", text("budget", bytesText(plan.budget_bytes)), bars.budget));
+      labels.push(placed("budget-label", text("budget", shortText(plan.budget_bytes)), bars.budget));
     }
     above.replaceChildren(...labels);
     const isCard = bars.card !== null;
-    const end = isCard ? text("card", bytesText(plan.card_bytes)) : bytesText(bars.end);
+    const end = isCard ? text("card", shortText(plan.card_bytes)) : shortText(bars.end);
     below.replaceChildren(placed("", "0", 0), placed("", end, isCard ? bars.card : 100));
   }
 
@@ -122,7 +158,7 @@ export class FitView {
     this.#drawLegend(this.#plan);
   }
 
-  /** The figures of the stage below the mouse, else of the highest. */
+  /** The figures of the stage that is pointed at or has the focus, else of the highest. */
   #drawLegend({ stages }) {
     const pointed = stages.find((stage) => stage.name === this.#pointed);
     const stage = pointed ?? highest(stages);
@@ -143,40 +179,6 @@ function legendItem(className, label, part, bytes) {
   return item;
 }
 
-function stageRow(stage, bars, index, { budget_bytes: budget }) {
-  const isOver = budget !== null && stage.peak > budget;
-  const row = make("div", isOver ? "stage over" : "stage");
-  row.dataset.name = stage.name;
-  const setting = make("div", "setting", stage.setting);
-  setting.title = stage.setting;
-  const track = make("div", "track");
-  track.setAttribute("role", "img");
-  const told = PARTS.map((part) => `${text(part)} ${bytesText(stage[part])}`).join(", ");
-  track.setAttribute("aria-label", `${text(stage.name)}: ${bytesText(stage.peak)} (${told})`);
-  const bar = make("div", "bar");
-  for (const { part, width } of bars.stages[index].parts) {
-    const piece = make("div", part);
-    piece.style.cssText = `--part: var(--${part}); width: ${width}%`;
-    bar.append(piece);
-  }
-  track.append(bar);
-  const { stock } = bars.stages[index];
-  if (stock) {
-    const stretch = make("div", "stock");
-    stretch.style.cssText = `left: ${stock.left}%; width: ${stock.width}%`;
-    track.append(stretch);
-  }
-  for (const name of ["card", "budget"]) {
-    if (bars[name] === null) continue;
-    const mark = make("div", `mark ${name}`);
-    mark.style.left = `${bars[name]}%`;
-    track.append(mark);
-  }
-  const peak = make("div", "peak", bytesText(stage.peak));
-  row.append(make("div", "name", text(stage.name)), peak, setting, track);
-  return row;
-}
-
 /** A label at a place of the axis, on the side where there is room. */
 function placed(className, label, percent) {
   const span = make("span", className, label);
@@ -185,6 +187,11 @@ function placed(className, label, percent) {
 }
 
 /** What would fit instead. */
-function otherText({ differs_in: kind, width, height, batch_size: batch }) {
-  return { batch: text("batchOf", batch), size: `${width} × ${height}`, fp8: text("fp8") }[kind];
+function offerText({ kind, values: { width, height, batch_size: batch, budget_gib: gib } }) {
+  return {
+    batch: text("batchOf", batch),
+    size: `${width} × ${height}`,
+    fp8: text("fp8"),
+    budget: text("budget", `${gib} GiB`),
+  }[kind];
 }

@@ -19,6 +19,8 @@ import { text } from "./texts.js";
 const STEP_STRIP = 12;
 const SAMPLE_PX = 3;
 const MARGIN = { left: 30, digit: 6, right: 6, top: 16, bottom: 15 };
+const NARROW_PX = 260; // the card's note and the peak's label need a line each
+const LINE_PX = 12;
 
 const template = document.createElement("template");
 template.innerHTML = "<svg></svg>";
@@ -41,7 +43,8 @@ export function drawChart(svg, record, { width, height, closeUp, ids }) {
   const axis = axisOf(record, closeUp);
   const strip = record.steps.length ? STEP_STRIP : 0;
 
-  const top = MARGIN.top;
+  const hasNote = record.device.total_bytes !== null && !axis.hasCeiling;
+  const top = MARGIN.top + (hasNote && width < NARROW_PX ? LINE_PX : 0);
   const bottom = Math.max(top + 20, height - MARGIN.bottom - strip);
   const marks = marksOf(axis, bottom - top);
   const longest = Math.max(...marks.map((mark) => mark.label.length));
@@ -179,7 +182,7 @@ function ceilingMark(record, axis, box, y) {
   if (size === null) return [];
   const name = text(record.device.type === "cpu" ? "ram" : "card", bytesText(size));
   if (!axis.hasCeiling) {
-    return [element("text", { x: MARGIN.left + 4, y: box.top - 6 }, `↑ ${name}`)];
+    return [element("text", { x: MARGIN.left + 4, y: MARGIN.top - 6 }, `↑ ${name}`)];
   }
   const at = y(size);
   return [

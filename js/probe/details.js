@@ -2,6 +2,7 @@
 
 import { bytesText } from "../shared/bytes.js";
 import { make } from "../shared/elements.js";
+import { peakText } from "./chart.js";
 import { secondsText } from "./numbers.js";
 import { text } from "./texts.js";
 
@@ -16,13 +17,14 @@ export function fillDetails(details, record) {
     return made;
   };
   const sections = [
-    ["", record.figures.map(figureRow)],
+    [text("atPeak"), peakRows(record)],
+    [text("atEnd"), record.figures.map(figureRow)],
     [text("steps"), record.steps.map(stepRow)],
     [text("largest"), record.largest.map(tensorRow)],
   ];
   const content = sections
     .filter(([, rows]) => rows.length)
-    .flatMap(([title, rows]) => [...(title ? [make("h4", "", title)] : []), list(rows)]);
+    .flatMap(([title, rows]) => [make("h4", "", title), list(rows)]);
   const lines = (title, texts) =>
     texts?.length ? [make("h4", "", title), ...texts.map((line) => make("p", "", line))] : [];
   details.replaceChildren(
@@ -34,6 +36,16 @@ export function fillDetails(details, record) {
   );
   details.setAttribute("aria-label", text("figures"));
   details.scrollTop = scrolled;
+}
+
+/** What the chart shows of the peak, for those who do not see it. */
+function peakRows(record) {
+  if (record.peak_bytes === null) return [];
+  const { device, parts_at_peak: parts } = record;
+  const names = parts ? ["weights", "activations", "other"] : [];
+  const made = names.map((name) => [text(name), bytesText(parts[name])]);
+  const total = device.total_bytes ? [[device.name, bytesText(device.total_bytes)]] : [];
+  return [[text("peak"), peakText(record)], ...made, ...total];
 }
 
 function figureRow({ name, bytes, reason }) {

@@ -5,17 +5,20 @@ import { panelRules } from "../shared/elements.js";
 export const style = new CSSStyleSheet();
 style.replaceSync(`
   ${panelRules}
-  .peak { font-size: 16px; font-weight: 650; line-height: 1.2; }
-  .share { color: var(--muted); overflow: hidden; text-overflow: ellipsis; }
-  .state { margin-left: auto; padding: 1px 7px; border-radius: 9px; background: var(--line); }
+  .panel { overflow: auto; overscroll-behavior: contain; }
+  .head { display: flex; flex-wrap: wrap; align-items: start; gap: 2px 8px; flex: none; }
+  .headline { flex: 1 1 200px; }
+  .state {
+    flex: none; padding: 1px 7px; border-radius: 9px; background: var(--line);
+  }
   .state.running::before {
     content: ""; display: inline-block; width: 7px; height: 7px; margin-right: 5px;
     border-radius: 50%; background: var(--activations); animation: beat 1.2s infinite;
   }
-  .state.interrupted, .state.failed { background: var(--alarm); color: #fff; }
+  .state.interrupted, .state.failed { background: var(--alarm-ground); color: #fff; }
   @keyframes beat { 50% { opacity: 0.25; } }
   @media (prefers-reduced-motion: reduce) { .state.running::before { animation: none; } }
-  .where { color: var(--muted); overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+  .where { flex: none; color: var(--muted); overflow-wrap: anywhere; }
   .where.pointed { color: inherit; }
   .plot { position: relative; flex: 1 1 0; min-height: 72px; }
   .plot svg, .plot .pointer { position: absolute; inset: 0; width: 100%; height: 100%; }
@@ -47,12 +50,7 @@ style.replaceSync(`
   .details p { margin: 0 0 2px; user-select: text; }
   .buttons { display: flex; flex-wrap: wrap; gap: 4px; justify-content: space-between; }
   .buttons span { display: flex; gap: 4px; }
-  button {
-    padding: 3px 8px; border: 1px solid var(--line); border-radius: 5px; background: transparent;
-    color: inherit; font: inherit; white-space: nowrap; cursor: pointer;
-  }
-  button:hover, button[aria-pressed="true"] { background: var(--line); }
+  button { white-space: nowrap; }
+  button[aria-pressed="true"] { background: var(--line); }
   button[aria-pressed="true"] { border-color: var(--muted); }
-  button:focus-visible, .details:focus-visible { outline: 2px solid var(--weights); }
-  button:disabled { opacity: 0.4; cursor: default; background: transparent; }
 `);

@@ -1,29 +1,36 @@
 // What a probe's node shows: the peak, the chart, what a moment was made of, and the buttons.
 
 import { bytesText } from "../shared/bytes.js";
-import { make } from "../shared/elements.js";
-import { drawChart, momentText, peakText } from "./chart.js";
+import { make, tell } from "../shared/elements.js";
+import { hasModifier, placeAfter } from "../shared/keys.js";
+import { drawChart, momentText } from "./chart.js";
 import { fillDetails } from "./details.js";
 import { copyText, saveJson } from "./export.js";
-import { percentText } from "./numbers.js";
+import { T, sampleAt } from "./geometry.js";
+import { headlineOf } from "./headline.js";
 import { style } from "./style.js";
 import { text } from "./texts.js";
 
 const RECORD_VERSION = 1;
 const PARTS = ["weights", "activations", "other"];
 const TOLD_MS = 1600;
+const KEYS = { ArrowUp: "ArrowRight", ArrowDown: "ArrowLeft", PageUp: "PageDown", PageDown: "PageUp" };
 let viewsMade = 0;
 
 const LAYOUT = `
-  <div class="panel">
+  <div class="panel" role="region">
+    <div class="spoken" role="status"></div>
     <div class="empty"></div>
     <div class="head">
-      <span class="peak"></span><span class="share"></span><span class="state"></span>
+      <div class="headline"><span class="verdict"></span><span class="rest"></span></div>
+      <span class="state"></span>
     </div>
     <div class="where"></div>
-    <div class="plot"><svg role="img"></svg><div class="pointer"></div></div>
+    <div class="plot">
+      <svg role="img"></svg><div class="pointer" role="slider" tabindex="0"></div>
+    </div>
     <div class="legend"></div>
-    <div class="details" tabindex="0"></div>
+    <div class="details" role="group" tabindex="0"></div>
     <div class="buttons">
       <span><button class="figures" type="button"></button>
         <button class="close-up" type="button"></button></span>
@@ -39,9 +46,11 @@ export class ProbeView {
   #ids;
   #chart = null;
   #pointer = null; // horizontal position of the mouse over the chart
+  #index = null; // the sample that the keyboard has chosen
   #closeUp = null; // the user's choice; null leaves it to the chart
   #figures = false;
   #copied = "copy"; // what its button says
+  #read = null; // the headline that was read out
   #isEarlier = false;
   #isDrawing = false;
 
@@ -61,6 +70,11 @@ export class ProbeView {
     const on = (part, kind, act) => this.#parts[part].addEventListener(kind, act, { signal });
     on("pointer", "pointermove", (event) => this.#point(event.offsetX));
     on("pointer", "pointerleave", () => this.#point(null));
+    on("pointer", "focus", ({ target }) => {
+      if (target.matches(":focus-visible")) this.#toggle(() => (this.#index = this.#at()));
+    });
+    on("pointer", "keydown", (event) => this.#choose(event));
+    on("pointer", "blur", () => this.#toggle(() => (this.#index = null)));
     on("figures", "click", () => this.#toggle(() => (this.#figures = !this.#figures)));
     on("close-up", "click", () => this.#toggle(() => (this.#closeUp = !this.#chart?.closeUp)));
     on("copy", "click", async () => {
@@ -93,8 +107,8 @@ export class ProbeView {
 
   /** Whether the mouse wheel should scroll what it is over. */
   get canScroll() {
-    const { details } = this.#parts;
-    return !details.hidden && details.scrollHeight > details.clientHeight;
+    const { details, panel } = this.#parts;
+    return [details, panel].some((part) => part.scrollHeight > part.clientHeight + 1);
   }
 
   #toggle(change) {
@@ -107,9 +121,28 @@ export class ProbeView {
     this.draw();
   }
 
+  /** Goes from sample to sample with the arrow keys, a tenth of them with Page Up and Page Down. */
+  #choose(event) {
+    const count = this.record?.timeline.length ?? 0;
+    if (count === 0 || hasModifier(event)) return;
+    const key = KEYS[event.key] ?? event.key;
+    const chosen = placeAfter(key, this.#at(), count, Math.ceil(count / 10));
+    if (chosen === null) return;
+    event.preventDefault();
+    this.#toggle(() => (this.#index = chosen));
+  }
+
+  /** The sample of the keyboard: the chosen one, else that of the peak. */
+  #at() {
+    const { timeline, peak_at: at } = this.record;
+    const chosen = this.#index ?? sampleAt(timeline.map((row) => row[T]), at?.t_s ?? Infinity);
+    return Math.min(chosen, timeline.length - 1);
+  }
+
   /** Writes on the copy button how it went, for a moment. */
   #tellCopied(name) {
     this.#copied = name;
+    tell(this.#parts.spoken, text(name));
     this.draw();
     setTimeout(() => this.#toggle(() => (this.#copied = "copy")), TOLD_MS);
   }
@@ -122,15 +155,16 @@ export class ProbeView {
     const hasPeak = isKnown && record.peak_bytes !== null;
     parts.panel.classList.toggle("nodes-2", this.element.closest(".lg-node") !== null);
     parts.empty.hidden = hasChart || this.#figures;
-    parts.empty.textContent = text(emptyText(record, isKnown));
+    tell(parts.empty, text(emptyText(record, isKnown)));
+    parts.panel.setAttribute("aria-label", text("region"));
     for (const name of ["head", "where"]) parts[name].hidden = !hasPeak;
     for (const name of ["plot", "legend"]) parts[name].hidden = !hasChart || this.#figures;
     parts.details.hidden = !isKnown || !this.#figures;
-    this.element.dataset.captureWheel = String(!parts.details.hidden);
     if (hasPeak) this.#drawHead(record);
     if (this.#figures && isKnown) fillDetails(parts.details, record);
     if (hasChart && !this.#figures) this.#drawChart(record);
     this.#drawButtons(isKnown, hasChart);
+    this.element.dataset.captureWheel = String(this.canScroll);
   }
 
   #drawChart(record) {
@@ -139,12 +173,25 @@ export class ProbeView {
     if (width === 0 || height === 0) return; // not on the screen
     const options = { width, height, closeUp: this.#closeUp, ids: this.#ids };
     this.#chart = drawChart(parts.svg, record, options);
-    const index = this.#pointer === null ? null : this.#chart.sampleAt(this.#pointer);
+    const index = this.#pointer === null ? this.#index : this.#chart.sampleAt(this.#pointer);
     this.#chart.mark(index);
     const row = index === null ? null : record.timeline[index];
     const pointed = row && { weights: row[1], activations: row[2], other: row[3] };
     fillLegend(parts.legend, pointed ?? record.parts_at_peak);
     if (row) this.#tellMoment(row);
+    this.#drawSlider(record);
+  }
+
+  /** The sample of the keyboard, for those who do not see the chart. */
+  #drawSlider({ timeline }) {
+    const { pointer } = this.#parts;
+    const row = timeline[this.#at()];
+    const made = PARTS.map((name, i) => `${text(name)} ${bytesText(row[1 + i])}`).join(", ");
+    const range = { label: text("title"), valuemin: 0, valuemax: timeline.length - 1 };
+    const now = { valuenow: this.#at(), valuetext: `${sampleText(row)} (${made})` };
+    for (const [name, value] of Object.entries({ ...range, ...now })) {
+      pointer.setAttribute(`aria-${name}`, value);
+    }
   }
 
   #drawButtons(isKnown, hasChart) {
@@ -165,29 +212,36 @@ export class ProbeView {
   }
 
   #drawHead(record) {
-    const { peak, share, state, where } = this.#parts;
-    const total = record.device.total_bytes;
-    peak.textContent = peakText(record);
-    const percent = total && percentText(record.peak_bytes, total);
-    share.textContent = total ? text("share", percent, bytesText(total)) : "";
-    state.className = `state ${this.#isEarlier ? "earlier" : record.state}`;
-    state.hidden = record.state === "done" && !this.#isEarlier;
-    state.textContent = text(this.#isEarlier ? "earlier" : record.state);
+    const { verdict, rest, state, where, spoken } = this.#parts;
+    const words = headlineOf(record, this.#isEarlier, text);
+    tell(verdict, words.start);
+    tell(rest, words.rest);
+    const name = this.#isEarlier ? "earlier" : record.state;
+    state.className = `state ${name}`;
+    state.hidden = name === "done";
+    tell(state, text(name));
     state.title = this.#isEarlier ? text("earlierTip") : "";
+    // While it runs, the figures change several times a second: only the end is read out.
+    const end = words.start + words.rest + (state.hidden ? "" : ` ${text(name)}`);
+    if (record.state !== "running" && end !== this.#read) tell(spoken, (this.#read = end));
     const moment = momentText(record.peak_at);
     const told = [moment && text("peakAt", moment), record.device.name];
-    where.textContent = told.filter(Boolean).join(" — ");
-    where.title = where.textContent;
+    tell(where, told.filter(Boolean).join(" — "));
     where.classList.remove("pointed");
   }
 
-  /** In place of where the peak is: the moment that the mouse points at. */
-  #tellMoment([t_s, weights, activations, other, step, block]) {
+  /** In place of where the peak is: the moment that is pointed at. */
+  #tellMoment(row) {
     const { where } = this.#parts;
-    const moment = momentText({ t_s, step, block, operation: null });
-    where.textContent = `${bytesText(weights + activations + other)} · ${moment}`;
+    tell(where, sampleText(row));
     where.classList.add("pointed");
   }
+}
+
+/** Such as "7.31 GiB · 12.4 s · step 3 · layers.12". */
+function sampleText([t_s, weights, activations, other, step, block]) {
+  const moment = momentText({ t_s, step, block, operation: null });
+  return `${bytesText(weights + activations + other)} · ${moment}`;
 }
 
 function emptyText(record, isKnown) {

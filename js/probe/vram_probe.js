@@ -2,7 +2,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { addPanel, viewOf } from "../shared/node_panel.js";
+import { addPanel, showPanels, viewOf } from "../shared/node_panel.js";
 import { history, nodeAt, nodesOf, queued, running } from "../shared/prompts.js";
 import { loadTexts } from "../shared/texts.js";
 import { copyText } from "./export.js";
@@ -165,6 +165,7 @@ app.registerExtension({
   },
 
   afterConfigureGraph() {
+    showPanels([...nodesOf(NODE_TYPE)].map(([, node]) => node), WIDGET);
     isGraphLoaded = true;
     tryTo(restore);
   },

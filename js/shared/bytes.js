@@ -20,3 +20,15 @@ export function bytesText(bytes) {
   const digits = whole ? 0 : value >= 100 ? 0 : value >= 10 && unit.name !== "GiB" ? 1 : 2;
   return `${value.toFixed(digits)} ${unit.name}`;
 }
+
+/** Such as "8 GiB" or "5.25 GiB": no zeros at the end, for sentences. */
+export function shortText(bytes) {
+  const [number, unit] = bytesText(bytes).split(" ");
+  return `${Number(number)} ${unit}`;
+}
+
+/** Such as "4.4 GiB" or "358 MiB": what a sentence calls "about". */
+export function roughText(bytes) {
+  const unit = unitOf(bytes);
+  return unit.name === "GiB" ? `${(bytes / unit.bytes).toFixed(1)} GiB` : shortText(bytes);
+}

@@ -9,6 +9,11 @@ export function make(name, className, content = "") {
   return element;
 }
 
+/** Says something where it is not said yet: what is said again is read out again. */
+export function tell(element, content) {
+  if (element.textContent !== (content ?? "")) element.textContent = content ?? "";
+}
+
 const colours = Object.entries(palette.parts)
   .map(([part, colour]) => `--${part}: ${colour};`)
   .join(" ");
@@ -19,8 +24,10 @@ export const panelRules = `
   * { box-sizing: border-box; }
   .panel {
     ${colours} --alarm: ${palette.alarm};
+    --focus: var(--weights); --alarm-ground: color-mix(in srgb, var(--alarm) 80%, #000);
     --ground: var(--comfy-input-bg, ${palette.ground}); --ink: var(--input-text, ${palette.ink});
-    --muted: color-mix(in srgb, var(--ink) 68%, transparent);
+    --muted: color-mix(in srgb, var(--ink) 80%, transparent);
+    --warning: color-mix(in srgb, var(--alarm) 60%, var(--ink));
     --line: color-mix(in srgb, var(--ink) 16%, transparent);
     display: flex; flex-direction: column; gap: 4px; height: 100%; padding: 8px; overflow: hidden;
     border: 1px solid var(--line); border-radius: 8px;
@@ -34,7 +41,21 @@ export const panelRules = `
   }
   [hidden] { display: none !important; }
   .empty { margin: auto; max-width: 32em; text-align: center; color: var(--muted); }
-  .head { display: flex; align-items: baseline; gap: 2px 8px; white-space: nowrap; }
+  .headline { flex: none; font-size: 12px; overflow-wrap: anywhere; }
+  .headline.none { position: absolute; } /* a live region must stay in the tree */
+  .verdict { font-size: 14px; font-weight: 650; line-height: 1.2; }
+  .muted { color: var(--muted); }
+  .spoken {
+    position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
+    white-space: nowrap;
+  }
+  button {
+    padding: 3px 8px; border: 1px solid var(--line); border-radius: 5px; background: transparent;
+    color: inherit; font: inherit; cursor: pointer;
+  }
+  button:hover { background: var(--line); }
+  button:disabled { opacity: 0.4; cursor: default; background: transparent; }
+  :focus-visible { outline: 2px solid var(--focus); outline-offset: 1px; border-radius: 3px; }
   .legend { display: flex; flex-wrap: wrap; gap: 0 10px; }
   .legend .part { white-space: nowrap; }
   .legend .part::before {

@@ -1,13 +1,35 @@
 // A panel of ours on a node: a DOM widget that is part of no prompt and of no workflow's file.
 
 import { app } from "../../../scripts/app.js";
+import { isForPanel } from "./keys.js";
 
 const views = new WeakMap(); // by the view's element
+const left = new Map(); // elements of removed nodes, by node and panel
 
 /** The view in the node's panel of that name, if it has one. */
 export function viewOf(node, name) {
   const widget = node?.widgets?.find((candidate) => candidate.name === name);
   return widget?.element && views.get(widget.element);
+}
+
+const keyOf = (node, name) => `${node.id}/${name}`;
+
+/** Shows the panels of a graph that has just been loaded.
+ *
+ * Nodes 2.0 keeps what it shows of a node when undo puts another one with the same id in its place:
+ * the panel of the removed node stayed on the screen, and answered to nothing.
+ */
+export function showPanels(nodes, name) {
+  const show = () => {
+    for (const node of nodes) {
+      const { element } = node.widgets?.find((widget) => widget.name === name) ?? {};
+      const old = left.get(keyOf(node, name));
+      if (element && !element.isConnected && old?.isConnected) old.replaceWith(element);
+      left.delete(keyOf(node, name));
+    }
+  };
+  // The page has its say first, in the frame after this one.
+  requestAnimationFrame(() => requestAnimationFrame(show));
 }
 
 /** Puts a view on the node, as large as wanted where the node is not larger.
@@ -28,9 +50,11 @@ export function addPanel(node, { name, view, ended, size }) {
   });
   widget.serialize = false; // nor of the workflow's file
   passToCanvas(node, view, ended.signal);
+  keepFromPage(view.element, ended.signal);
   const { onRemoved } = node;
   node.onRemoved = function (...args) {
     ended.abort();
+    left.set(keyOf(this, name), view.element);
     return onRemoved?.apply(this, args);
   };
   const [width, height] = node.computeSize();
@@ -65,4 +89,14 @@ function passToCanvas(node, view, signal) {
   on("pointermove", middle((event) => app.canvas.processMouseMove(event)));
   on("pointerup", middle((event) => app.canvas.processMouseUp(event)));
   on("contextmenu", menu);
+}
+
+/** Keys and copies that are meant for the panel delete no node, pan no canvas and copy no node. */
+function keepFromPage(element, signal) {
+  const on = (kind, isOurs) => {
+    const stop = (event) => isOurs(event) && event.stopPropagation();
+    element.addEventListener(kind, stop, { signal });
+  };
+  on("keydown", isForPanel);
+  on("copy", () => !document.getSelection().isCollapsed);
 }

@@ -15,6 +15,11 @@ _STATES = {
     "failed": "failed: the record ends there",
     "cached": "cached, not measured",
 }
+_PEAKS = {
+    "running": "Peak so far",
+    "interrupted": "Peak until then",
+    "failed": "Peak until then",
+}
 
 
 def headline(record: Record) -> str:
@@ -29,10 +34,39 @@ def headline(record: Record) -> str:
     return f"{line}, {state}" if state else line
 
 
+def meaning(record: Record) -> str:
+    """What the peak means against the card, in one sentence; empty where nothing was measured.
+
+    js/probe/headline.js says the same in the page's language. An allocator does not count the
+    driver's own memory, so what is left is not called free.
+    """
+    if record.peak_bytes is None:
+        return ""
+    start = f"{_PEAKS.get(record.state, 'Peak')} {_peak(record)}"
+    device, is_process = record.device, record.measured_with.startswith("RAM of the process")
+    if is_process:
+        why = "no GPU was used" if device.type == "cpu" else "this GPU shares it"
+        return f"{start} of RAM, for all of ComfyUI: {why}."
+    if device.type == "cpu":
+        return f"{start} of tensors, in RAM: no GPU was used."
+    if not device.total_bytes:
+        return f"{start}. The size of the card is not known."
+    left = device.total_bytes - record.peak_bytes
+    if left < 0:
+        return f"{start}: that is {size(-left)} more than the card's {size(device.total_bytes)}."
+    most = "at most " if record.is_at_least else ""
+    return (
+        f"{start} of {size(device.total_bytes)}: {most}{size(left)} left for the driver and other "
+        "programs."
+    )
+
+
 def report(record: Record) -> str:
     """The whole record as lines of text."""
     device = record.device
     lines = [headline(record)]
+    if record.peak_bytes is not None:
+        lines.append(meaning(record))
     if record.peak_at is not None:
         lines.append(f"peak at {_moment(record.peak_at)}")
     total = "" if device.total_bytes is None else f" with {size(device.total_bytes)}"

@@ -124,8 +124,10 @@ def test_before_a_run_after_it_and_after_a_reload(open_page, server, workflow, a
     predicted = server.post_json(ROUTE, QUESTION)
     assert plan.peaks() == _shown(predicted)
     assert "2048 \u00d7 2048, batch 1" in plan.text("asked")
+    assert plan.text("verdict") == "Fits in 8 GiB."
     streamed = next(s["streamed"] for s in predicted["stages"] if s["name"] == "denoise")
-    assert f"streams {streamed / GIB:.2f} GiB" in plan.text("foot")
+    told = f"{streamed / GIB:.1f} GiB of weights are streamed per step, about "
+    assert plan.text("streamed").startswith(f"{told}{predicted['copy_seconds']:.1f} s")
     keep(page, artifacts, f"{name}_before")
 
     set_widgets(page, FIT, budget_gib=2)
@@ -134,7 +136,9 @@ def test_before_a_run_after_it_and_after_a_reload(open_page, server, workflow, a
     refusal = server.post_json(ROUTE, {**QUESTION, "budget_gib": 2, "width": 8192, "height": 8192})
     size = refusal["others"][0]
     assert size["differs_in"] == "size"
-    assert f"Would fit: {size['width']} \u00d7 {size['height']}" in plan.text("short")
+    missing = f"{refusal['missing_bytes'] / GIB:.2f} GiB"
+    assert plan.text("verdict") == f"Does not fit in 2 GiB: {missing} short."
+    assert plan.text("offers").startswith(f"Would fit:{size['width']} \u00d7 {size['height']}")
     assert plan.element.locator(".stage.over").count() == 2  # sampling and decoding
     keep(page, artifacts, f"{name}_refusal")
 
@@ -189,9 +193,9 @@ def test_what_is_told_in_place_of_a_plan(open_page, server, workflow, artifacts)
         page.keep_screenshot(artifacts, "fit_help")
         assert [heading for heading in headings if heading not in shown] == []
         set_widgets(page, SIZE, batch_size=64)
-        plan.wait_for("short", "批次 ")
+        plan.wait_for("offer", "批次 ")
         page.page.evaluate(f"app.graph.getNodeById({SIZE}).mode = 4")  # bypassed
-        plan.wait_for("empty", "图片尺寸由 latent 决定")
+        plan.wait_for("empty", "图片尺寸要到运行时才知道")
         page.page.evaluate(f"app.graph.getNodeById({FIT}).disconnectInput(2)")
         plan.wait_for("asked", "2048 \u00d7 2048")
         set_widgets(page, FIT, prefer="nonsense")
@@ -200,7 +204,7 @@ def test_what_is_told_in_place_of_a_plan(open_page, server, workflow, artifacts)
 
         page.page.route(f"**{ROUTE}", lambda route: route.fulfill(status=404))
         set_widgets(page, FIT, prefer="speed")
-        plan.wait_for("error", "服务器不回答这个问题")
+        plan.wait_for("error", "服务器不认识这个请求")
         inner = page.page.evaluate(
             """id => { const node = app.graph.getNodeById(id);
                 const made = app.graph.convertToSubgraph(new Set([node]));

@@ -196,7 +196,7 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
         probed = page.page.evaluate("app.rootGraph.serialize()")
     _listen(page)
     probe = Probe(page, ON_MODEL)
-    assert "appears here while the prompt runs" in probe.text("empty")
+    assert "appears here while the workflow runs" in probe.text("empty")
     page.keep_screenshot(artifacts, f"{name}_empty")
 
     start = time.monotonic()
@@ -212,7 +212,7 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
         assert probe.element.locator(f"polygon.{part}").count() == 1
         assert _shown(record["parts_at_peak"][part]) in probe.text("legend")
     assert probe.element.locator("svg .step").count() == STEPS
-    assert _shown(record["peak_bytes"]) in probe.text("peak")
+    assert _shown(record["peak_bytes"]) in probe.text("headline")
     assert "peak" in probe.element.locator("svg .label").last.text_content()
     assert probe.part("state").is_hidden()
     probe.hover(0.5)
@@ -234,7 +234,7 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
     page.run()  # nothing has changed, so everything comes from the cache
     probe.part("state.earlier").wait_for()
     assert probe.text("state") == "from an earlier run"
-    assert _shown(record["peak_bytes"]) in probe.text("peak")
+    assert _shown(record["peak_bytes"]) in probe.text("headline")
 
     page.load({**probed, "id": str(uuid.uuid4())})
     assert "appears here" in Probe(page, ON_MODEL).text("empty"), "another workflow's figures"
@@ -247,7 +247,7 @@ def test_a_run_is_drawn_live_and_again_after_a_reload(
         _open_graph_of(page, node_id)
         again = Probe(page, node_id)
         again.wait_for_chart()
-        assert _shown(_record(server, prompt_id, node_id)["peak_bytes"]) in again.text("peak")
+        assert _shown(_record(server, prompt_id, node_id)["peak_bytes"]) in again.text("headline")
     assert page.faults == []
 
 
@@ -326,9 +326,9 @@ def test_subgraphs_and_states_in_chinese_and_a_light_theme(open_page, server, pr
 
         _send(page, str(ON_MODEL), _card_record())
         outer.wait_for_chart()
-        assert outer.text("peak") == "12.18 GiB"
+        assert outer.text("verdict") == "目前峰值 12.18 GiB"
+        assert "共 24 GiB" in outer.text("rest") and "11.82 GiB" in outer.text("rest")
         assert outer.text("state") == "测量中"
-        assert "占 24.00 GiB 的 51%" in outer.text("share")
         # Hardly anything changes, so the axis is cut; to scale, a card of twice the peak is out.
         assert outer.part("cut").count() == 1
         outer.part("close-up").click()
@@ -339,7 +339,7 @@ def test_subgraphs_and_states_in_chinese_and_a_light_theme(open_page, server, pr
         seen = _card_record(state="interrupted", device=small, is_at_least=True)
         _send(page, str(ON_MODEL), seen)
         outer.part("ceiling").wait_for(state="attached")  # a line has no height
-        assert outer.text("peak") == "至少 12.18 GiB"
+        assert outer.text("verdict") == "到那时的峰值 至少 12.18 GiB"
         assert outer.text("state") == "已中断"
         page.keep_screenshot(artifacts, "probe_chinese_light")
 

@@ -1,9 +1,12 @@
 // What Fit to VRAM asks and how long its bars are; run by tests/test_js.py.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import test from "node:test";
 
 import { barsOf, highest } from "../../js/fit/bars.js";
+import { headlineOf } from "../../js/fit/headline.js";
+import { changesFor, offersOf } from "../../js/fit/offers.js";
 import { questionInPrompt, questionOf } from "../../js/fit/question.js";
 
 const SET = { budget_gib: 8, prefer: "balance", width: 1024, height: 768, batch_size: 2 };
@@ -129,4 +132,100 @@ test("the parts of a bar add up to its peak, and stock never leaves the axis", (
   const same = barsOf({ stages: [stage("text encode", 1, 1, 1)], budget_bytes: 8 });
   assert.equal(same.stages[0].stock, null);
   assert.equal(highest(stages).name, "denoise");
+});
+
+const textsOf = (language) => {
+  const file = new URL(`../../locales/${language}/main.json`, import.meta.url);
+  const texts = JSON.parse(readFileSync(file, "utf8")).zImageFitToVram;
+  return (name, ...values) => {
+    assert.ok(name in texts, name);
+    return texts[name].replace(/\$(\d)/g, (_, index) => values[index - 1]);
+  };
+};
+const GIB = 2 ** 30;
+const planOf = (changed = {}) => ({
+  verdict: "fits",
+  budget_bytes: 8 * GIB,
+  named_bytes: 8 * GIB,
+  missing_bytes: 0,
+  larger_bytes: null,
+  copy_seconds: 0.19,
+  wait_seconds: 0,
+  stages: [{ ...stage("denoise", 7 * GIB, GIB / 2, GIB / 2), streamed: 4.43 * GIB }],
+  others: [],
+  ...changed,
+});
+const headline = (changed, language = "en") => {
+  const { verdict, streamed } = headlineOf(planOf(changed), textsOf(language));
+  return [verdict, streamed].filter(Boolean).join(" ");
+};
+const still = [{ ...stage("denoise", GIB, GIB, 0), streamed: 0 }];
+
+test("the headline says first whether it fits, then what is streamed", () => {
+  const told = [
+    [{}, "Fits in 8 GiB. 4.4 GiB of weights are streamed per step, about 0.2 s, while the card " +
+      "computes."],
+    [{ wait_seconds: 0.13 }, "Fits in 8 GiB. 4.4 GiB of weights are streamed per step, about " +
+      "0.2 s; the card waits for up to 0.1 s of it."],
+    [{ stages: still }, "Fits in 8 GiB. While sampling, all weights stay on the card."],
+    [{ named_bytes: 0, budget_bytes: 5.25 * GIB, stages: still }, "Fits in the 5.25 GiB that the " +
+      "card has free. While sampling, all weights stay on the card."],
+    [{ verdict: "tight", missing_bytes: 2 ** 20 * 120, stages: still }, "Tight in 8 GiB: 120 MiB " +
+      "short of the room for workspaces, so it may run out of memory. While sampling, all weights " +
+      "stay on the card."],
+    [{ verdict: "too large", budget_bytes: GIB, named_bytes: GIB, missing_bytes: 2 ** 20 * 120 },
+      "Does not fit in 1 GiB: 120 MiB short."],
+    [{ budget_bytes: null, named_bytes: 0 }, "No limit: the highest peak is 8.00 GiB, in Denoise. " +
+      "Set budget_gib to plan for a card."],
+    [{ copy_seconds: 0.002 }, "Fits in 8 GiB. 4.4 GiB of weights are streamed per step, about " +
+      "0.01 s, while the card computes."],
+  ];
+  for (const [changed, sentence] of told) assert.equal(headline(changed), sentence);
+  assert.match(headline({}, "zh"), /^8 GiB 放得下。 每步从内存传输 4.4 GiB 权重/);
+});
+
+test("a plan of a history that lacks the newer keys has a headline and no offer of a budget", () => {
+  const { named_bytes, larger_bytes, copy_seconds, wait_seconds, ...old } = planOf();
+  const { verdict, streamed } = headlineOf(old, textsOf("en"));
+  assert.equal(`${verdict} ${streamed}`, "Fits in 8 GiB. 4.4 GiB of weights are streamed per step.");
+  assert.deepEqual(offersOf(old), []);
+});
+
+const SMALLER = { differs_in: "size", width: 1024, height: 768, batch_size: 2 };
+const FEWER = { differs_in: "batch", width: 2048, height: 2048, batch_size: 1 };
+const offered = offersOf({ others: [FEWER, SMALLER, { differs_in: "fp8" }], larger_bytes: 6 * GIB });
+const [fewer, smaller, fp8, larger] = offered;
+const changed = (node, offer, outerOf = () => null) =>
+  changesFor(node, offer, outerOf)?.map((one) => [one.node.id, one.widget.name, one.value]) ?? null;
+
+test("what would fit changes the node's own widgets, or those of the latent's node", () => {
+  const alone = fitNode();
+  graphOf({ 1: alone });
+  assert.deepEqual(changed(alone, smaller), [[1, "width", 1024], [1, "height", 768]]);
+  assert.deepEqual(changed(alone, fewer), [[1, "batch_size", 1]]);
+  assert.deepEqual(changed(alone, larger), [[1, "budget_gib", 6]]);
+  const node = fitNode(3);
+  graphOf({ 1: node, 2: sized(2048, 2048, 2) }, [[3, 2, 0]]);
+  assert.deepEqual(changed(node, smaller), [[2, "width", 1024], [2, "height", 768]]);
+  assert.deepEqual(changed(node, larger), [[1, "budget_gib", 6]]);
+});
+
+test("what no widget of the graph sets is left to the user", () => {
+  const node = fitNode(3);
+  graphOf({ 1: node, 2: { mode: 0, widgets: [] } }, [[3, 2, 0]]);
+  assert.equal(changed(node, smaller), null);
+  assert.equal(changed(node, fp8), null);
+  const limited = fitNode();
+  graphOf({ 1: limited });
+  limited.widgets.find(({ name }) => name === "width").options = { min: 1088 };
+  assert.equal(changed(limited, smaller), null);
+  const square = fitNode();
+  for (const [link, name] of [[5, "width"], [6, "height"]]) {
+    square.inputs.push({ name, link, widget: { name } });
+  }
+  const one = { mode: 0, widgets: [{ name: "value", value: 2048 }] };
+  graphOf({ 1: square, 2: one }, [[5, 2, 0], [6, 2, 0]]);
+  assert.equal(changed(square, smaller), null, "one widget cannot be 1024 and 768");
+  assert.deepEqual(changed(square, { kind: "size", values: { width: 512, height: 512 } }),
+    [[2, "value", 512]]);
 });

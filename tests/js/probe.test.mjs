@@ -1,11 +1,14 @@
 // The arithmetic of the probe's chart and the store of its records; run by tests/test_js.py.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import test from "node:test";
 
 import { bytesText } from "../../js/shared/bytes.js";
 import * as geometry from "../../js/probe/geometry.js";
+import { headlineOf } from "../../js/probe/headline.js";
 import { Records, isEarlier, isNewer, newerEntries, promptOf } from "../../js/probe/records.js";
+import { isForPanel, placeAfter } from "../../js/shared/keys.js";
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
@@ -202,4 +205,68 @@ test("what runs is followed only where it was made of the open workflow and has 
   assert.equal(promptOf("w", new Set(["20"]), prompts.slice(0, 3), "this tab"), undefined);
   assert.equal(promptOf("w", new Set(["20"]), prompts, "other tab"), undefined, "it hears its own");
   assert.equal(promptOf("w", new Set(["20"]), prompts, null), "d", "it may have missed something");
+});
+
+const textsOf = (language) => {
+  const file = new URL(`../../locales/${language}/main.json`, import.meta.url);
+  const texts = JSON.parse(readFileSync(file, "utf8")).zImageVramProbe;
+  return (name, ...values) => {
+    assert.ok(name in texts, name);
+    return texts[name].replace(/\$(\d)/g, (_, index) => values[index - 1]);
+  };
+};
+const recordOf = (changed = {}) => ({
+  state: "done",
+  peak_bytes: 7.31 * GIB,
+  is_at_least: false,
+  measured_with: "torch's cuda allocator",
+  device: { type: "cuda", total_bytes: 8 * GIB },
+  ...changed,
+});
+const headline = (changed, isEarlier = false, language = "en") => {
+  const { start, rest } = headlineOf(recordOf(changed), isEarlier, textsOf(language));
+  return start + rest;
+};
+
+test("the headline says what the peak means against the card", () => {
+  const left = "of 8 GiB: 707 MiB left for the driver and other programs.";
+  const ram = { type: "cpu", total_bytes: 16 * GIB };
+  const rss = "RAM of the process (RSS)";
+  const tracked = "exact tensor bytes (every operation is watched)";
+  const unknown = { type: "cuda", total_bytes: null };
+  const told = [
+    [{}, `Peak 7.31 GiB ${left}`],
+    [{ state: "running" }, `Peak so far 7.31 GiB ${left}`],
+    [{ state: "interrupted" }, `Peak until then 7.31 GiB ${left}`],
+    [{ state: "lost" }, `Peak until then 7.31 GiB ${left}`],
+    [{ is_at_least: true }, `Peak at least 7.31 GiB ${left.replace("707", "at most 707")}`],
+    [{ peak_bytes: 9 * GIB }, "Peak 9.00 GiB: that is 1.00 GiB more than the card's 8 GiB."],
+    [{ device: unknown }, "Peak 7.31 GiB. The size of the card is not known."],
+    [{ device: ram, measured_with: tracked, peak_bytes: 91 * MIB },
+      "Peak 91.0 MiB of tensors, in RAM: no GPU was used."],
+    [{ device: ram, measured_with: rss },
+      "Peak 7.31 GiB of RAM, for all of ComfyUI: no GPU was used."],
+    [{ device: { ...ram, type: "mps" }, measured_with: rss },
+      "Peak 7.31 GiB of RAM, for all of ComfyUI: this GPU shares it."],
+  ];
+  for (const [changed, sentence] of told) assert.equal(headline(changed), sentence);
+  assert.equal(headline({}, true), `Earlier peak 7.31 GiB ${left}`);
+  for (const [changed] of told) {
+    const { start, rest } = headlineOf(recordOf(changed), false, textsOf("zh"));
+    assert.ok(start.startsWith(textsOf("zh")("peakOf", "").slice(0, 2)) || start.includes("峰值"));
+    assert.ok(rest.length > 3 && !rest.includes("$"), rest);
+  }
+});
+
+test("keys for a panel are not the page's, and all others are", () => {
+  const press = (key, more = {}) => isForPanel({ key, ...more });
+  for (const key of ["Delete", "Backspace", " ", "r", ".", "ArrowDown", "Enter"]) {
+    assert.ok(press(key), key);
+  }
+  for (const key of ["Tab", "Escape", "F5", "Shift"]) assert.ok(!press(key), key);
+  for (const held of ["ctrlKey", "metaKey", "altKey"]) assert.ok(!press("z", { [held]: true }));
+  const places = ["ArrowDown", "ArrowUp", "Home", "End", "PageDown", "PageUp", "a"].map((key) =>
+    placeAfter(key, 4, 6, 3),
+  );
+  assert.deepEqual(places, [5, 3, 0, 5, 5, 1, null]);
 });

@@ -303,3 +303,49 @@ class TestHistory:
         one = history.workflow_hash({"1": {"a": 1}, "2": {"b": 2}})
         assert history.workflow_hash({"2": {"b": 2}, "1": {"a": 1}}) == one
         assert history.workflow_hash({"1": {"a": 2}, "2": {"b": 2}}) != one
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({}, "Peak 15.00 GiB of 16.00 GiB: 1.00 GiB left for the driver and other programs."),
+        (
+            {"state": "running", "is_at_least": True},
+            "Peak so far at least 15.00 GiB of 16.00 GiB: at most 1.00 GiB left for the driver and "
+            "other programs.",
+        ),
+        (
+            {"state": "failed"},
+            "Peak until then 15.00 GiB of 16.00 GiB: 1.00 GiB left for the driver and other "
+            "programs.",
+        ),
+        (
+            {"device": replace(CARD, total_bytes=12 * GIB)},
+            "Peak 15.00 GiB: that is 3.00 GiB more than the card's 12.00 GiB.",
+        ),
+        (
+            {"device": replace(CARD, total_bytes=None)},
+            "Peak 15.00 GiB. The size of the card is not known.",
+        ),
+        (
+            {"device": replace(CARD, type="cpu")},
+            "Peak 15.00 GiB of tensors, in RAM: no GPU was used.",
+        ),
+        (
+            {"device": replace(CARD, type="cpu"), "measured_with": "RAM of the process (RSS)"},
+            "Peak 15.00 GiB of RAM, for all of ComfyUI: no GPU was used.",
+        ),
+        (
+            {"device": replace(CARD, type="mps"), "measured_with": "RAM of the process (RSS)"},
+            "Peak 15.00 GiB of RAM, for all of ComfyUI: this GPU shares it.",
+        ),
+    ],
+)
+def test_the_report_says_what_the_peak_means_as_the_page_does(changed, sentence):
+    record = replace(BLANK, **{"state": "done", "peak_bytes": 15 * GIB, **changed})
+    assert report.meaning(record) == sentence
+    assert report.report(record).splitlines()[1] == sentence
+
+
+def test_the_report_has_no_meaning_of_a_peak_that_was_not_measured():
+    assert report.meaning(BLANK) == ""
