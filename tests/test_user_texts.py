@@ -34,23 +34,24 @@ def messages(page: Path) -> list[str]:
     return found
 
 
-def _said() -> str:
+def said() -> str:
+    """Every string of the nodes and of the page."""
     texts = [path.read_text("utf-8") for path in sorted((REPO / "nodes").rglob("*.py"))]
     page = (REPO / "locales" / "en" / "main.json").read_text("utf-8")
     return "\n".join([*(text for source in texts for text in literals(source)), page])
 
 
-def missing(quotes: list[str], said: str) -> list[str]:
+def missing(quotes: list[str], text: str) -> list[str]:
     """The parts between "..." that nothing says."""
     parts = (part.strip(" ,;:") for quote in quotes for part in quote.split("..."))
-    return [part for part in parts if part not in said]
+    return [part for part in parts if part not in text]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_help_explains_messages_that_exist(page):
     quotes = messages(page)
     assert quotes or page.stem == "ZImageVRAMProbe"
-    assert missing(quotes, _said()) == []
+    assert missing(quotes, said()) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -61,6 +62,6 @@ def test_both_languages_quote_the_same_messages(page):
 
 
 def test_a_wrong_quote_is_seen():
-    said = "\n".join(literals('f"{name} holds no scores"\n"no " "plan"'))
-    assert missing(["... holds no scores", "no plan: ..."], said) == []
-    assert missing(["... keeps no scores"], said) == ["keeps no scores"]
+    text = "\n".join(literals('f"{name} holds no scores"\n"no " "plan"'))
+    assert missing(["... holds no scores", "no plan: ..."], text) == []
+    assert missing(["... keeps no scores"], text) == ["keeps no scores"]
