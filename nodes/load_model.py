@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from .host.base import server
 from .host.loader import choices, load
-from .host.loader.choices import SAME_FOLDER
+from .host.loader.choices import NO_FILE, SAME_FOLDER
 from .weights import diffusers_folder
 from .weights.diffusers_folder import TEXT_ENCODER, TRANSFORMER, VAE
 
@@ -21,7 +21,7 @@ class LoadZImageTurbo(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        models = choices.options(TRANSFORMER)
+        models = choices.options(TRANSFORMER) or [NO_FILE]
         encoders = [SAME_FOLDER, *choices.options(TEXT_ENCODER)]
         vaes = [SAME_FOLDER, *choices.options(VAE)]
         return io.Schema(
@@ -99,6 +99,19 @@ class LoadZImageTurbo(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, diffusion_model: str | None, text_encoder: str | None, vae: str | None
+    ) -> bool | str:
+        """Lets names pass that are in no list: `execute` says in one sentence what is missing.
+
+        The host would say of each input that its value is not in a list. None comes by a link.
+        """
+        for choice in (diffusion_model, text_encoder, vae):
+            if choice is not None and not isinstance(choice, str):
+                return f"must be a file or folder, got {choice!r}"
+        return True
+
+    @classmethod
     def fingerprint_inputs(
         cls, diffusion_model: str, text_encoder: str, vae: str, **kwargs: Any
     ) -> list[tuple[str, int, int]]:
@@ -115,12 +128,17 @@ class LoadZImageTurbo(io.ComfyNode):
         weight_dtype: str = "default",
         shift: float = 0.0,
     ) -> io.NodeOutput:
-        chosen = choices.by_part(diffusion_model, text_encoder, vae)
+        node_id = cls.hidden.unique_id if cls.hidden else None
+        try:
+            chosen = choices.by_part(diffusion_model, text_encoder, vae)
+        except FileNotFoundError as error:
+            server.show_text(node_id, str(error))  # the page shows an error inside a long report
+            raise
         sources = choices.open_all(chosen, shift)
         model, clip, loaded_vae = load.load_all(sources, weight_dtype)
         text = f"{sources.summary(load.dtype_name(model))} · shift {sources.shift:g}"
         logger.info("Loaded %s", text)
-        server.show_text(cls.hidden.unique_id if cls.hidden else None, text)
+        server.show_text(node_id, text)
         return io.NodeOutput(load.with_shift(model, sources.shift), clip, loaded_vae)
 
 

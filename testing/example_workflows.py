@@ -26,6 +26,11 @@ def nodes(workflow: dict[str, Any]) -> Iterator[dict[str, Any]]:
     return (node for node in workflow["nodes"] if node["type"] not in NOTES)
 
 
+def model_files(workflow: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """The published files that its loaders name: name, directory, url, perhaps a hash."""
+    return (file for node in nodes(workflow) for file in node["properties"].get("models", ()))
+
+
 def inputs_of(schema: Mapping[str, Mapping[str, Any]]) -> Inputs:
     """What a node takes, of the host's INPUT_TYPES or of the `input` of its /object_info."""
     both = {**schema.get("required", {}), **schema.get("optional", {})}

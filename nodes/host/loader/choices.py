@@ -9,13 +9,14 @@ from typing import Any
 
 import folder_paths
 
-from ...weights import diffusers_folder, family
+from ...weights import diffusers_folder, family, missing
 from ...weights.component import Component, open_file
 from ...weights.diffusers_folder import TEXT_ENCODER, TRANSFORMER, VAE
 from ...weights.header import WeightsError
 from ...weights.text_encoder import size_name
 
 SAME_FOLDER = "from the same folder"
+NO_FILE = "no file yet"  # stands in an empty list, for a node that the user has just added
 DEFAULT_SHIFT = 3.0
 # The host's folder of single files for each part of a diffusers folder.
 _KINDS = {TRANSFORMER: "diffusion_models", TEXT_ENCODER: "text_encoders", VAE: "vae"}
@@ -47,7 +48,7 @@ class Sources:
 
 
 def options(part: str) -> list[str]:
-    """The files and folders to choose from for a part."""
+    """The files and folders to choose from for a part; may be none."""
     # Not Path.is_dir(): before Python 3.14 it raises for a folder that may not be entered.
     with_part = [name for name, path in folders().items() if os.path.isdir(path / part)]
     return [*folder_paths.get_filename_list(_KINDS[part]), *sorted(with_part)]
@@ -57,9 +58,13 @@ def by_part(diffusion_model: str, text_encoder: str, vae: str) -> dict[str, str]
     """The choice for each part, with "from the same folder" replaced by that folder.
 
     Raises:
+        FileNotFoundError: a chosen file is missing; the sentence names all that are.
         WeightsError: there is no such folder, as diffusion_model is a file.
     """
     choices = {TRANSFORMER: diffusion_model, TEXT_ENCODER: text_encoder, VAE: vae}
+    absent = _absent(choices)
+    if absent:
+        raise FileNotFoundError(missing.sentence(absent, _KINDS))
     for part, choice in choices.items():
         if choice == SAME_FOLDER and not diffusion_model.endswith("/"):
             raise WeightsError(
@@ -121,12 +126,24 @@ def open_part(part: str, choice: str, known: dict[str, Path]) -> Component:
     return open_file(_file(part, choice), choice)
 
 
+def _absent(choices: dict[str, str]) -> dict[str, str]:
+    """The file to put into place for each part that has none; folders are looked at later."""
+    absent: dict[str, str] = {}
+    for part, choice in choices.items():
+        if not choice or choice == NO_FILE:
+            absent[part] = missing.PUBLISHED[part]
+        elif choice == SAME_FOLDER:
+            if TRANSFORMER in absent:  # there is no folder either
+                absent[part] = missing.PUBLISHED[part]
+        elif not choice.endswith("/") and folder_paths.get_full_path(_KINDS[part], choice) is None:
+            absent[part] = choice
+    return absent
+
+
 def _file(part: str, name: str) -> Path:
     path = folder_paths.get_full_path(_KINDS[part], name)
     if path is None:
-        raise FileNotFoundError(
-            f"{name} is not in the {_KINDS[part]} folder: refresh the page (R) and choose a file"
-        )
+        raise FileNotFoundError(missing.sentence({part: name}, _KINDS))
     return Path(path)
 
 

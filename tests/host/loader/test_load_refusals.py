@@ -202,16 +202,6 @@ def test_a_folder_that_is_not_there(names):
     )
 
 
-@pytest.mark.parametrize(
-    ("part", "kind"), [("transformer", "diffusion_models"), ("vae", "vae")], ids=str
-)
-def test_a_file_that_is_not_there(names, part, kind):
-    choices = {**names, part: "gone.safetensors"}
-    assert refusal(*choices.values(), error=FileNotFoundError) == (
-        f"gone.safetensors is not in the {kind} folder: refresh the page (R) and choose a file"
-    )
-
-
 def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("*-of-*.safetensors"))
 

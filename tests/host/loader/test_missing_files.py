@@ -1,0 +1,129 @@
+"""Load Z-Image-Turbo where files are missing: the prompt is accepted, and one sentence answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pack.testing.loading import SAME, load, node
+
+KINDS = {"transformer": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae"}
+INPUTS = dict(zip(KINDS, ("diffusion_model", "text_encoder", "vae"), strict=True))
+SAVED = {
+    "transformer": "z_image_turbo_bf16.safetensors",
+    "text_encoder": "qwen_3_4b.safetensors",
+    "vae": "ae.safetensors",
+}
+NO_FILE = "no file yet"
+
+
+@pytest.fixture
+def models(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty models folder in the place of the host's."""
+    known = host.folder_paths.folder_names_and_paths
+    for kind in (*KINDS.values(), "diffusers"):
+        (tmp_path / kind).mkdir()
+        monkeypatch.setitem(known, kind, ([str(tmp_path / kind)], known[kind][1]))
+    host.folder_paths.filename_list_cache.clear()
+    return tmp_path
+
+
+@pytest.fixture
+def refused(host: Any) -> Iterator[Any]:
+    """What the host says against a prompt with these choices before it runs; [] accepts it."""
+    import execution
+
+    from nodes import NODE_CLASS_MAPPINGS
+
+    def ask(*choices: Any) -> list[str]:
+        inputs = {**dict(zip(INPUTS.values(), choices, strict=True)), "weight_dtype": "default"}
+        prompt = {
+            "1": {"class_type": "ZImageTurboLoader", "inputs": {**inputs, "shift": 0.0}},
+            "2": {"class_type": "EmptyLatentImage",
+                  "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+            "3": {"class_type": "VAEDecode", "inputs": {"samples": ["2", 0], "vae": ["1", 2]}},
+            "4": {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}},
+        }  # fmt: skip
+        told = asyncio.run(execution.validate_prompt("missing", prompt, None))
+        return [e["details"] for answer in told[3].values() for e in answer["errors"]]
+
+    NODE_CLASS_MAPPINGS["ZImageTurboLoader"] = node()
+    yield ask
+    del NODE_CLASS_MAPPINGS["ZImageTurboLoader"]
+
+
+def sentence(*choices: str) -> str:
+    with pytest.raises(FileNotFoundError) as info:
+        load(*choices)
+    return str(info.value)
+
+
+def test_a_new_node_without_any_file(models, refused):
+    inputs = {i.id: i for i in node().define_schema().inputs}
+    values = [inputs[name].default for name in INPUTS.values()]
+    assert values == [NO_FILE, SAME, SAME]
+    assert all(inputs[name].default in inputs[name].options for name in INPUTS.values())
+    assert refused(*values) == []
+    said = sentence(*values)
+    assert said.startswith("Missing: ")
+    for part, name in SAVED.items():
+        assert f"{name} in models/{KINDS[part]}" in said
+
+
+def test_a_saved_workflow_without_any_file(models, refused):
+    assert refused(*SAVED.values()) == []
+    assert sentence(*SAVED.values()) == sentence(NO_FILE, SAME, SAME)
+
+
+@pytest.mark.parametrize("missing", KINDS)
+def test_one_file_is_missing(models, refused, missing):
+    for part, kind in KINDS.items():
+        if part != missing:
+            (models / kind / SAVED[part]).touch()
+    assert refused(*SAVED.values()) == []
+    said = sentence(*SAVED.values())
+    assert said.startswith(
+        f"Missing: {SAVED[missing]} in models/{KINDS[missing]}; get it from Comfy-Org/"
+    )
+    assert [name for part, name in SAVED.items() if part != missing and name in said] == []
+
+
+def test_the_folder_of_files_that_came_later_is_looked_at_again(models):
+    for part, kind in KINDS.items():
+        (models / kind / SAVED[part]).write_bytes(b"no header")
+    with pytest.raises(ValueError, match=r"z_image_turbo_bf16\.safetensors"):
+        load(*SAVED.values())
+
+
+@pytest.mark.parametrize("part", KINDS)
+def test_the_saved_name_is_not_the_users(models, refused, part):
+    choices = {**SAVED, part: "sub/gone.safetensors"}
+    for other, kind in KINDS.items():
+        (models / kind / SAVED[other]).touch()
+    assert refused(*choices.values()) == []
+    said = sentence(*choices.values())
+    assert f"sub/gone.safetensors in models/{KINDS[part]}; choose what is there" in said
+    assert f"or get {SAVED[part]} from Comfy-Org/z_image_turbo" in said
+
+
+def test_no_file_is_no_folder(models):
+    """The encoder and VAE of "the same folder" are missing with the transformer."""
+    (models / "vae" / SAVED["vae"]).touch()
+    said = sentence(SAVED["transformer"], SAME, SAVED["vae"])
+    assert said.startswith(
+        "Missing: z_image_turbo_bf16.safetensors in models/diffusion_models and "
+    )
+    assert "qwen_3_4b.safetensors in models/text_encoders; get them" in said
+
+
+def test_an_empty_name_is_a_missing_file(models):
+    assert sentence("", SAME, SAME) == sentence(NO_FILE, SAME, SAME)
+
+
+def test_what_is_no_name_is_refused_before_the_run(models, refused):
+    told = refused(7, *list(SAVED.values())[1:])
+    assert told
+    assert all("must be a file or folder, got 7" in text for text in told)
