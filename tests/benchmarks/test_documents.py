@@ -42,9 +42,19 @@ def cells_of(table: str) -> list[tuple[str, ...]]:
     return [tuple(cell.strip() for cell in line.strip("|").split(" | ")) for line in lines[2:]]
 
 
+def documents_of_the_repository() -> list[Path]:
+    return [REPO / path for path in documents.documents(REPO)]
+
+
 class TestTheRepository:
     def test_is_up_to_date(self, capsys):
         assert documents.main(["--check"]) == 0, capsys.readouterr().out
+
+    def test_every_picture_of_the_documents_is_shown(self):
+        names = {path.name for path in (REPO / "docs" / "pictures").iterdir()}
+        texts = [path.read_text(encoding="utf-8") for path in documents_of_the_repository()]
+        assert {name for name in names if not any(f"pictures/{name}" in t for t in texts)} == set()
+        assert not list((REPO / documents.RESULTS).glob("*.png"))
 
     def test_its_tables_need_neither_torch_nor_a_host(self):
         code = "import sys; from benchmarks import documents as d; d.main(['--check'])\n"
