@@ -65,6 +65,10 @@ def by_part(diffusion_model: str, text_encoder: str, vae: str) -> dict[str, str]
     absent = _absent(choices)
     if absent:
         raise FileNotFoundError(missing.sentence(absent, _KINDS))
+    if _is_open(diffusion_model):  # the file came after the node
+        raise FileNotFoundError(
+            f"diffusion_model is '{NO_FILE}', but there are files now: press R, then choose one"
+        )
     for part, choice in choices.items():
         if choice == SAME_FOLDER and not diffusion_model.endswith("/"):
             raise WeightsError(
@@ -130,14 +134,19 @@ def _absent(choices: dict[str, str]) -> dict[str, str]:
     """The file to put into place for each part that has none; folders are looked at later."""
     absent: dict[str, str] = {}
     for part, choice in choices.items():
-        if not choice or choice == NO_FILE:
-            absent[part] = missing.PUBLISHED[part]
-        elif choice == SAME_FOLDER:
-            if TRANSFORMER in absent:  # there is no folder either
-                absent[part] = missing.PUBLISHED[part]
-        elif not choice.endswith("/") and folder_paths.get_full_path(_KINDS[part], choice) is None:
-            absent[part] = choice
+        name = choice
+        if _is_open(choice) or (choice == SAME_FOLDER and TRANSFORMER in absent):
+            name = missing.PUBLISHED[part]
+        elif choice == SAME_FOLDER or choice.endswith("/"):
+            continue
+        if folder_paths.get_full_path(_KINDS[part], name) is None:
+            absent[part] = name
     return absent
+
+
+def _is_open(choice: str) -> bool:
+    """Whether nothing has been chosen, as there was nothing to choose from."""
+    return not choice or choice == NO_FILE
 
 
 def _file(part: str, name: str) -> Path:

@@ -91,7 +91,7 @@ def test_one_file_is_missing(models, refused, missing):
     assert [name for part, name in SAVED.items() if part != missing and name in said] == []
 
 
-def test_the_folder_of_files_that_came_later_is_looked_at_again(models):
+def test_files_that_are_there_are_opened(models):
     for part, kind in KINDS.items():
         (models / kind / SAVED[part]).write_bytes(b"no header")
     with pytest.raises(ValueError, match=r"z_image_turbo_bf16\.safetensors"):
@@ -117,6 +117,20 @@ def test_no_file_is_no_folder(models):
         "Missing: z_image_turbo_bf16.safetensors in models/diffusion_models and "
     )
     assert "qwen_3_4b.safetensors in models/text_encoders; get them" in said
+
+
+def test_a_node_that_is_older_than_its_file(models):
+    """It was added to an empty models folder, then the files came."""
+    for part, kind in KINDS.items():
+        (models / kind / SAVED[part]).touch()
+    assert sentence(NO_FILE, SAME, SAME) == (
+        "diffusion_model is 'no file yet', but there are files now: press R, then choose one"
+    )
+
+
+def test_a_file_that_is_there_is_not_called_missing(models):
+    (models / "vae" / SAVED["vae"]).touch()
+    assert "ae.safetensors" not in sentence(NO_FILE, SAME, SAME)
 
 
 def test_an_empty_name_is_a_missing_file(models):
