@@ -22,23 +22,26 @@ class AttentionSlice(io.ComfyNode):
             category="model/patch/z-image",
             description=(
                 "Computes attention a few heads or a few queries at a time, with the same result "
-                "up to rounding. Saves memory where scores are kept (sub-quadratic, split, basic "
-                "attention, PyTorch's math kernel); flash-like kernels keep none. With Apply "
-                "Gradient Checkpoint on Z-Image it also cuts q, k and v into groups of heads."
+                "up to rounding. It saves memory where attention stores scores: sub-quadratic, "
+                "split and basic attention, and PyTorch's math kernel. Flash-like kernels store "
+                "none. With Apply Gradient Checkpoint on Z-Image it also cuts q, k and v into "
+                "groups of heads."
             ),
             search_aliases=["attention slicing", "sliced attention", "low vram", "split attention"],
             inputs=[
-                io.Model.Input("model", tooltip="Any model; it is left as it is."),
+                io.Model.Input(
+                    "model", tooltip="Any model. It is not changed; the output is a patched copy."
+                ),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default="auto",
                     tooltip=(
-                        "auto: slices only where the attention in use holds buffers, in as few "
-                        f"slices as keep them below {BUDGET_BYTES // MIB} MiB: two halves of the "
-                        "heads, then less, then queries of one head. heads: slice_size heads at a "
-                        "time. queries: slice_size queries at a time. max: one head at a time, the "
-                        "least memory and the slowest."
+                        "auto: slices only where the attention in use holds more than "
+                        f"{BUDGET_BYTES // MIB} MiB of buffers. It takes as few slices of heads as "
+                        "fit, and slices one head by its queries if that is still too much. heads: "
+                        "slice_size heads at a time. queries: slice_size queries at a time. max: "
+                        "one head at a time, the least memory and the slowest."
                     ),
                 ),
                 io.Int.Input(
@@ -48,10 +51,10 @@ class AttentionSlice(io.ComfyNode):
                     max=65536,
                     display_name="slice_size",
                     tooltip=(
-                        "As in diffusers, a number is the size of a slice, not how many there are: "
-                        "heads (mode heads) or queries (mode queries, rounded up to a multiple of "
-                        "64). Smaller saves more memory and is slower. 0 = half. Unused by auto "
-                        "and max."
+                        "The size of a slice, as in diffusers, not the number of slices: heads "
+                        "(mode heads) or queries (mode queries, rounded up to a multiple of 64). "
+                        "Smaller slices save more memory and are slower. 0 = half. auto and max do "
+                        "not use it."
                     ),
                 ),
             ],

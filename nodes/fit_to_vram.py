@@ -29,15 +29,16 @@ class FitToVRAM(io.ComfyNode):
             display_name="Fit to VRAM",
             category="model/patch/z-image",
             description=(
-                "Predicts the memory peak of each stage of a Z-Image run before it starts. Chooses "
-                "the settings of Apply Gradient Checkpoint, Attention Slice and Lean VAE that fit "
-                "the budget, and has ComfyUI keep the weights within it. Never makes the picture "
-                "smaller: refuses what does not fit, and names what would."
+                "Predicts the memory peak of each stage of a Z-Image run before it starts, chooses "
+                "the settings that fit the budget, and has ComfyUI keep the weights within it. It "
+                "replaces Apply Gradient Checkpoint, Attention Slice and Lean VAE. It never makes "
+                "the picture smaller: it refuses what does not fit, and says what would."
             ),
             search_aliases=["vram budget", "auto low vram", "memory planner"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="A Z-Image model. It is not changed; the output is a copy."
+                    "model",
+                    tooltip="A Z-Image model. It is not changed; the output is a patched copy.",
                 ),
                 io.Float.Input(
                     "budget_gib",
@@ -46,9 +47,9 @@ class FitToVRAM(io.ComfyNode):
                     max=1024.0,
                     step=BUDGET_STEP_BYTES / GIB,
                     tooltip=(
-                        "GiB (1024^3 bytes) for weights, activations and workspaces together. A "
-                        "smaller budget saves memory, but streams more weights from RAM, which "
-                        "takes time. 0 = what this card has free, less ComfyUI's margin."
+                        "GiB (1024^3 bytes) for weights, activations and workspaces together. 0 = "
+                        "what this card has free, less ComfyUI's margin. A smaller budget saves "
+                        "memory and costs time, because more weights are streamed from RAM."
                     ),
                 ),
                 io.Combo.Input(
@@ -56,9 +57,10 @@ class FitToVRAM(io.ComfyNode):
                     options=list(PREFERENCES),
                     default="balance",
                     tooltip=(
-                        "Which settings may be taken; of those that fit, the fastest are. speed: "
-                        "all. balance: those of Apply Gradient Checkpoint and Lean VAE with "
-                        "balance, and smaller ones. smallest: the least memory, the slowest."
+                        "Which settings the node may take. Of those that fit, it takes the "
+                        "fastest. speed: all. balance: those of balance, and smaller ones. "
+                        "smallest: only the smallest, which take the least memory and are the "
+                        "slowest."
                     ),
                 ),
                 *(
@@ -78,15 +80,15 @@ class FitToVRAM(io.ComfyNode):
                     min=1,
                     max=4096,
                     tooltip=(
-                        "Pictures at a time; fewer save memory. A connected latent overrides it."
+                        "Pictures at a time. Fewer save memory. A connected latent overrides it."
                     ),
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
                     tooltip=(
-                        "Becomes Lean VAE with the settings that fit. Without it, ComfyUI's own "
-                        "decode is shown and not limited."
+                        "Becomes Lean VAE with the settings that fit. If it is not connected, "
+                        "ComfyUI's own decode is shown and not limited."
                     ),
                 ),
                 io.Latent.Input(
@@ -98,17 +100,18 @@ class FitToVRAM(io.ComfyNode):
                     "conditioning",
                     optional=True,
                     tooltip=(
-                        "The prompt's length is read from it. Without it, 512 tokens are assumed. "
-                        "A shorter prompt needs a little less memory."
+                        "The prompt's length is read from it. If it is not connected, 512 tokens "
+                        "are assumed. A shorter prompt needs slightly less memory."
                     ),
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
                     tooltip=(
-                        "Its text encoder keeps to the budget too, and its embedding table (0.72 "
-                        "GiB) stays in RAM where not all fits. Connect the output to the prompt "
-                        "nodes. Without it, ComfyUI's own encode is shown and not limited."
+                        "Its text encoder keeps to the budget too. If not all weights fit, its "
+                        "embedding table (0.72 GiB) stays in RAM. Connect the output to the prompt "
+                        "nodes. If it is not connected, ComfyUI's own encode is shown and not "
+                        "limited."
                     ),
                 ),
             ],

@@ -38,9 +38,9 @@ class ApplyGradientCheckpoint(io.ComfyNode):
             description=(
                 "Lowers the activation peak of Z-Image, Lumina 2, FLUX.1, FLUX.2, Qwen-Image, Wan, "
                 "SDXL and Stable Diffusion 1.5. While sampling, the blocks run in chunks of tokens "
-                "and groups of heads: checkpointing as in training would save nothing there, as no "
-                "activation is kept for a backward pass. While training, it is real "
-                "checkpointing, block by block; FLUX's blocks then run as ComfyUI's own."
+                "and groups of attention heads. Checkpointing as in training would save nothing "
+                "there, because sampling keeps no activations for a backward pass. While training, "
+                "each block is checkpointed as usual; FLUX's blocks then run as ComfyUI's own."
             ),
             search_aliases=[
                 "gradient checkpointing",
@@ -52,8 +52,9 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     tooltip=(
-                        "A model of one of the families above; it stays as it is. The node names "
-                        "the families if it gets another."
+                        "A model of one of these families. It is not changed; the output is a "
+                        "patched copy. For another model the node names the families that it "
+                        "supports."
                     ),
                 ),
                 io.Combo.Input(
@@ -61,9 +62,9 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                     options=BLOCKS,
                     default=BLOCKS[0],
                     tooltip=(
-                        "Which blocks are computed in pieces (training: recomputed). all saves "
-                        "most, and also runs the forward around the blocks in one buffer; the "
-                        "others keep the host's own forward."
+                        "Which blocks run in pieces (in training: are recomputed). all saves most "
+                        "memory, because the forward around the blocks runs in pieces too. The "
+                        "others leave that forward to ComfyUI."
                     ),
                 ),
                 io.Int.Input(
@@ -73,8 +74,8 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                     max=65536,
                     step=64,
                     tooltip=(
-                        "Tokens at a time; a token is 16 x 16 pixels. Fewer save memory and cost "
-                        "time, on large cards below 1024. 0 = automatic, by prefer and the "
+                        "Tokens at a time; a token is 16 x 16 pixels. Fewer save memory. Below "
+                        "1024 they cost time on large cards. 0 = automatic, from prefer and the "
                         "picture's size."
                     ),
                 ),
@@ -84,9 +85,9 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                     min=0,
                     max=128,
                     tooltip=(
-                        "Into how many groups the attention heads are cut; k and v of one group "
-                        "exist at a time. More save memory and cost time. 0 = automatic, by "
-                        "prefer; Attention Slice may ask for more."
+                        "How many groups the attention heads are cut into; k and v exist for one "
+                        "group at a time. More groups save memory and cost time. 0 = automatic, "
+                        "from prefer. Attention Slice may ask for more."
                     ),
                     advanced=True,
                 ),
@@ -96,11 +97,11 @@ class ApplyGradientCheckpoint(io.ComfyNode):
                     default="balance",
                     optional=True,  # prompts of before have none
                     tooltip=(
-                        "For one picture: speed has half of ComfyUI's peak, with no more kernel "
-                        "launches. balance: a quarter of the peak for about three times the "
-                        "launches, which hide behind the arithmetic from 1024x1024 on. smallest: "
-                        "about a seventh, one or a few heads at a time; slow. Pictures of a batch "
-                        "run one after the other."
+                        "For one picture of Z-Image. speed: half of ComfyUI's peak, with no more "
+                        "kernel launches. balance: a quarter of the peak, with about three times "
+                        "the launches; from 1024x1024 on the arithmetic hides them. smallest: "
+                        "about a seventh of the peak, one or a few heads at a time, which is slow. "
+                        "Pictures of a batch run one after the other."
                     ),
                 ),
             ],

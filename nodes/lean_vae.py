@@ -27,27 +27,29 @@ class LeanVAE(io.ComfyNode):
             category="model/patch/z-image",
             description=(
                 "Lowers the memory peak of VAE decode and encode, with the same picture up to "
-                "rounding: rows of the picture are computed in strips, with the statistics of the "
-                "whole picture, so there are no tiles and no seams. For the VAEs of Z-Image, Flux, "
-                "SD3, SDXL and SD1.5, and of Qwen-Image and Wan (2.1 and 2.2), images and videos; "
-                "another VAE is passed through as it is."
+                "rounding. The picture is computed in strips of rows, with the statistics of the "
+                "whole picture, so there are no tiles and no seams. It works on the VAEs of "
+                "Z-Image, Flux, SD3, SDXL, SD1.5, Qwen-Image and Wan (2.1 and 2.2), for pictures "
+                "and videos. Another VAE passes through unchanged."
             ),
             search_aliases=["vae low vram", "tiled vae", "exact tiled", "no seams"],
             inputs=[
-                io.Vae.Input("vae", tooltip="The VAE; it stays as it is, the output is a copy."),
+                io.Vae.Input(
+                    "vae", tooltip="The VAE. It is not changed; the output is a patched copy."
+                ),
                 io.Combo.Input(
                     "prefer",
                     options=list(PREFERENCES),
                     default="balance",
                     tooltip=(
-                        "speed: half of the stock peak, nothing computed twice. balance: a "
-                        "quarter of it for a tenth (float32) to a quarter (bf16) more arithmetic. "
-                        "smallest: below 0.1 on NVIDIA and AMD cards, where the large maps wait in "
-                        "RAM and are copied, for two thirds more arithmetic; elsewhere 0.14 for "
-                        "twice to two and a half times the arithmetic. That is decode at "
-                        "1024x1024; encode: 0.5, 0.3 and 0.2 for up to two fifths more. Smaller "
-                        "pictures save less. Qwen-Image and Wan compute nothing twice: half, a "
-                        "quarter, or as little as the shortest sensible strips hold."
+                        "For a decode at 1024x1024. speed: half of ComfyUI's peak, nothing "
+                        "computed twice. balance: a quarter of the peak, for a tenth (float32) to "
+                        "a quarter (bf16) more arithmetic. smallest: below 0.1 of the peak on "
+                        "NVIDIA and AMD cards, for two thirds more arithmetic and copies of the "
+                        "large maps to RAM and back; elsewhere 0.14, for twice to two and a half "
+                        "times the arithmetic. An encode takes 0.5, 0.3 and 0.2, for up to two "
+                        "fifths more. Smaller pictures save less. Qwen-Image and Wan compute "
+                        "nothing twice: half, a quarter, or the least that keeps a card busy."
                     ),
                 ),
                 io.Int.Input(
@@ -56,10 +58,10 @@ class LeanVAE(io.ComfyNode):
                     min=0,
                     max=4096,
                     tooltip=(
-                        "Rows of a strip, in pixels of the picture. Fewer save a little memory "
-                        "and keep a card less busy. 0 = automatic: the fewest strips that raise "
-                        "the peak by about a tenth (smallest) or a fifth at 1024x1024; by more in "
-                        "small pictures, whose strips must fill a card."
+                        "Rows of a strip, in pixels of the picture. Fewer save a little memory, "
+                        "and the card is less busy. 0 = automatic: the fewest strips that raise "
+                        "the peak by about a tenth (smallest) or a fifth at 1024x1024, and by more "
+                        "for small pictures."
                     ),
                     advanced=True,
                 ),

@@ -30,7 +30,7 @@ class LoadZImageTurbo(io.ComfyNode):
             category="model/loaders",
             description=(
                 "Loads Z-Image-Turbo from single files or from a diffusers folder with shards, "
-                "through ComfyUI's own loaders. All files are checked before anything is loaded."
+                "with ComfyUI's own loaders. All files are checked before anything is loaded."
             ),
             search_aliases=["z-image", "zimage", "z image turbo", "diffusers folder", "shards"],
             inputs=[
@@ -39,9 +39,9 @@ class LoadZImageTurbo(io.ComfyNode):
                     options=models,
                     default=_likely(models, "z_image", "z-image"),
                     tooltip=(
-                        "The transformer: a file of models/diffusion_models, or a diffusers "
-                        "folder below models/diffusers (its name ends with a slash). Lower "
-                        "weight_dtype, not the choice of layout, saves memory."
+                        "The transformer: a file in models/diffusion_models, or a diffusers folder "
+                        "in models/diffusers (its name ends with a slash). Both take the same "
+                        "memory; an fp8 weight_dtype saves memory."
                     ),
                 ),
                 io.Combo.Input(
@@ -49,8 +49,8 @@ class LoadZImageTurbo(io.ComfyNode):
                     options=encoders,
                     default=_likely(encoders, "qwen_3_4b", "qwen3_4b", "qwen3-4b"),
                     tooltip=(
-                        "Qwen3-4B: a file of models/text_encoders, a diffusers folder, or the "
-                        "folder chosen above. A quantised (fp8) file halves its 7.5 GiB."
+                        "Qwen3-4B: a file in models/text_encoders, a diffusers folder, or the "
+                        "folder chosen above. It takes 7.5 GiB; a quantised (fp8) file takes half."
                     ),
                 ),
                 io.Combo.Input(
@@ -58,8 +58,8 @@ class LoadZImageTurbo(io.ComfyNode):
                     options=vaes,
                     default=_likely(vaes, "ae.safetensors", "flux"),
                     tooltip=(
-                        "The VAE of Flux (16 latent channels): a file of models/vae, a diffusers "
-                        "folder, or the folder chosen above."
+                        "The VAE of Flux (16 latent channels): a file in models/vae, a diffusers "
+                        "folder, or the folder chosen above. It takes 0.3 GiB."
                     ),
                 ),
                 io.Combo.Input(
@@ -67,8 +67,8 @@ class LoadZImageTurbo(io.ComfyNode):
                     options=load.WEIGHT_DTYPES,
                     default=load.WEIGHT_DTYPES[0],
                     tooltip=(
-                        "How the transformer's weights are kept: default as in the file (bf16: "
-                        "11.5 GiB), fp8 half of that at some loss of quality. fp8_e4m3fn_fast "
+                        "How the transformer's weights are stored. default: as in the file (bf16: "
+                        "11.5 GiB). fp8: half of that, at some loss of quality. fp8_e4m3fn_fast "
                         "also multiplies in fp8 where the card can."
                     ),
                     advanced=True,
@@ -80,10 +80,10 @@ class LoadZImageTurbo(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     tooltip=(
-                        "Timestep shift of the schedule, without unit; 0 = automatic: the "
-                        "folder's scheduler_config.json, else 3.0. Higher spends more steps on "
-                        "the layout. No effect on memory. A ModelSamplingAuraFlow node behind "
-                        "this one overrides it."
+                        "Timestep shift of the schedule, no unit. 0 = automatic: from the folder's "
+                        "scheduler_config.json, else 3.0. A higher shift spends more steps on the "
+                        "layout. A ModelSamplingAuraFlow node after this one overrides it. No "
+                        "effect on memory."
                     ),
                     advanced=True,
                 ),

@@ -28,9 +28,9 @@ class VRAMProbe(io.ComfyNode):
             category="utilities",
             description=(
                 "Shows the peak of memory, when it was reached, and its parts: weights, "
-                "activations and other. It measures what ran since the last probe or watched "
+                "activations and other. It measures what ran since the last probe or measured "
                 "sampling. On a MODEL wire it also measures each sampling of that model, live, by "
-                "step and by block. Without a GPU it measures RAM."
+                "step and by block. Without a card it measures RAM."
             ),
             search_aliases=["vram", "memory", "peak", "monitor", "profiler"],
             is_output_node=True,
@@ -42,8 +42,8 @@ class VRAMProbe(io.ComfyNode):
                     template=anything,
                     optional=True,
                     tooltip=(
-                        "Any wire; it comes out unchanged. A MODEL comes out as a copy that is "
-                        "measured while ComfyUI samples it. Costs no memory."
+                        "Any wire. It comes out unchanged. A MODEL comes out as a copy that is "
+                        "measured while ComfyUI samples it. No effect on memory."
                     ),
                 ),
                 io.String.Input(
@@ -61,9 +61,9 @@ class VRAMProbe(io.ComfyNode):
                     tooltip=(
                         "measure and reset peak: also resets the peak counter, so that what runs "
                         "next has a peak of its own. measure: does not reset it, except in a "
-                        "sampling with detail steps or more. A lower peak after a higher one is "
-                        "then only known from readings, and a note says so. reset only: measures "
-                        "nothing. None of them changes how much memory is used."
+                        "sampling with detail steps or more. A peak below an earlier one is then "
+                        "only known from readings, and a note says so. reset only: measures "
+                        "nothing. No effect on memory."
                     ),
                 ),
                 io.Combo.Input(
@@ -75,7 +75,7 @@ class VRAMProbe(io.ComfyNode):
                         "one for each step. blocks: one for each block. allocations: also the "
                         "largest tensors with their code lines, and a file for torch's memory "
                         "viewer (slow). With steps or more, the counter is reset between steps. "
-                        "Without a GPU, blocks and allocations count exact tensor bytes (slow)."
+                        "Without a card, blocks and allocations count exact tensor bytes (slow)."
                     ),
                 ),
                 io.Combo.Input(
@@ -101,8 +101,8 @@ class VRAMProbe(io.ComfyNode):
                     "report",
                     display_name="report",
                     tooltip=(
-                        "The figures as a text table, with a summary of all probes of this prompt "
-                        "so far. On a MODEL wire: the figures of what ran before the sampling."
+                        "The figures as a text table, with a summary of all probes of this run so "
+                        "far. On a MODEL wire: the figures of what ran before the sampling."
                     ),
                 ),
                 io.Float.Output(
