@@ -7,10 +7,10 @@
     python run.py host     ComfyUI with this pack in the foreground, for trying things by hand
     python run.py bench    the named script of benchmarks/ with its own options, or all: hours;
                            `bench card` measures everything that needs a card
-    python run.py plan     what a picture needs on a card of so many GiB: no host, GPU or weights
+    python run.py plan     what a picture needs on a card of that size; no ComfyUI, card or weights
 
-The environment lies in .venv, ComfyUI in .host, the demo in .demo. An interrupted command goes on
-where it stopped, and a second run starts at once.
+The environment is in .venv, ComfyUI in .host, the demo in .demo. After an interruption the same
+command goes on where it stopped. A second run starts at once.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     demo, test, check, host, bench, planned = (subparsers.add_parser(name) for name in names)
     versions = list(environment.HOSTS)
     for command in (demo, host):
-        command.add_argument("--comfyui", type=Path, metavar="DIR", help="your ComfyUI, untouched")
-        command.add_argument("--models", type=Path, metavar="DIR", help="real weights")
+        command.add_argument(
+            "--comfyui", type=Path, metavar="DIR", help="your own ComfyUI; it is not changed"
+        )
+        command.add_argument("--models", type=Path, metavar="DIR", help="your folder of models")
         command.add_argument("--version", choices=versions, default=DEFAULT_HOST)
-        command.add_argument("--cpu", action="store_true", help="use no GPU")
+        command.add_argument("--cpu", action="store_true", help="use the CPU only")
     demo.add_argument("--size", type=size, help="512 or 512x768: width x height in pixels")
     demo.add_argument("--steps", type=int)
     demo.add_argument("--prompt")
@@ -59,8 +61,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     bench.add_argument("args", nargs=argparse.REMAINDER, help="its options")
     host.add_argument("--port", type=int, default=8188)
     test.add_argument("--host", action="append", choices=versions, help="repeat for more")
-    test.add_argument("--comfyui", type=Path, metavar="DIR", help="test on your ComfyUI, untouched")
-    test.add_argument("--quick", action="store_true", help="no server, no browser, newest host")
+    test.add_argument(
+        "--comfyui", type=Path, metavar="DIR", help="test on your own ComfyUI; it is not changed"
+    )
+    test.add_argument(
+        "--quick", action="store_true", help="newest ComfyUI only, no server, no browser"
+    )
     plan.add_options(planned)
     planned.set_defaults(run=commands.plan)
     demo.set_defaults(run=commands.demo)

@@ -135,7 +135,7 @@ def run_demo(
         chart_path.write_text(compared.chart(), encoding="utf-8", newline="\n")
         facts = list(dict.fromkeys(LOG_FACTS.findall(server.log())))
         watched = compared.ours.watched
-        print("\nThe server's own words:", *facts, "", watched.table(), "", sep="\n")
+        print("\nThe server's log:", *facts, "", watched.table(), "", sep="\n")
         print(f"{compared.text()}\n\nMemory chart: {chart_path}")
         if models_dir is None:
             print("random weights: the picture is noise by design")

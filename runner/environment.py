@@ -94,7 +94,7 @@ def pip_reason(stderr: str) -> str:
     mismatch = HASH_MISMATCH.search(stderr)
     if mismatch:
         expected, got = mismatch.groups()
-        return f"expected an archive with sha256 {expected}, but sha256 {got} came; it was not used"
+        return f"the archive must have sha256 {expected}, got {got}: it was not used"
     if "No space left" in stderr:
         return "the disk is full"
     if NO_NETWORK.search(stderr):

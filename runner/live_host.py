@@ -108,7 +108,7 @@ class LiveHost:
     @property
     def pid(self) -> int:
         if self._process is None:
-            raise HostError("the host has not been started")
+            raise HostError("ComfyUI has not been started")
         return self._process.pid
 
     def __enter__(self) -> LiveHost:
@@ -210,10 +210,10 @@ class LiveHost:
     def check_alive(self) -> None:
         """Raises HostError with the last log lines when the server is gone."""
         if self._process is None:
-            raise HostError("the host is not running")
+            raise HostError("ComfyUI is not running")
         if self._process.poll() is not None:
             code = self._process.returncode
-            raise HostError(f"the host ended with exit code {code}; its log:\n{self.log_tail()}")
+            raise HostError(f"ComfyUI ended with exit code {code}; its log:\n{self.log_tail()}")
 
     def _prepare_base_dir(self) -> None:
         for name in ("models", "custom_nodes", "input", "output", "user/default"):
@@ -245,7 +245,7 @@ class LiveHost:
             except HostError:
                 time.sleep(POLL_S)
         seconds = f"{self.start_timeout_s:g}"
-        raise HostError(f"the host did not answer within {seconds} s; its log:\n{self.log_tail()}")
+        raise HostError(f"ComfyUI did not answer within {seconds} s; its log:\n{self.log_tail()}")
 
     def _request(self, path: str, body: bytes | None) -> bytes:
         headers = {"Content-Type": "application/json"} if body is not None else {}
@@ -290,4 +290,4 @@ def _execution_error(entry: dict[str, Any]) -> str:
     for kind, details in entry["status"].get("messages", []):
         if kind == "execution_error":
             return f"{details['node_type']}: {details['exception_message'].strip()}"
-    return "the host stopped the prompt without a reason (was it interrupted?)"
+    return "ComfyUI stopped the prompt without a reason (was it interrupted?)"

@@ -50,7 +50,7 @@ def offer_models(folder: Path, base_dir: Path) -> Models:
     """
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
-        raise SetupError(f"--models: {folder} is no folder")
+        raise SetupError(f"--models: {folder} is not a folder")
     if is_diffusers_folder(folder):
         link_folder(folder, base_dir / "linked" / "diffusers" / folder.name)
         paths = {"diffusers": str(base_dir / "linked" / "diffusers")}

@@ -26,13 +26,15 @@ WEIGHT_BITS = {"bf16": 16.0, "fp8": 8.0, "int8": 8.0, "nvfp4": 4.5}
 def add_options(parser: argparse.ArgumentParser) -> None:
     for name, value in (("width", 1024), ("height", 1024), ("batch", 1)):
         parser.add_argument(f"--{name}", type=positive, default=value, metavar="N")
-    parser.add_argument("--vram", type=above_zero, default=8.0, metavar="GIB", help="free for it")
+    parser.add_argument(
+        "--vram", type=above_zero, default=8.0, metavar="GIB", help="what the card has free"
+    )
     parser.add_argument("--prefer", choices=PREFERENCES, default="balance")
     parser.add_argument("--weights", choices=list(WEIGHT_BITS), default="bf16")
     parser.add_argument("--text-tokens", type=positive, default=256, metavar="N")
     parser.add_argument(
         "--references", type=positive, default=0, metavar="N",
-        help="pictures of the same size to refer to, which are encoded first",
+        help="reference pictures of the same size, which are encoded first",
     )  # fmt: skip
     parser.add_argument("--img2img", action="store_true", help="a picture is encoded first")
     parser.add_argument(
@@ -41,10 +43,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--family", choices=[*families.FAMILIES, *unet_peak.UNETS],
-        help="what the denoiser of another family holds, by prefer",
+        help="what another family needs while sampling, by prefer",
     )  # fmt: skip
-    parser.add_argument("--frames", type=positive, default=1, metavar="N", help="of a video")
-    parser.add_argument("--copy-gbs", type=above_zero, metavar="GB_PER_S", help="RAM to card")
+    parser.add_argument("--frames", type=positive, default=1, metavar="N", help="frames of a video")
+    parser.add_argument(
+        "--copy-gbs", type=above_zero, metavar="GB_PER_S", help="speed from RAM to the card"
+    )
     parser.add_argument("--chart", type=chart_file, metavar="FILE.svg", help="draw the plan there")
     parser.add_argument("--json", action="store_true", help="the plan as one JSON object")
 

@@ -61,7 +61,7 @@ def own_host(folder: Path) -> Path:
     host_dir = folder.expanduser().resolve()
     for name in ("main.py", "requirements.txt"):
         if not (host_dir / name).is_file():
-            raise environment.SetupError(f"{host_dir} is no ComfyUI: it has no {name}")
+            raise environment.SetupError(f"{host_dir} is not a ComfyUI folder: it has no {name}")
     return host_dir
 
 

@@ -1,4 +1,4 @@
-"""Texts for users: the help pages quote messages that exist."""
+"""Texts for users: plain words, and help pages that quote messages which exist."""
 
 from __future__ import annotations
 
@@ -20,6 +20,26 @@ def literals(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
+
+
+# The everyday word instead: ComfyUI, estimate, again, reset, left unchanged, in pieces, card, MiB.
+REFUSED = re.compile(
+    r"\b(the host|this host|host's|reckons?|anew|shall|set back|in the place of|stays stock|"
+    r"(is|are) lean|without a GPU|[MG]B of (RAM|VRAM|memory))\b",
+    re.IGNORECASE,
+)
+
+
+def shown(source: str) -> list[str]:
+    """The strings of a module that may be shown: of several words, and no docstring."""
+    tree = ast.parse(source)
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = (node for node in ast.walk(tree) if id(node) not in bare)
+    return [
+        node.value
+        for node in texts
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
+    ]
 
 
 def messages(page: Path) -> list[str]:
@@ -65,3 +85,21 @@ def test_a_wrong_quote_is_seen():
     text = "\n".join(literals('f"{name} holds no scores"\n"no " "plan"'))
     assert missing(["... holds no scores", "no plan: ..."], text) == []
     assert missing(["... keeps no scores"], text) == ["keeps no scores"]
+
+
+@pytest.mark.parametrize("folder", ["nodes", "runner"])
+def test_messages_and_tooltips_use_plain_words(folder):
+    sources = sorted((REPO / folder).rglob("*.py"))
+    texts = [text for path in sources for text in shown(path.read_text("utf-8"))]
+    assert len(texts) > 100
+    assert [text for text in texts if REFUSED.search(text)] == []
+
+
+def test_pages_use_plain_words():
+    texts = [path.read_text("utf-8") for path in (*PAGES, REPO / "locales" / "en" / "main.json")]
+    assert [found[0] for text in texts for found in REFUSED.finditer(text)] == []
+
+
+def test_a_refused_word_is_seen():
+    (text,) = shown('def f(x):\n    """The host."""\n    return f"the host refused {x}"')
+    assert REFUSED.search(text)

@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.host is None:
         parser.error("--host must name an unpacked ComfyUI (run.py bench card fetches one)")
     if not (options.host / "main.py").is_file():
-        parser.error(f"--host: {options.host} is no ComfyUI: it has no main.py")
+        parser.error(f"--host: {options.host} is not a ComfyUI folder: it has no main.py")
     if options.minutes is not None and options.minutes < LEAST_MINUTES:
         parser.error(f"--minutes must be >= {LEAST_MINUTES:g}, got {options.minutes:g}")
     options.out = options.out or campaign.REPO / (REHEARSAL_OUT if options.rehearse else OUT)

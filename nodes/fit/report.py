@@ -34,7 +34,7 @@ def headline(plan: Fit) -> str:
         asked += f"{request.reference_tokens} reference tokens, "
     asked += f"{request.text_tokens} text tokens, prefer {plan.prefer}"
     if plan.budget_bytes is None:
-        return f"{asked}; no budget: nothing to fit to"
+        return f"{asked}; no budget: nothing is limited"
     words = {
         "fits": "fits",
         "tight": f"tight: {size(plan.missing_bytes)} short of the room kept for workspaces",
@@ -62,9 +62,7 @@ def text(
         how = "measured" if copy_bytes_per_s else "assumed, not measured"
         beside = "prefetched while the block before computes"
         if not plan.stage("denoise").prefetches:
-            beside = (
-                f"each weight by itself, which adds up to {100 * WAITING:.0f} % of that to a step"
-            )
+            beside = f"not prefetched: up to {100 * WAITING:.0f} % of that is added to the step"
         lines.append(
             f"Each step streams {size(streamed)} of weights from RAM: {streamed / speed:.2f} s at "
             f"{speed / 1e9:.1f} GB/s ({how}), {beside}."
@@ -74,7 +72,7 @@ def text(
     ]
     lines.append(shared_text(plan))
     lines += [
-        f"Pinned RAM: {stage.setting} keeps {size(stage.ram_bytes)} of maps there while it runs."
+        f"Pinned RAM: {stage.setting} keeps {size(stage.ram_bytes)} of feature maps in it."
         for stage in plan.stages
         if stage.ram_bytes
     ]
@@ -106,7 +104,7 @@ def shared_text(plan: Fit) -> str:
     if again:
         text += f" Fetched again, besides what each step streams: {again}."
     if "text encode" in found and found["text encode"].again:
-        text += " A prompt that did not change needs none."
+        text += " An unchanged prompt is not encoded again."
     return text
 
 

@@ -87,7 +87,7 @@ def report(record: Record) -> str:
     if record.figures:
         lines += ["", *(f"{figure.name}: {_amount(figure)}" for figure in record.figures)]
     if len(record.summary) > 1:
-        lines += ["", "all probes of this prompt, in order:", *record.summary]
+        lines += ["", "all probes of this run, in order:", *record.summary]
     if record.notes or record.files:
         lines += ["", *(f"note: {note}" for note in record.notes)]
         lines += [f"written: {name}" for name in record.files]

@@ -132,7 +132,7 @@ def _ask_library(path: Path, header_bytes: int, file_bytes: int) -> None:
         why = str(error).removeprefix("Error while deserializing header: ")
         if header_bytes > MAX_HEADER_BYTES:
             raise WeightsError(
-                f"{name} is no safetensors file: its first 8 bytes announce a header of "
+                f"{name} is not a safetensors file: its first 8 bytes give a header of "
                 f"{header_bytes} bytes, more than {MAX_HEADER_BYTES}: download it again"
             ) from error
         if file_bytes < 8 + header_bytes:

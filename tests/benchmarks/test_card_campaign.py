@@ -324,7 +324,7 @@ class TestCommandLine:
     def test_a_folder_that_is_no_host_is_named(self, tmp_path):
         told = self.command("--host", str(tmp_path), "--rehearse")
         assert told.returncode == 2
-        assert f"{tmp_path} is no ComfyUI: it has no main.py" in told.stderr
+        assert f"{tmp_path} is not a ComfyUI folder: it has no main.py" in told.stderr
 
     @pytest.mark.parametrize(
         ("option", "said"),
@@ -333,7 +333,7 @@ class TestCommandLine:
             ("--minutes=0.5", "--minutes must be >= 1, got 0.5"),
             ("--gib=-3", "must be a number above 0, got -3"),
             ("--part=nonsense", "invalid choice: 'nonsense'"),
-            ("--models=nowhere", "nowhere is no folder"),
+            ("--models=nowhere", "nowhere is not a folder"),
         ],
     )
     def test_a_wrong_option_gets_one_sentence(self, tmp_path, option, said):

@@ -72,7 +72,7 @@ def test_facts_and_last_words_of_a_server(live):
         while True:
             live.check_alive()
     last = "[ERROR] Got an OOM, unloading all loaded models."
-    assert server.sentence(ended.value) == f"the host ended with exit code -9: {last}"
+    assert server.sentence(ended.value) == f"ComfyUI ended with exit code -9: {last}"
     oom = {"node_type": "KSampler", "exception_type": "torch.OutOfMemoryError"}
     history = {"status": {"messages": [["execution_error", oom]]}}
     assert server.sentence(HostError("x", history)) == "out of memory in KSampler"

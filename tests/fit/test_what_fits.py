@@ -359,7 +359,7 @@ def test_report_is_a_table_of_the_stages():
         report.text(made)
     )
     alone = plan(2048, 2048, gib=8, models=replace(MODELS, has_prefetch=False))
-    assert "each weight by itself, which adds up to 68 % of that" in report.text(alone)
+    assert "not prefetched: up to 68 % of that is added to the step" in report.text(alone)
     assert text.endswith("last")
     assert "streams" not in report.text(plan(1024, 1024, gib=24))
 

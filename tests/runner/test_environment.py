@@ -124,7 +124,7 @@ def test_an_archive_with_another_sum_is_named_and_not_unpacked(env, tmp_path, mo
     with pytest.raises(environment.SetupError) as raised:
         environment.fetch_host(environment.python_of(env), "0.30.0")
     sentence = str(raised.value)
-    assert f"expected an archive with sha256 {expected}, but sha256 " in sentence
+    assert f"the archive must have sha256 {expected}, got " in sentence
     assert "\n" not in sentence
     assert not list((tmp_path / "hosts").rglob("*.py"))
 

@@ -93,7 +93,9 @@ class TestCommandLine:
 
 def test_a_comfyui_folder_that_is_none_is_named(tmp_path):
     (tmp_path / "hosts" / setup.DEFAULT_HOST / "ComfyUI").mkdir(parents=True)
-    with pytest.raises(environment.SetupError, match=r"is no ComfyUI: it has no main\.py"):
+    with pytest.raises(
+        environment.SetupError, match=r"is not a ComfyUI folder: it has no main\.py"
+    ):
         setup.choose_host(setup.DEFAULT_HOST, tmp_path)
 
 

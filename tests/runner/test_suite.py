@@ -134,7 +134,7 @@ def test_a_comfyui_of_ones_own_comes_first_or_alone(folder, capfd, tmp_path):
     folder.write(test_a=f"import os\ndef test_host(): assert {asked}\n")
     assert run.main(command) == 1
     printed = capfd.readouterr()
-    assert printed.err == f"run.py: {own} is no ComfyUI: it has no main.py\n"
+    assert printed.err == f"run.py: {own} is not a ComfyUI folder: it has no main.py\n"
     assert printed.out == "", "before anything is made"
     for name in ("main.py", "requirements.txt"):
         (own / name).touch()

@@ -125,7 +125,7 @@ def test_shorter_than_the_header_length(path, size):
 def test_oversize_header(path):
     path.write_bytes(struct.pack("<Q", MAX_HEADER_BYTES + 1) + b"{}")
     assert refusal(path) == (
-        f"x.safetensors is no safetensors file: its first 8 bytes announce a header of "
+        f"x.safetensors is not a safetensors file: its first 8 bytes give a header of "
         f"{MAX_HEADER_BYTES + 1} bytes, more than {MAX_HEADER_BYTES}: download it again"
     )
 

@@ -60,7 +60,7 @@ def test_git_lfs_pointer(path):
 @pytest.mark.parametrize("text", [b"<!DOCTYPE html><html></html>", b'{"error": "not found"}'])
 def test_a_web_page_saved_as_weights(path, text):
     path.write_bytes(text)
-    assert refusal(path).startswith("x.safetensors is no safetensors file: ")
+    assert refusal(path).startswith("x.safetensors is not a safetensors file: ")
 
 
 def test_a_folder(path):

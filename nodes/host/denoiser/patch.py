@@ -23,12 +23,12 @@ from .unet import UNET
 
 BLOCKS = ["all", "main layers", "every second", "refiners only"]
 MIXED_ROWS = (
-    "nvfp4 without input scales: each chunk is rounded by a scale of its own, so pictures may "
-    "differ from ComfyUI's by rounding"
+    "nvfp4 without input scales: each chunk has its own scale, so pictures may differ slightly "
+    "from ComfyUI's"
 )
 CONTROLS = "a ControlNet runs unchanged, not in pieces: its peak is not lowered"
 WHOLE = (
-    "layers of another node's own (as of GGUF files) compute all their columns in each call: less "
+    "layers of another node, such as those of GGUF files, compute all their columns at once: less "
     "memory is saved"
 )
 _KEY = f"{OPTIONS_KEY}.gradient_checkpoint"

@@ -160,7 +160,7 @@ class UNetFamily(Family):
             "ResBlocks and Upsamples": [_is_known_map(part) for part in maps],
         }
         return [
-            f"{known.count(False)} of {len(known)} {kind} are of a kind that is not known"
+            f"{known.count(False)} of {len(known)} {kind} are of an unknown kind"
             for kind, known in of_kinds.items()
             if not all(known)
         ]

@@ -119,8 +119,8 @@ def _lift(pages: Any) -> None:
         pages.set_watermark(pages.max_size)
     except Exception as error:
         logger.warning(
-            "Fit to VRAM: the limit on a model's pages stays until ComfyUI loads the model again, "
-            "comfy-aimdo refused to lift it: %s",
+            "Fit to VRAM: comfy-aimdo refused to lift the limit on a model's pages, which stays "
+            "until ComfyUI loads the model again: %s",
             error,
         )
 
@@ -146,8 +146,8 @@ def check_ram(plan: Fit, model: Any, text_encoder: Any | None) -> None:
         free += int(management.TOTAL_PINNED_MEMORY)
     if leaves + maps > free:
         raise ValueError(
-            f"Fit to VRAM: RAM must have {size(leaves + maps)} free for weights and maps that wait "
-            f"there, got {size(free)}: close other programs, or raise budget_gib"
+            f"Fit to VRAM: RAM must have {size(leaves + maps)} free for weights and feature "
+            f"maps, got {size(free)}: close other programs, or raise budget_gib"
         )
 
 

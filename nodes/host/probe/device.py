@@ -114,7 +114,7 @@ def figures(device: torch.device, streamed: Iterable[Figure] | None = None) -> I
         reason = "no model here is loaded with dynamic VRAM"
         yield Figure("pages of dynamic VRAM", None, reason)
     if streamed is None:
-        reason = "seen while a model is sampled behind a probe on its MODEL wire"
+        reason = "measured only while a model is sampled after a probe on its MODEL wire"
         if device.type == "cpu":
             reason = "weights and arithmetic are both in RAM"
         yield Figure("weights streamed per step", None, reason)
@@ -152,7 +152,7 @@ def _allocator_figures(device: torch.device) -> Iterator[Figure]:
 
 def _driver_figures(device: torch.device) -> Iterator[Figure]:
     names = ("driver used on the device", "other processes and driver contexts")
-    reason = f"a {device.type} device has no memory of its own to ask for"
+    reason = f"a {device.type} device has no memory of its own"
     if hasattr(getattr(torch, device.type, None), "mem_get_info"):
         try:
             yield from map(Figure, names, driver_bytes(device))

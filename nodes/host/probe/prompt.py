@@ -26,12 +26,12 @@ from .settings import NODE_ID, ProbeSettings
 
 _NAME = "z_image_low_vram.probe"
 _FIRST = (
-    "the first probe of this prompt on this device: its peak is the highest since the counter was "
+    "the first probe of this run on this device: its peak is the highest since the counter was "
     "last reset, which may have been in an earlier prompt"
 )
 AT_LEAST = (
-    "at least: a higher peak may have passed between two readings, because the counter already "
-    "showed one and was not reset, or because dynamic VRAM evicted or loaded weights"
+    "at least: a higher peak may have passed between two readings; the counter already showed a "
+    "higher one and was not reset, or dynamic VRAM evicted or loaded weights"
 )
 
 

@@ -58,9 +58,7 @@ class Sampling:
         self._thread = threading.get_ident()
         recorder.samplings += 1
         if recorder.samplings > 1:
-            recorder.note(
-                f"sampled {recorder.samplings} times in this prompt: steps are counted on"
-            )
+            recorder.note(f"sampled {recorder.samplings} times in this run: steps are numbered on")
         if self._is_tracked:
             recorder.blank = replace(recorder.blank, measured_with=_TRACKED)
             self._publish()

@@ -113,7 +113,7 @@ class LeanVideo:
             return f"a tensor of shape {tuple(given.shape)}"
         sizes, sides = self._sizes, given.shape[-2:]
         if sizes.shortcuts and not self.is_decoder and any(side % sizes.factor for side in sides):
-            return f"sides that are no multiple of {sizes.factor}"
+            return f"sides that are not a multiple of {sizes.factor}"
         wants = given.requires_grad or any(p.requires_grad for p in self.stock.parameters())
         return "gradients are on" if torch.is_grad_enabled() and wants else None
 

@@ -168,7 +168,7 @@ def test_the_node_says_which_blocks_it_does_not_know(caplog: pytest.LogCaptureFi
     model = built("SD1.5", disable_self_attentions=[True, False, False, False])
     heard = Heard(model)
     assert torch.equal(forward(heard.model, "SD1.5"), forward(model, "SD1.5"))
-    assert "5 of 16 transformer blocks are of a kind that is not known" in caplog.text
+    assert "5 of 16 transformer blocks are of an unknown kind" in caplog.text
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_sides_that_are_not_cropped(vae: Any, said: Any) -> None:
         vae.first_stage_model.encode(pictures)
     with pytest.raises(type(of_host.value), match=re.escape(str(of_host.value))):
         changed.first_stage_model.encode(pictures)
-    assert "ComfyUI's own code runs: sides that are no multiple of 16" in said()
+    assert "ComfyUI's own code runs: sides that are not a multiple of 16" in said()
 
 
 @torch.inference_mode()
