@@ -13,7 +13,7 @@ const NODE_TYPE = "ZImageFitToVRAM";
 const ROUTE = "/z_image_low_vram/fit";
 const OUTPUT = "z_image_fit";
 const WIDGET = "vram_plan";
-const SIZE_PX = { width: 400, height: 310, least: 270 };
+const SIZE_PX = { width: 400, height: 330, least: 270 };
 const LOOK_MS = 200;
 
 const panels = new WeakMap(); // by the node

@@ -6,7 +6,7 @@ export const style = new CSSStyleSheet();
 style.replaceSync(`
   ${panelRules}
   .panel {
-    --workspace: var(--other); --fits: #3fa66a; --tight: #e09b2d; gap: 5px; overflow: auto;
+    --workspace: var(--other); --fits: #3fa66a; --tight: #e09b2d; gap: 4px; overflow: auto;
     overscroll-behavior: contain;
   }
   .verdict:not(:empty)::before, .error::before {
@@ -17,7 +17,7 @@ style.replaceSync(`
   .too-large { --verdict: var(--alarm); }
   .asked { color: var(--muted); }
   .offers { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; flex: none; }
-  .offers .offer { padding: 2px 8px; border-radius: 9px; }
+  .offers .offer { padding: 1px 8px; border-radius: 9px; }
   .offers span.offer { border: 1px dashed var(--line); }
   .offers button { background: var(--line); font-weight: 600; }
   .offers button:hover { border-color: currentcolor; }
@@ -27,13 +27,13 @@ style.replaceSync(`
   .above span, .below span { position: absolute; white-space: nowrap; }
   .budget-label { color: var(--ink); font-weight: 600; }
   .stages { flex: 1 0 auto; display: flex; flex-direction: column; justify-content: space-around; }
-  .stage { display: grid; grid-template-columns: 1fr auto; gap: 0 8px; padding: 2px 0; }
+  .stage { display: grid; grid-template-columns: 1fr auto; gap: 0 8px; padding: 1px 0; }
   .name { font-weight: 600; }
   .peak { text-align: right; font-weight: 600; }
   .over .peak { color: var(--warning); }
   .setting { grid-column: 1 / -1; color: var(--muted); overflow-wrap: anywhere; }
   .track {
-    grid-column: 1 / -1; position: relative; height: 16px; margin-top: 2px;
+    grid-column: 1 / -1; position: relative; height: 16px; margin-top: 1px;
     border-radius: 3px; background: color-mix(in srgb, var(--ink) 7%, transparent);
   }
   .bar { display: flex; height: 12px; border-radius: 3px; overflow: hidden; }
