@@ -67,7 +67,7 @@ def test_an_encoder_that_the_host_took_for_another_is_refused_by_its_class(from_
     clip = copy.copy(from_folder.clip)
     assert loaders._checked(clip) is clip
     clip.cond_stage_model = from_folder.vae.first_stage_model
-    with pytest.raises(ValueError, match="must be a Qwen3-4B, the host took it for Autoenc"):
+    with pytest.raises(ValueError, match="must be a Qwen3-4B, ComfyUI read it as Autoenc"):
         loaders._checked(clip)
 
 
