@@ -24,14 +24,25 @@ WEIGHT_BITS = {"bf16": 16.0, "fp8": 8.0, "int8": 8.0, "nvfp4": 4.5}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    for name, value in (("width", 1024), ("height", 1024), ("batch", 1)):
-        parser.add_argument(f"--{name}", type=positive, default=value, metavar="N")
+    for name, value, unit in (("width", 1024, "PX"), ("height", 1024, "PX"), ("batch", 1, "N")):
+        told = f"default: {value}"
+        parser.add_argument(f"--{name}", type=positive, default=value, metavar=unit, help=told)
     parser.add_argument(
-        "--vram", type=above_zero, default=8.0, metavar="GIB", help="what the card has free"
+        "--vram", type=above_zero, default=8.0, metavar="GIB", help="VRAM that is free (default: 8)"
     )
-    parser.add_argument("--prefer", choices=PREFERENCES, default="balance")
-    parser.add_argument("--weights", choices=list(WEIGHT_BITS), default="bf16")
-    parser.add_argument("--text-tokens", type=positive, default=256, metavar="N")
+    parser.add_argument(
+        "--prefer", choices=PREFERENCES, default="balance", help="as on the node (default: balance)"
+    )
+    parser.add_argument(
+        "--weights", choices=list(WEIGHT_BITS), default="bf16", help="of the transformer (bf16)"
+    )
+    parser.add_argument(
+        "--text-tokens",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="of the prompt (default: 256)",
+    )
     parser.add_argument(
         "--references", type=positive, default=0, metavar="N",
         help="reference pictures of the same size, which are encoded first",
@@ -47,7 +58,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--frames", type=positive, default=1, metavar="N", help="frames of a video")
     parser.add_argument(
-        "--copy-gbs", type=above_zero, metavar="GB_PER_S", help="speed from RAM to the card"
+        "--copy-gbs",
+        type=above_zero,
+        metavar="GB_PER_S",
+        help="copy rate from RAM to the card (default: 25)",
     )
     parser.add_argument("--chart", type=chart_file, metavar="FILE.svg", help="draw the plan there")
     parser.add_argument("--json", action="store_true", help="the plan as one JSON object")

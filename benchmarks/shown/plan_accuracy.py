@@ -32,7 +32,7 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
     times = [row["plan_seconds"] for row in rows if row["stage"] == PLANNING]
     return {
         "plan_accuracy": grid(
-            ("stage", "cases", "predicted / measured, lowest", "median", "highest"),
+            ("stage", "cases", "predicted / counted, lowest", "median", "highest"),
             [*body, ("all", f"{count}", "", "", "")],
         ),
         "plan_time": grid(

@@ -33,6 +33,7 @@ QUOTED = {
     "6.72 GiB": Cell("vram_least", AT_4096, "`prefer` balance"),
     "537.1 MiB": Cell("fit_table", ("smallest budget that fits",), "1024x1024"),
     "0.02 %": Cell("probe_overhead", ("steps", "128x128"), "of the step"),
+    "1.35 %": Cell("probe_overhead", ("blocks", "128x128"), "of the step"),
     "1.04x": Cell("load_ram", ("Load Z-Image-Turbo",), "of the folder"),
 }
 

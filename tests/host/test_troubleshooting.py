@@ -9,12 +9,11 @@ import pytest
 from pack.tests.architecture_rules import read
 from pack.tests.test_user_texts import literals, missing, said
 
-# Quoted from our code, our locales or ComfyUI's code: a span of three words or more, no command.
-_MESSAGE = re.compile(r"`((?!python )[^`\s]+(?:\s[^`\s]+){2,})`")
-
 
 def quoted(markdown: str) -> list[str]:
-    return [" ".join(span.split()) for span in _MESSAGE.findall(markdown)]
+    """Spans of three words or more that are no command: what our code, the page or ComfyUI says."""
+    spans = [span.split() for span in re.findall(r"`([^`]+)`", markdown)]
+    return [" ".join(words) for words in spans if len(words) >= 3 and words[0] != "python"]
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def transformer_sizes(model: ModelPatcher) -> TransformerSizes:
         raise ValueError(
             f"Apply Gradient Checkpoint works on Z-Image, Lumina 2, {', '.join(names)} and {last}, "
             f"this model is {type(model.model).__name__}: use Attention Slice, which works on "
-            "every model"
+            "most models"
         )
     # Ignore replaced blocks when reading sizes.
     found = ((name, model.get_model_object(name)) for name in names_of_blocks(denoiser))
