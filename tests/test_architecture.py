@@ -30,7 +30,8 @@ from pack.tests.architecture_rules import (
 Rule = Callable[[str, PurePosixPath], list[str]]
 HOST_MODULES = ("comfy", "comfy_api", "comfy_extras", "comfy_aimdo", "folder_paths", "server")
 PYTHON = [p for p in files(".py") if is_shipped(p)]
-TEXTS = [p for p in files() if p.name != "LICENSE" and p.suffix not in (".png", ".webp", ".jpg")]
+PICTURES = (".png", ".webp", ".jpg", ".gif")
+TEXTS = [p for p in files() if p.name != "LICENSE" and p.suffix not in PICTURES]
 
 
 def test_the_files_are_found():

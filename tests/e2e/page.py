@@ -64,16 +64,25 @@ class ComfyPage:
     Args:
         nodes_2: draw nodes with Nodes 2.0 instead of the classic canvas.
         locale: the page's language, such as "en" or "zh".
+        scale: pixels of a screenshot for each pixel of the page.
     """
 
-    def __init__(self, browser: Browser, host: LiveHost, *, nodes_2: bool, locale: str = "en"):
+    def __init__(
+        self,
+        browser: Browser,
+        host: LiveHost,
+        *,
+        nodes_2: bool,
+        locale: str = "en",
+        scale: float = 1,
+    ):
         self.host = host
         self.nodes_2 = nodes_2
         host.post_json("/settings/Comfy.VueNodes.Enabled", nodes_2)
         host.post_json("/settings/Comfy.Locale", locale)
         host.post_json("/settings/LiteGraph.Node.TooltipDelay", TOOLTIP_DELAY_MS)
         self.faults: list[str] = []
-        self.page = browser.new_page(viewport=VIEWPORT)
+        self.page = browser.new_page(viewport=VIEWPORT, device_scale_factor=scale)
         self.page.set_default_timeout(TIMEOUT_MS)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("console", self._note_message)
