@@ -17,12 +17,25 @@ NODES = ("fit_to_vram.png", "vram_probe.png")
 ANIMATED = ("fit_sizes.gif", "sampling.gif")
 DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md"), *REPO.glob("js/docs/**/*.md")])
 MAX_BYTES = 400 * 1024
-NODE_WIDTH_PX = 800
+MIN_WIDTH_PX, NODE_WIDTH_PX, THUMBNAIL_PX = 1000, 800, 512
 MIN_SPREAD = 8  # standard deviation of the lightness, of 128 at most
 
 
 def spread(picture: Image.Image) -> float:
     return ImageStat.Stat(picture.convert("L")).stddev[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_workflow_has_a_picture_and_a_thumbnail(name):
+    with Image.open(FOLDER / f"{name}.png") as picture:
+        assert picture.width >= MIN_WIDTH_PX
+        assert spread(picture) > MIN_SPREAD
+    with Image.open(FOLDER / f"{name}.jpg") as small:
+        assert small.width == THUMBNAIL_PX
+        assert spread(small) > MIN_SPREAD
+        shape = small.height / small.width
+    assert abs(shape - picture.height / picture.width) < 0.01, "of another picture"
+    assert (FOLDER / f"{name}.png").stat().st_size < MAX_BYTES
 
 
 def test_there_is_no_picture_of_a_workflow_that_is_gone():
