@@ -137,6 +137,9 @@ class ComfyPage:
             width = f"app.graph.getNodeById({node_id}).imgs?.[0]?.naturalWidth"
         self.page.wait_for_function(f"{width} === {side_px}")
         self.settle()  # the frame that draws it
+        if not self.nodes_2:  # that frame makes the node higher, and only the next one shows it so
+            self.page.evaluate("app.canvas.setDirty(true, true)")
+            self.settle()
 
     def dom_node(self, node_id: int) -> Locator:
         """The node's element; only Nodes 2.0 has one."""
