@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
 VAE_ERRORS = ("live", "process", "time", "largest error", "equal 8-bit pixels", "most off")
 PROBE = ("a step", "readings", "events", "of the step", "our limit")
-ACCURACY = ("cases", "predicted / measured, lowest", "median", "highest")
+ACCURACY = ("cases", "predicted / counted, lowest", "median", "highest")
 COUNTED = ("launches", "moved", "peak", "to issue", "modelled, RTX 4060")
 # The longest first.
 CASES = {

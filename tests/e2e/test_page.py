@@ -181,11 +181,12 @@ def test_help_pages(open_page, low_vram, artifacts, locale, file):
 
 
 def test_page_and_demo_send_the_same_prompt(open_page, workflow, low_vram):
-    from pack.runner import demo
+    from pack.runner.graphs import Picture, example_prompt
+    from pack.runner.model_files import Models
     from pack.tests.e2e.test_low_vram import CHECKPOINT as CHECKPOINT_INPUTS
     from pack.tests.e2e.test_low_vram import with_low_vram
 
-    models = demo.Models(*_node(workflow, LOADER)["widgets_values"][:3], Path())
+    models = Models(*_node(workflow, LOADER)["widgets_values"][:3], Path())
     page = open_page(nodes_2=False)
     for graph in (workflow, low_vram):
         page.load(graph)
@@ -193,7 +194,7 @@ def test_page_and_demo_send_the_same_prompt(open_page, workflow, low_vram):
         for node in sent.values():
             del node["_meta"]  # the node's title
         width, height, _ = _node(graph, SIZE)["widgets_values"]
-        expected = demo.example_prompt(models, demo.Picture(width, height))
+        expected = example_prompt(models, Picture(width, height))
         if graph is low_vram:
             expected = with_low_vram(expected, {**CHECKPOINT_INPUTS, "prefer": "balance"})
             expected["7"]["inputs"]["filename_prefix"] = LOW_VRAM

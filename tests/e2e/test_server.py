@@ -201,9 +201,17 @@ class TestWrongInput:
         self.failure(server, bad_file(b"no weights"))
         assert run(server, prompt_for(*FILES)).shape == (SMALL.height, SMALL.width, 3)
 
-    def test_a_name_that_is_not_listed_is_refused_at_once(self, server):
-        with pytest.raises(HostError, match=r"HTTP 400 .*nowhere\.safetensors"):
-            server.queue(prompt_for("nowhere.safetensors", FILES[1], FILES[2]))
+    def test_a_name_that_is_not_listed_is_one_sentence(self, server):
+        error = self.failure(server, "nowhere.safetensors")
+        assert error["node_type"] == LOADER
+        assert error["executed"] == [], "nothing ran before it"
+        sentence = error["exception_message"].strip()
+        assert "\n" not in sentence
+        assert sentence.startswith("Missing: nowhere.safetensors in models/diffusion_models;")
+
+    def test_what_is_no_name_is_refused_at_once(self, server):
+        with pytest.raises(HostError, match=r"HTTP 400 .*must be a file or folder, got 7"):
+            server.queue(prompt_for(7, FILES[1], FILES[2]))  # type: ignore[arg-type]
 
 
 class Lives(NamedTuple):
