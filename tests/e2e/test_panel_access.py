@@ -295,3 +295,4 @@ def _sizes(page: ComfyPage, node_id: int):
             page.settle()
             yield f"{size} at {scale}"
     page.page.evaluate("([id, size]) => app.graph.getNodeById(id).setSize(size)", [node_id, own])
+    page.settle()  # else a click lands where the button was
