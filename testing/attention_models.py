@@ -79,8 +79,8 @@ def _built(model_config: Any, unet_config: dict[str, Any], seed: int) -> Any:
     model_config.set_inference_dtype(torch.float32, None)
     model = model_config.get_model({}, "", device="cpu")
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.diffusion_model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    for tensor in model.diffusion_model.state_dict().values():  # all that a checkpoint would fill
+        torch.nn.init.normal_(tensor, std=0.1, generator=generator)
     return patcher(model.eval())
 
 

@@ -294,5 +294,9 @@ def _sizes(page: ComfyPage, node_id: int):
             )
             page.settle()
             yield f"{size} at {scale}"
-    page.page.evaluate("([id, size]) => app.graph.getNodeById(id).setSize(size)", [node_id, own])
-    page.settle()  # else a click lands where the button was
+    page.page.evaluate(
+        """([id, size]) => { app.graph.getNodeById(id).setSize(size);
+            app.canvas.setDirty(true, true) }""",  # else the next click's own move draws it so
+        [node_id, own],
+    )
+    page.settle()
