@@ -92,7 +92,7 @@ def scores_text(stage: Stage) -> str:
 
 
 def shared_text(plan: Fit) -> str:
-    """What stays on the card for the next picture and what it fetches again, in words."""
+    """What stays on the card for the next picture and what is copied again, in words."""
     found = shared(plan.stages, plan.budget_bytes)
 
     def words(of: Mapping[str, int]) -> str:
@@ -100,9 +100,9 @@ def shared_text(plan: Fit) -> str:
 
     stays = words({name: one.stays for name, one in found.items()})
     again = words({name: one.again for name, one in found.items()})
-    text = f"On the card for the next picture: {stays or 'no weights'}."
+    text = f"Kept on the card for the next picture: {stays or 'no weights'}."
     if again:
-        text += f" Fetched again, besides what each step streams: {again}."
+        text += f" Copied again for it, besides what each step streams: {again}."
     if "text encode" in found and found["text encode"].again:
         text += " An unchanged prompt is not encoded again."
     return text
@@ -188,7 +188,7 @@ def _cells(stage: Stage, budget_bytes: int | None) -> dict[str, str]:
         "stage": stage.name,
         "setting": stage.setting,
         "all weights": size(stage.weight_bytes),
-        "of them resident": size(stage.resident_bytes(budget_bytes)),
+        "weights on the card": size(stage.weights_on_card_bytes(budget_bytes)),
         "activations": size(stage.activation_bytes),
         "(ComfyUI alone)": size(stage.stock_bytes),
         "workspace": size(stage.workspace_bytes),
