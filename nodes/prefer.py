@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from .words import Words
+
 Prefer = Literal["speed", "balance", "smallest"]
 PREFERENCES: tuple[Prefer, ...] = ("speed", "balance", "smallest")
 
@@ -13,4 +15,6 @@ def check_prefer(prefer: str) -> None:
     ValueError: prefer is not one of `PREFERENCES`.
     """
     if prefer not in PREFERENCES:
-        raise ValueError(f"prefer must be one of {PREFERENCES}, got {prefer!r}")
+        raise ValueError(
+            Words("unknown", "prefer must be one of $1, got $2", PREFERENCES, repr(prefer))
+        )

@@ -30,7 +30,7 @@ TWINS: dict[str, set[str]] = {
     "loader": {"weights"},
 }
 # Files of nodes/ itself that every subject may import.
-SHARED = {"units", "cuts", "prefer"}
+SHARED = {"units", "cuts", "prefer", "words"}
 # `python run.py plan` runs on the standard library alone, so these have no torch.
 TORCH_FREE = {
     *("sizes", "cuts", "plan", "peak", "need", "cost", "choice", "budget", "families"),

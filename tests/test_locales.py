@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from pack.runner.folder_links import PACK_NAME
 from pack.runner.live_host import REPO
+from pack.tests.chinese_rules import english
 
 LOCALES = REPO / "locales"
 DOCS = REPO / "js" / "docs"
@@ -74,6 +76,45 @@ def test_both_languages_have_the_same_keys_and_places(name):
     places = re.compile(r"\$\d")
     for key, text in english.items():
         assert sorted(places.findall(text)) == sorted(places.findall(chinese[key])), key
+
+
+def test_chinese_sentences_of_the_panels_are_chinese():
+    texts = _by_key(_load(LOCALES / "zh" / "main.json"))
+    assert {key: found for key, text in texts.items() if (found := english(text))} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("ComfyUI 自己的代码 layers.12 KSampler 7.31 GiB 'none' cuda:0", []),
+        ("ComfyUI's own, limited", ["own", "limited"]),
+        ("prefer balance, 之后 after the blocks", ["after", "the", "blocks"]),
+    ],
+)
+def test_english_words_are_seen(text, found):
+    assert english(text) == found
+
+
+# Which panel shows what these folders say; the others' texts are said by Fit to VRAM.
+PROBE_FOLDERS = {"probe"}
+
+
+def _said_by_the_server() -> Iterator[tuple[str, str, str]]:
+    """Panel, key and English of each text that the page says in its own language."""
+    for path in sorted((REPO / "nodes").rglob("*.py")):
+        panel = "zImageVramProbe" if PROBE_FOLDERS & {*path.parts} else "zImageFitToVram"
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Words":
+                key, english = (ast.literal_eval(given) for given in node.args[:2])
+                yield panel, key, english
+
+
+def test_the_server_and_the_page_say_the_same_english():
+    """nodes/words.py: the page has a sentence for each text that it gets by key."""
+    page = _load(LOCALES / "en" / "main.json")
+    said = list(_said_by_the_server())
+    assert len(said) > 60
+    assert [one for one in said if page[one[0]].get(one[1]) != one[2]] == []
 
 
 def test_english_node_texts_are_in_the_schema_alone():

@@ -4,6 +4,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { changesFor } from "./offers.js";
 import { SIZES, latentOf, questionInPrompt, questionOf } from "./question.js";
+import { textIn } from "./texts.js";
 import { FitView } from "./view.js";
 import { addPanel, showPanels } from "../shared/node_panel.js";
 import { loadTexts } from "../shared/texts.js";
@@ -107,7 +108,7 @@ async function answerTo(body) {
     if (response.ok && answer.stages) {
       return (view, offers) => view.show(answer, "published", offers);
     }
-    if (answer.error) return (view) => view.tell("refused", answer.error);
+    if (answer.error) return (view) => view.tell("refused", textIn(answer, answer.error));
     return (view) => view.tell("noRoute");
   } catch {
     return (view) => view.tell("noAnswer");

@@ -1,12 +1,14 @@
 // A stage of the run: its name, setting and peak, and the bar of what the peak is made of.
 
 import { PARTS } from "./bars.js";
-import { text } from "./texts.js";
+import { text, textIn } from "./texts.js";
 import { bytesText } from "../shared/bytes.js";
 import { make } from "../shared/elements.js";
 
 /** The row of a stage; `bars` as barsOf gives them. */
-export function stageRow(stage, bars, index, { budget_bytes: budget }) {
+export function stageRow(stage, bars, index, plan) {
+  const { budget_bytes: budget } = plan;
+  const setting = textIn(plan, stage.setting);
   const isOver = budget !== null && stage.peak > budget;
   const row = make("div", isOver ? "stage over" : "stage");
   row.dataset.name = stage.name;
@@ -14,14 +16,14 @@ export function stageRow(stage, bars, index, { budget_bytes: budget }) {
   row.setAttribute("role", "listitem");
   const over = isOver ? text("over") : "";
   const parts = partsText(stage);
-  const told = [text("peakOf", text(stage.name), bytesText(stage.peak)), over, parts, stage.setting];
+  const told = [text("peakOf", text(stage.name), bytesText(stage.peak)), over, parts, setting];
   row.setAttribute("aria-label", told.filter(Boolean).join("; "));
   const track = trackOf(bars, bars.stages[index]);
   track.setAttribute("aria-label", parts);
   row.append(
     make("div", "name", text(stage.name)),
     make("div", "peak", bytesText(stage.peak)),
-    make("div", "setting", stage.setting),
+    make("div", "setting", setting),
     track,
   );
   return row;

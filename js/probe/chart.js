@@ -14,7 +14,7 @@ import {
   ticks,
 } from "./geometry.js";
 import { secondsText } from "./numbers.js";
-import { text } from "./texts.js";
+import { text, textIn } from "./texts.js";
 
 const STEP_STRIP = 12;
 const SAMPLE_PX = 3;
@@ -90,7 +90,7 @@ function describe(record) {
   if (record.peak_bytes === null || !parts) return text("empty");
   const names = ["weights", "activations", "other"];
   const made = names.map((name) => `${text(name)} ${bytesText(parts[name])}`).join(", ");
-  return `${text("peak")} ${peakText(record)} (${made}); ${momentText(record.peak_at)}`;
+  return `${text("peak")} ${peakText(record)} (${made}); ${momentText(record, record.peak_at)}`;
 }
 
 /** Such as "7.31 GiB" or "at least 7.31 GiB". */
@@ -99,10 +99,11 @@ export function peakText({ peak_bytes: peak, is_at_least: isAtLeast }) {
 }
 
 /** Such as "7.31 s · step 3 · layers.12 · aten.mm.default". */
-export function momentText(moment) {
+export function momentText(record, moment) {
   if (!moment) return "";
   const step = moment.step === null ? null : text("step", moment.step);
-  const named = [secondsText(moment.t_s), step, moment.block, moment.operation];
+  const block = moment.block && textIn(record, moment.block);
+  const named = [secondsText(moment.t_s), step, block, moment.operation];
   return named.filter(Boolean).join(" · ");
 }
 

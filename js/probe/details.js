@@ -4,7 +4,7 @@ import { bytesText } from "../shared/bytes.js";
 import { make } from "../shared/elements.js";
 import { peakText } from "./chart.js";
 import { secondsText } from "./numbers.js";
-import { text } from "./texts.js";
+import { text, textIn } from "./texts.js";
 
 /** Everything else that the record tells, as a list. */
 export function fillDetails(details, record) {
@@ -16,9 +16,10 @@ export function fillDetails(details, record) {
     }
     return made;
   };
+  const words = (english) => textIn(record, english);
   const sections = [
     [text("atPeak"), peakRows(record)],
-    [text("atEnd"), record.figures.map(figureRow)],
+    [text("atEnd"), record.figures.map((figure) => figureRow(figure, words))],
     [text("steps"), record.steps.map(stepRow)],
     [text("largest"), record.largest.map(tensorRow)],
   ];
@@ -26,10 +27,10 @@ export function fillDetails(details, record) {
     .filter(([, rows]) => rows.length)
     .flatMap(([title, rows]) => [make("h4", "", title), list(rows)]);
   const lines = (title, texts) =>
-    texts?.length ? [make("h4", "", title), ...texts.map((line) => make("p", "", line))] : [];
+    texts?.length ? [make("h4", "", title), ...texts.map((line) => make("p", "", words(line)))] : [];
   details.replaceChildren(
     ...lines(text("notes"), record.notes),
-    make("p", "", text("measuredWith", record.measured_with)),
+    make("p", "", text("measuredWith", words(record.measured_with))),
     ...content,
     ...lines(text("summary"), record.summary),
     ...lines(text("files"), record.files),
@@ -44,14 +45,15 @@ function peakRows(record) {
   const { device, parts_at_peak: parts } = record;
   const names = parts ? ["weights", "activations", "other"] : [];
   const made = names.map((name) => [text(name), bytesText(parts[name])]);
-  const total = device.total_bytes ? [[device.name, bytesText(device.total_bytes)]] : [];
+  const name = textIn(record, device.name);
+  const total = device.total_bytes ? [[name, bytesText(device.total_bytes)]] : [];
   return [[text("peak"), peakText(record)], ...made, ...total];
 }
 
-function figureRow({ name, bytes, reason }) {
+function figureRow({ name, bytes, reason }, words) {
   return bytes === null
-    ? [name, text("notAvailable", reason), true]
-    : [name, bytesText(bytes), false];
+    ? [words(name), text("notAvailable", words(reason)), true]
+    : [words(name), bytesText(bytes), false];
 }
 
 function stepRow({ step, seconds, peak_bytes: peak }) {

@@ -9,7 +9,7 @@ import { copyText, saveJson } from "./export.js";
 import { T, sampleAt } from "./geometry.js";
 import { headlineOf } from "./headline.js";
 import { style } from "./style.js";
-import { text } from "./texts.js";
+import { text, textIn } from "./texts.js";
 
 const RECORD_VERSION = 1;
 const PARTS = ["weights", "activations", "other"];
@@ -183,12 +183,13 @@ export class ProbeView {
   }
 
   /** The sample of the keyboard, for those who do not see the chart. */
-  #drawSlider({ timeline }) {
+  #drawSlider(record) {
+    const { timeline } = record;
     const { pointer } = this.#parts;
     const row = timeline[this.#at()];
     const made = PARTS.map((name, i) => `${text(name)} ${bytesText(row[1 + i])}`).join(", ");
     const range = { label: text("title"), valuemin: 0, valuemax: timeline.length - 1 };
-    const now = { valuenow: this.#at(), valuetext: `${sampleText(row)} (${made})` };
+    const now = { valuenow: this.#at(), valuetext: `${sampleText(record, row)} (${made})` };
     for (const [name, value] of Object.entries({ ...range, ...now })) {
       pointer.setAttribute(`aria-${name}`, value);
     }
@@ -200,7 +201,7 @@ export class ProbeView {
     buttons.hidden = !isKnown;
     const notes = (isKnown && this.record.notes) || [];
     figures.textContent = text("figures") + (notes.length ? " ⓘ" : "");
-    figures.title = notes.join("\n");
+    figures.title = notes.map((note) => textIn(this.record, note)).join("\n");
     figures.setAttribute("aria-pressed", this.#figures);
     closeUp.textContent = text("closeUp");
     closeUp.title = text("closeUpTip");
@@ -219,13 +220,13 @@ export class ProbeView {
     const name = this.#isEarlier ? "earlier" : record.state;
     state.className = `state ${name}`;
     state.hidden = name === "done";
-    tell(state, text(name));
+    tell(state, state.hidden ? "" : text(name));
     state.title = this.#isEarlier ? text("earlierTip") : "";
     // While it runs, the figures change several times a second: only the end is read out.
     const end = words.start + words.rest + (state.hidden ? "" : ` ${text(name)}`);
     if (record.state !== "running" && end !== this.#read) tell(spoken, (this.#read = end));
-    const moment = momentText(record.peak_at);
-    const told = [moment && text("peakAt", moment), record.device.name];
+    const moment = momentText(record, record.peak_at);
+    const told = [moment && text("peakAt", moment), textIn(record, record.device.name)];
     tell(where, told.filter(Boolean).join(" — "));
     where.classList.remove("pointed");
   }
@@ -233,14 +234,14 @@ export class ProbeView {
   /** In place of where the peak is: the moment that is pointed at. */
   #tellMoment(row) {
     const { where } = this.#parts;
-    tell(where, sampleText(row));
+    tell(where, sampleText(this.record, row));
     where.classList.add("pointed");
   }
 }
 
 /** Such as "7.31 GiB · 12.4 s · step 3 · layers.12". */
-function sampleText([t_s, weights, activations, other, step, block]) {
-  const moment = momentText({ t_s, step, block, operation: null });
+function sampleText(record, [t_s, weights, activations, other, step, block]) {
+  const moment = momentText(record, { t_s, step, block, operation: null });
   return `${bytesText(weights + activations + other)} · ${moment}`;
 }
 

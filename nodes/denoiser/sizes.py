@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..words import Words
+
 PIXELS_PER_LATENT = 8
 # Widths of Z-Image's timestep embedding: hidden, and what modulates the blocks.
 TIME_DIM, MODULATION_DIM = 1024, 256
@@ -193,7 +195,7 @@ class Request:
         for name in ("width_px", "height_px", "batch", "text_tokens", "dtype_bytes"):
             value, bound = getattr(self, name), least.get(name, 1)
             if value < bound:
-                raise ValueError(f"{name} must be >= {bound}, got {value}")
+                raise ValueError(Words("least", "$1 must be >= $2, got $3", name, bound, value))
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

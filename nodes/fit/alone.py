@@ -8,7 +8,7 @@ from ..denoiser.plan import DenoiserChoice
 from ..denoiser.sizes import Request
 from ..prefer import Prefer
 from .stage import Stage
-from .stages import Models, denoise_stages, stock_denoise_stage, text_stage, vae_stage
+from .stages import ALONE, Models, denoise_stages, stock_denoise_stage, text_stage, vae_stage
 from .what_fits import WHOLE_RUN, Fit, fit, text_within, with_least
 
 
@@ -24,7 +24,7 @@ def alone(plan: Fit) -> Fit:
     stages = []
     if run.has_text:
         text = text_stage(models, request.text_tokens)
-        stages.append(replace(text, setting="ComfyUI's own"))
+        stages.append(replace(text, setting=ALONE))
     if run.has_encode:
         stages.append(_judged(vae_stage(models, request, None, is_decode=False)))
     stages.append(with_least(stock_denoise_stage(models, called), run.least_need_bytes))

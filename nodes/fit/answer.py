@@ -9,6 +9,7 @@ from typing import Any
 from ..denoiser.need import TEXT_TOKENS
 from ..denoiser.sizes import Request, round_up
 from ..units import GIB
+from ..words import Words
 from . import report
 from .planner import Planner
 from .stages import Models
@@ -56,9 +57,9 @@ def answer(
     Raises:
         ValueError, TypeError, KeyError: an input is missing or not valid.
     """
-    sides = (int(asked["width"]), int(asked["height"]), int(asked["batch_size"]))
-    request = Request(*sides, TEXT_TOKENS)
-    named = int(float(asked["budget_gib"]) * GIB)
+    width, height, batch = (int(_number(asked, n)) for n in ("width", "height", "batch_size"))
+    request = Request(width, height, batch, TEXT_TOKENS)
+    named = int(_number(asked, "budget_gib") * GIB)
     run = Run(has_lean_vae=bool(asked["has_vae"]), has_clip=bool(asked.get("has_clip")))
     planner = Planner(models, request, named, margin_bytes, asked["prefer"], run=run)
     plan = planner.plan(request, room_bytes)
@@ -69,3 +70,10 @@ def answer(
         named_bytes=named,
         larger_bytes=budget_that_fits(planner, plan, room_bytes),
     )
+
+
+def _number(asked: Mapping[str, Any], name: str) -> float:
+    value = asked[name]
+    if not isinstance(value, int | float):  # None for what is known only in the run
+        raise ValueError(Words("notNumber", "$1 must be a number, got $2", name, value))
+    return value

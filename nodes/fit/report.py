@@ -7,6 +7,7 @@ from typing import Any
 
 from ..denoiser.cost import WAITING
 from ..units import size
+from ..words import with_words
 from .sharing import shared
 from .stage import ASSUMED_CARD, Stage
 from .what_fits import Alternative, Fit
@@ -142,7 +143,7 @@ def as_json(
     denoise = plan.stage("denoise")
     speed = copy_bytes_per_s or ASSUMED_CARD.copy_bytes_per_s
     copy_seconds = denoise.streamed_bytes(budget) / speed
-    return {
+    made = {
         "headline": headline(plan),
         "width": request.width_px,
         "height": request.height_px,
@@ -181,6 +182,7 @@ def as_json(
             for stage in plan.stages
         ],
     }
+    return with_words(made)
 
 
 def _cells(stage: Stage, budget_bytes: int | None) -> dict[str, str]:

@@ -15,6 +15,7 @@ from ..vae.choice import VaeChoice
 from ..vae.need import VAE_RESERVED, vae_need_bytes
 from ..vae.peak import lean_vae_ram_bytes, vae_parameters, vae_peak_bytes
 from ..vae.plan import VaeCall, VaeSizes
+from ..words import Words
 from .stage import Stage
 from .text_encoder import MATH_SCORE, QWEN3_4B, TextEncoderSizes, text_encoder_peak_bytes
 
@@ -26,6 +27,7 @@ DENOISER_CHOICES = (
 )
 BUFFER_STEP_BYTES = 16 * MIB  # by which comfy_aimdo's buffers for streamed weights grow
 
+ALONE = Words("alone", "ComfyUI's own")
 FLUX_DECODER = VaeSizes()
 FLUX_ENCODER = VaeSizes(is_decoder=False, widths=(128, 256, 512, 512), blocks=2, latent_channels=32)
 
@@ -104,10 +106,12 @@ def text_stage(
     table = models.text_table_bytes or models.text_weight_bytes * sizes.table // sizes.parameters
     layers = models.text_weight_bytes - table
     largest = layers * sizes.largest_matrix // (sizes.parameters - sizes.table)
-    setting = "ComfyUI's own, limited" if is_limited else "ComfyUI's own, not limited"
+    setting = Words("notLimited", "ComfyUI's own, not limited")
+    if is_limited:
+        setting = Words("limited", "ComfyUI's own, limited")
     buffers = models.buffers_bytes(largest)
     if gathers_rows:
-        setting += "; embedding table in RAM"
+        setting = Words("tableInRam", "$1; embedding table in RAM", setting)
     else:
         buffers = max(buffers, models.buffers_bytes(table, count=1))
     return Stage(
@@ -138,7 +142,12 @@ def denoise_stages(
     has_prefetch = models.has_prefetch and models.is_dynamic and is_plain
     prefetch = models.buffers_bytes(block) if has_prefetch else 0
     count = len(request.controls)
-    controls = {0: "", 1: "; with a ControlNet"}.get(count, f"; with {count} ControlNets")
+
+    def setting(choice: DenoiserChoice) -> Words:
+        words = Words("gradient", "Apply Gradient Checkpoint: prefer $1", choice)
+        if count == 1:
+            return Words("control", "$1; with a ControlNet", words)
+        return Words("controls", "$1; with $2 ControlNets", words, count) if count else words
 
     def stage(choice: DenoiserChoice) -> Stage:
         plan = denoiser_plan(request, choice, fill=models.fill_tokens)
@@ -146,7 +155,7 @@ def denoise_stages(
         copies = 0 if is_cast else live.copied - live.plain
         return Stage(
             "denoise",
-            f"Apply Gradient Checkpoint: prefer {choice}{controls}",
+            setting(choice),
             weight_bytes=models.denoiser_weight_bytes + models.control_weight_bytes,
             buffer_bytes=buffers + copies,
             activation_bytes=live.peak(has_copies=is_cast),
@@ -172,7 +181,7 @@ def stock_denoise_stage(models: Models, request: Request) -> Stage:
     plain = stock_peak_bytes(request)
     return Stage(
         "denoise",
-        "ComfyUI's own",
+        ALONE,
         weight_bytes=models.denoiser_weight_bytes + models.control_weight_bytes,
         buffer_bytes=_denoiser_buffers_bytes(models),
         activation_bytes=live,
@@ -208,7 +217,7 @@ def vae_stage(
     live, stock = (vae_peak_bytes(call, request.batch, how) for how in (plan, None))
     return Stage(
         "VAE decode" if is_decode else "VAE encode",
-        "ComfyUI's own" if prefer is None else f"Lean VAE {prefer}",
+        ALONE if prefer is None else Words("leanVae", "Lean VAE $1", prefer),
         weight_bytes=models.vae_weight_bytes,
         buffer_bytes=models.vae_weight_bytes,
         activation_bytes=live,

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from ..words import with_words
+
 VERSION = 1
 
 State = Literal["running", "done", "interrupted", "failed", "cached"]
@@ -173,14 +175,15 @@ class Record:
         """Returns the form in which the page and the history get it.
 
         ``timeline`` rows are ``[t_s, weights, activations, other, step, block]``. ``peak_at`` and
-        ``parts_at_peak`` are None where nothing was measured.
+        ``parts_at_peak`` are None where nothing was measured. ``words`` tells the page how to say
+        the record's texts in its own language, see `with_words`.
         """
         timeline = [
             [round(s.t_s, 4), s.parts.weights, s.parts.activations, s.parts.other, s.step, s.block]
             for s in self.timeline
         ]
         rest = asdict(replace(self, timeline=()), dict_factory=_with_lists)
-        return {"version": VERSION, **rest, "timeline": timeline}
+        return with_words({"version": VERSION, **rest, "timeline": timeline})
 
 
 def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:

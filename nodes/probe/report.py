@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ..units import size
+from ..words import Words
 from .record import Device, Figure, Moment, Parts, Record
 
 _STATES = {
-    "running": "still running",
+    "running": Words("stillRunning", "still running"),
     "done": "",
-    "interrupted": "interrupted: the record ends there",
-    "failed": "failed: the record ends there",
-    "cached": "cached, not measured",
+    "interrupted": Words("interruptedThere", "interrupted: the record ends there"),
+    "failed": Words("failedThere", "failed: the record ends there"),
+    "cached": Words("cached", "cached, not measured"),
 }
 _PEAKS = {
     "running": "Peak so far",
@@ -22,16 +23,17 @@ _PEAKS = {
 }
 
 
-def headline(record: Record) -> str:
+def headline(record: Record) -> Words:
     """One line: label, peak, and what it was made of."""
-    name = record.label or "VRAM Probe"
+    name = record.label or Words("node", "VRAM Probe")
     state = _STATES[record.state]
     if record.peak_bytes is None:
-        return f"{name}: {state or 'nothing measured yet'}"
-    line = f"{name}: peak {_peak(record)}"
+        told = state or Words("nothingYet", "nothing measured yet")
+        return Words("lineOf", "$1: $2", name, told)
+    line = Words("linePeak", "$1: peak $2", name, _peak(record))
     if record.parts_at_peak is not None:
-        line += f" ({_parts(record.parts_at_peak)})"
-    return f"{line}, {state}" if state else line
+        line = Words("lineParts", "$1 ($2)", line, _parts(record.parts_at_peak))
+    return Words("lineState", "$1, $2", line, state) if state else line
 
 
 def meaning(record: Record) -> str:
@@ -64,7 +66,7 @@ def meaning(record: Record) -> str:
 def report(record: Record) -> str:
     """The whole record as lines of text."""
     device = record.device
-    lines = [headline(record)]
+    lines = [str(headline(record))]
     if record.peak_bytes is not None:
         lines.append(meaning(record))
     if record.peak_at is not None:
@@ -134,7 +136,8 @@ def completed(
         others: the prompt's other probes so far, in order.
         versions: as for `issue_report`.
     """
-    summary = tuple(f"{i}. {headline(one)}" for i, one in enumerate([*others, record], 1))
+    probes = enumerate([*others, record], 1)
+    summary = tuple(Words("lineNumber", "$1. $2", i, headline(one)) for i, one in probes)
     record = replace(record, figures=tuple(figures), summary=summary)
     return replace(record, report=report(record), issue_report=issue_report(record, versions))
 
@@ -145,18 +148,17 @@ def missed(label: str) -> Record:
 
 
 def _peak(record: Record) -> str:
-    return f"{'at least ' if record.is_at_least else ''}{size(record.peak_bytes)}"
+    peak = size(record.peak_bytes)
+    return Words("atLeast", "at least $1", peak) if record.is_at_least else peak
 
 
 def _amount(figure: Figure) -> str:
     return f"not available: {figure.reason}" if figure.bytes is None else size(figure.bytes)
 
 
-def _parts(parts: Parts) -> str:
-    return (
-        f"weights {size(parts.weights)}, activations {size(parts.activations)}, "
-        f"other {size(parts.other)}"
-    )
+def _parts(parts: Parts) -> Words:
+    sizes = map(size, (parts.weights, parts.activations, parts.other))
+    return Words("parts", "weights $1, activations $2, other $3", *sizes)
 
 
 def _moment(at: Moment) -> str:

@@ -199,7 +199,7 @@ def test_what_is_told_in_place_of_a_plan(open_page, server, workflow, artifacts)
         page.page.evaluate(f"app.graph.getNodeById({FIT}).disconnectInput(2)")
         plan.wait_for("asked", "2048 \u00d7 2048")
         set_widgets(page, FIT, prefer="nonsense")
-        plan.wait_for("error", "prefer must be one of")
+        plan.wait_for("error", "prefer 只能是")
         keep(page, artifacts, "fit_refused")
 
         page.page.route(f"**{ROUTE}", lambda route: route.fulfill(status=404))
@@ -219,7 +219,7 @@ def test_what_is_told_in_place_of_a_plan(open_page, server, workflow, artifacts)
         )
         plan = Plan(page, inner)
         page.page.evaluate(f"{plan.node}.widgets.find(w => w.name === 'prefer').value = 'smallest'")
-        plan.wait_for("setting", "Lean VAE smallest")
+        plan.wait_for("setting", "精简 VAE\uff1asmallest")
         removed = "const prefer = node.widgets.find(w => w.name === 'prefer');"
         removed += "node.graph.remove(node); prefer.value = 'speed'"
         asked: list[str] = []

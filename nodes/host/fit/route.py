@@ -6,6 +6,7 @@ import comfy.model_management as management
 from server import web
 
 from ...fit.answer import answer as answer_to
+from ...words import Words, with_words
 from . import budget
 from .inputs import models_here
 
@@ -21,5 +22,6 @@ async def answer(request: web.Request) -> web.Response:
         card = budget.card_bytes(device)
         made = answer_to(asked, room, margin, models=models_here(), card_bytes=card)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        return web.json_response({"error": str(error)}, status=400)
+        told = next((given for given in error.args if isinstance(given, Words)), str(error))
+        return web.json_response(with_words({"error": told}), status=400)
     return web.json_response(made)

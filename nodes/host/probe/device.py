@@ -19,6 +19,7 @@ import torch
 
 from ...probe.counter import Count
 from ...probe.record import Device, Figure
+from ...words import Words
 from ..base.device import (
     allocator_bytes,
     copy_buffer_bytes,
@@ -32,7 +33,8 @@ from .regions import Regions
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_AND_REGIONS = ", and the pages and copy buffers of dynamic VRAM, read at the same moments"
+_PROCESS = Words("rss", "RAM of the process (RSS)")
+_ALLOCATED, _RESERVED = Words("allocated", "torch allocated"), Words("reserved", "torch reserved")
 _HWM_AND_RSS = re.compile(rb"VmHWM:\s+(\d+) kB\s+VmRSS:\s+(\d+) kB")
 
 
@@ -67,11 +69,14 @@ def gauge_of(device: torch.device) -> Gauge:
         def read() -> Count:
             return Count(*allocator_bytes(device), regions.read())
 
-        return Gauge(
-            read,
-            lambda: counts.reset_peak_memory_stats(device),
-            f"torch's {device.type} allocator" + (_AND_REGIONS if memory.aimdo_enabled else ""),
-        )
+        told = Words("allocator", "torch's $1 allocator", device.type)
+        if memory.aimdo_enabled:
+            told = Words(
+                "allocatorAndPages",
+                "$1, and the pages and copy buffers of dynamic VRAM, read at the same moments",
+                told,
+            )
+        return Gauge(read, lambda: counts.reset_peak_memory_stats(device), told)
     return _process_gauge()
 
 
@@ -83,7 +88,8 @@ def describe(device: torch.device) -> Device:
     if is_card(device):
         name = f"{device} {getattr(torch, device.type).get_device_name(device)}"
     else:
-        name = f"{device.type} ({platform.machine() or 'unknown machine'})"
+        machine = platform.machine() or Words("unknownMachine", "unknown machine")
+        name = Words("machine", "$1 ($2)", device.type, machine)
     return Device(name, device.type, total, _allocator() if device.type == "cuda" else None)
 
 
@@ -111,21 +117,27 @@ def figures(device: torch.device, streamed: Iterable[Figure] | None = None) -> I
     for patcher in models_on(device):
         yield from _model_figures(patcher)
     if not any(is_dynamic(patcher) for patcher in models_on(device)):
-        reason = "no model here is loaded with dynamic VRAM"
-        yield Figure("pages of dynamic VRAM", None, reason)
+        reason = Words("noPages", "no model here is loaded with dynamic VRAM")
+        yield Figure(Words("pages", "pages of dynamic VRAM"), None, reason)
     if streamed is None:
-        reason = "measured only while a model is sampled after a probe on its MODEL wire"
+        reason = Words(
+            "onlySampled", "measured only while a model is sampled after a probe on its MODEL wire"
+        )
         if device.type == "cpu":
-            reason = "weights and arithmetic are both in RAM"
-        yield Figure("weights streamed per step", None, reason)
+            reason = Words("bothInRam", "weights and arithmetic are both in RAM")
+        yield Figure(Words("streamedPerStep", "weights streamed per step"), None, reason)
     else:
         yield from streamed
     yield _pinned()
     ram = psutil.virtual_memory()
-    yield Figure("RAM of this process", _rss().current)
-    peak = _process_gauge().read().peak
-    yield Figure("RAM of this process, highest since the last reset", peak)
-    yield Figure("RAM in use on this machine", ram.total - ram.available)
+    process = Words("processRam", "RAM of this process")
+    yield Figure(process, _rss().current)
+    yield Figure(_since_reset(process), _process_gauge().read().peak)
+    yield Figure(Words("machineRam", "RAM in use on this machine"), ram.total - ram.available)
+
+
+def _since_reset(name: str) -> Words:
+    return Words("sinceReset", "$1, highest since the last reset", name)
 
 
 def _allocator() -> str:
@@ -137,28 +149,31 @@ def _allocator() -> str:
 
 def _allocator_figures(device: torch.device) -> Iterator[Figure]:
     if device.type == "mps":
-        yield Figure("torch allocated", torch.mps.current_allocated_memory())
-        yield Figure("torch reserved", torch.mps.driver_allocated_memory())
+        yield Figure(_ALLOCATED, torch.mps.current_allocated_memory())
+        yield Figure(_RESERVED, torch.mps.driver_allocated_memory())
         return
-    for kind in ("allocated", "reserved"):
-        name = f"torch {kind}"
+    for name, kind in ((_ALLOCATED, "allocated_bytes"), (_RESERVED, "reserved_bytes")):
         if is_card(device):
-            current, peak = allocator_bytes(device, f"{kind}_bytes")
+            current, peak = allocator_bytes(device, kind)
             yield Figure(name, current)
-            yield Figure(f"{name}, highest since the last reset", peak)
+            yield Figure(_since_reset(name), peak)
         else:
-            yield Figure(name, None, f"torch keeps no such count on {device.type}")
+            reason = Words("noCount", "torch keeps no such count on $1", device.type)
+            yield Figure(name, None, reason)
 
 
 def _driver_figures(device: torch.device) -> Iterator[Figure]:
-    names = ("driver used on the device", "other processes and driver contexts")
-    reason = f"a {device.type} device has no memory of its own"
+    names = (
+        Words("driverUsed", "driver used on the device"),
+        Words("otherProcesses", "other processes and driver contexts"),
+    )
+    reason = Words("noOwnMemory", "a $1 device has no memory of its own", device.type)
     if hasattr(getattr(torch, device.type, None), "mem_get_info"):
         try:
             yield from map(Figure, names, driver_bytes(device))
             return
         except (RuntimeError, AssertionError) as error:
-            reason = f"the driver does not answer ({type(error).__name__})"
+            reason = Words("noDriver", "the driver does not answer ($1)", type(error).__name__)
     yield from (Figure(name, None, reason) for name in names)
 
 
@@ -167,30 +182,32 @@ def _aimdo_figures(device: torch.device) -> Iterator[Figure]:
         return
     import comfy_aimdo.control as aimdo  # hosts without dynamic VRAM have none
 
-    name = "comfy-aimdo's count, all cards"
+    name = Words("aimdoCount", "comfy-aimdo's count, all cards")
     try:
         yield Figure(name, aimdo.get_total_vram_usage())
     except (AttributeError, RuntimeError) as error:
-        yield Figure(name, None, f"comfy-aimdo does not answer ({type(error).__name__})")
-    yield Figure("copy buffers of dynamic VRAM", copy_buffer_bytes(device))
+        reason = Words("noAimdo", "comfy-aimdo does not answer ($1)", type(error).__name__)
+        yield Figure(name, None, reason)
+    yield Figure(Words("copyBuffers", "copy buffers of dynamic VRAM"), copy_buffer_bytes(device))
 
 
 def _model_figures(patcher: Any) -> Iterator[Figure]:
     name = type(patcher.model).__name__
     loaded, whole = patcher.loaded_size(), patcher.model_size()
-    yield Figure(f"{name}: weights on the device", loaded)
-    yield Figure(f"{name}: weights elsewhere", max(0, whole - loaded))
+    yield Figure(Words("onDeviceOf", "$1: weights on the device", name), loaded)
+    yield Figure(Words("elsewhereOf", "$1: weights elsewhere", name), max(0, whole - loaded))
     if is_dynamic(patcher):
-        yield Figure(f"{name}: pages resident", resident_page_bytes(patcher))
+        yield Figure(Words("pagesOf", "$1: pages resident", name), resident_page_bytes(patcher))
 
 
 def _pinned() -> Figure:
-    name = "pinned RAM of ComfyUI"
+    name = Words("pinned", "pinned RAM of ComfyUI")
     total = getattr(management, "TOTAL_PINNED_MEMORY", None)
     if total is None:
-        return Figure(name, None, "this ComfyUI does not count it")
+        return Figure(name, None, Words("notCounted", "this ComfyUI does not count it"))
     if getattr(management, "MAX_PINNED_MEMORY", -1) <= 0:
-        return Figure(name, None, "ComfyUI pins no memory on this machine")
+        reason = Words("pinsNothing", "ComfyUI pins no memory on this machine")
+        return Figure(name, None, reason)
     return Figure(name, int(total))
 
 
@@ -201,15 +218,15 @@ def _process_gauge() -> Gauge:
     """
     if _STATUS.exists():
         reset = _reset_peak if os.access(_CLEAR_REFS, os.W_OK) else None
-        return Gauge(_read_status, reset, "RAM of the process (RSS)")
+        return Gauge(_read_status, reset, _PROCESS)
     if sys.platform == "win32":
 
         def read() -> Count:
             info = psutil.Process().memory_info()
             return Count(info.rss, info.peak_wset)
 
-        return Gauge(read, None, "RAM of the process (working set)")
-    return Gauge(_rss, None, "RAM of the process (RSS), at the readings only")
+        return Gauge(read, None, Words("workingSet", "RAM of the process (working set)"))
+    return Gauge(_rss, None, Words("atReadings", "$1, at the readings only", _PROCESS))
 
 
 def _rss() -> Count:

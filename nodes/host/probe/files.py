@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ...probe.record import Figure, Record
 from ...probe.recorder import Recorder
 from ...probe.snapshot import snapshot
 from ...probe.tracker import PeakTracker
+from ...words import Words
 from .device import figures, versions
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ HISTORY = f"{FOLDER}/vram_history.jsonl"
 _PIXELS_PER_LATENT = 8
 # Allocations that torch keeps; the oldest are dropped first.
 _ENTRIES = 500_000
-_TRACKED = "the file for torch's memory viewer has the operations that were watched"
 
 
 def about_sampling(patcher: Any, noise: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def keep(
         figures=tuple(figures(device, streamed)),
         about={"workflow": workflow_hash(prompt), **about, "versions": versions()},
     )
-    with _writing(recorder, HISTORY, "the history was not written") as path:
+    with _writing(recorder, HISTORY, _no_history) as path:
         append(path, entry)
 
 
@@ -82,44 +82,62 @@ def memory_history(
 
     This is torch's own history where torch keeps one, else the tracker's log.
     """
-    why_not = _begin_history() if device.type == "cuda" else f"on {device.type}"
+    why_not = Words("onDevice", "on $1", device.type)
+    if device.type == "cuda":
+        why_not = _begin_history()
     try:
         yield
     finally:
         now = f"{time.strftime('%Y%m%d_%H%M%S')}_{time.time_ns() // 1000 % 10**6:06}"
         name = f"{FOLDER}/vram_{now}.pickle"
         try:
-            with _writing(recorder, name, "no file for torch's memory viewer") as path:
+            with _writing(recorder, name, _no_viewer_file) as path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if why_not is None:
                     torch.cuda.memory._dump_snapshot(str(path))
                 else:
                     with path.open("wb") as file:
                         pickle.dump(snapshot(tracker.log), file)
-                    recorder.note(f"{_TRACKED}: torch keeps no such history {why_not}")
+                    recorder.note(
+                        Words(
+                            "watchedOnly",
+                            "the file for torch's memory viewer has the operations that were "
+                            "watched: torch keeps no such history $1",
+                            why_not,
+                        )
+                    )
         finally:
             if why_not is None:
                 torch.cuda.memory._record_memory_history(enabled=None)
 
 
-def _begin_history() -> str | None:
+def _no_history(why: object) -> Words:
+    return Words("historyNotWritten", "the history was not written: $1", why)
+
+
+def _no_viewer_file(why: object) -> Words:
+    return Words("noViewerFile", "no file for torch's memory viewer: $1", why)
+
+
+def _begin_history() -> Words | None:
     """Starts torch's record of CUDA's allocations; returns the reason where torch refuses."""
     try:
         # Underscored, yet the documented way to this file.
         torch.cuda.memory._record_memory_history(max_entries=_ENTRIES, stacks="python")
     except RuntimeError:
-        return f"with the allocator {torch.cuda.get_allocator_backend()}"
+        backend = torch.cuda.get_allocator_backend()
+        return Words("withAllocator", "with the allocator $1", backend)
     return None
 
 
 @contextmanager
-def _writing(recorder: Recorder, name: str, complaint: str) -> Iterator[Path]:
+def _writing(recorder: Recorder, name: str, complaint: Callable[[object], Words]) -> Iterator[Path]:
     """The path of a file below the output folder; what prevents the writing becomes a note."""
     try:
         yield Path(folder_paths.get_output_directory()) / name
     except (OSError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        logger.warning("VRAM Probe: %s: %s", complaint, why)
-        recorder.note(f"{complaint}: {why}")
+        logger.warning("VRAM Probe: %s", complaint(why))
+        recorder.note(complaint(why))
     else:
         recorder.files.append(name)

@@ -6,14 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 from ...probe.record import Record
+from ...words import Words
 from .device import device_of, gauge_of
 from .events import place_of, send
 from .files import about_value, keep
 from .prompt import current
 from .settings import RESET_ONLY, ProbeSettings
 
-_RESET = "the peak was reset; nothing was measured"
-_CANNOT_RESET = "nothing was measured, and the peak of this device cannot be reset"
+_RESET = Words("reset", "the peak was reset; nothing was measured")
+_CANNOT_RESET = Words(
+    "cannotReset", "nothing was measured, and the peak of this device cannot be reset"
+)
 
 
 def measure(value: Any, settings: ProbeSettings) -> Record:

@@ -19,19 +19,22 @@ from ...probe.counter import Interval, PeakCounter
 from ...probe.record import Figure, Record
 from ...probe.recorder import Recorder, parts_of
 from ...probe.report import completed, missed
+from ...words import Words
 from ..base.device import allocator_weights_bytes, may_stream
 from .device import describe, figures, gauge_of, versions
 from .events import Place
 from .settings import NODE_ID, ProbeSettings
 
 _NAME = "z_image_low_vram.probe"
-_FIRST = (
+_FIRST = Words(
+    "firstProbe",
     "the first probe of this run on this device: its peak is the highest since the counter was "
-    "last reset, which may have been in an earlier prompt"
+    "last reset, which may have been in an earlier prompt",
 )
-AT_LEAST = (
+AT_LEAST = Words(
+    "whyAtLeast",
     "at least: a higher peak may have passed between two readings; the counter already showed a "
-    "higher one and was not reset, or dynamic VRAM evicted or loaded weights"
+    "higher one and was not reset, or dynamic VRAM evicted or loaded weights",
 )
 
 
@@ -182,7 +185,7 @@ class PromptProbes(ProgressHandler):
     def _class_of(self, node_id: str | None) -> str:
         """The class of the node that runs, as a reader knows it."""
         if node_id is None or not self.registry.dynprompt.has_node(node_id):
-            return "between nodes"
+            return Words("betweenNodes", "between nodes")
         return self.registry.dynprompt.get_node(node_id)["class_type"]
 
     def _came_from_cache(self, node_id: str | None) -> bool:

@@ -14,6 +14,7 @@ import torch
 from ...probe.record import LiveTensor, Record, State
 from ...probe.recorder import Recorder, parts_of
 from ...probe.tracker import Allocation, PeakTracker
+from ...words import Words
 from ..base.device import allocator_weights_bytes, weights_bytes
 from .events import Sender, place_of
 from .files import keep, memory_history
@@ -24,7 +25,9 @@ from .streaming import Streaming
 logger = logging.getLogger(__name__)
 
 _LARGEST = 5
-_TRACKED = "exact tensor bytes (every operation is watched), and the weights on the device"
+_TRACKED = Words(
+    "tracked", "exact tensor bytes (every operation is watched), and the weights on the device"
+)
 
 
 class Sampling:
@@ -58,12 +61,18 @@ class Sampling:
         self._thread = threading.get_ident()
         recorder.samplings += 1
         if recorder.samplings > 1:
-            recorder.note(f"sampled {recorder.samplings} times in this run: steps are numbered on")
+            recorder.note(
+                Words(
+                    "sampledAgain",
+                    "sampled $1 times in this run: steps are numbered on",
+                    recorder.samplings,
+                )
+            )
         if self._is_tracked:
             recorder.blank = replace(recorder.blank, measured_with=_TRACKED)
             self._publish()
         else:
-            self.point("before the sampling")
+            self.point(Words("beforeSampling", "before the sampling"))
 
     @contextmanager
     def steps(self) -> Iterator[None]:
@@ -77,15 +86,15 @@ class Sampling:
                 until.enter_context(tracker)
                 if names:
                     until.enter_context(memory_history(self._device, self._recorder, tracker))
-            self.point("loading", opens_step=True)
+            self.point(Words("loading", "loading"), opens_step=True)
             self._begin_step()
             yield
             self._recorder.drop_step()
-            self.point("after the last step")
+            self.point(Words("afterLastStep", "after the last step"))
 
     def step_ended(self) -> None:
         """The sampler has ended a step."""
-        self.point("sampler" if self._settings.sees_blocks else None)
+        self.point(Words("sampler", "sampler") if self._settings.sees_blocks else None)
         self._recorder.end_step()
         self._streaming.end_step()
         self._begin_step()

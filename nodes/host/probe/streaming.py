@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...probe.record import Figure
+from ...words import Words
 
-FIRST = "weights streamed in the first step, at least"
-LATER = "weights streamed in each later step, at least"
+FIRST = Words("streamedFirst", "weights streamed in the first step, at least")
+LATER = Words("streamedLater", "weights streamed in each later step, at least")
 
 
 class Streaming:
@@ -41,8 +42,10 @@ class Streaming:
 
     def figures(self) -> Iterator[Figure]:
         first, later = self._steps[:1], self._steps[1:]
-        yield Figure(FIRST, first[0]) if first else Figure(FIRST, None, "no step has ended")
+        no_step = Words("noStep", "no step has ended")
+        yield Figure(FIRST, first[0]) if first else Figure(FIRST, None, no_step)
         mean = round(sum(later) / len(later)) if later else None
-        yield Figure(LATER, mean, None if later else "there was none")
+        yield Figure(LATER, mean, None if later else Words("noLater", "there was none"))
         name = type(self._patcher.model).__name__
-        yield Figure(f"{name}: weights evicted while it was sampled, at least", self._evicted)
+        evicted = Words("evicted", "$1: weights evicted while it was sampled, at least", name)
+        yield Figure(evicted, self._evicted)

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...probe.recorder import Recorder
+from ...words import Words
 from ..base.block_events import add_observer, watched
 from ..base.options import OPTIONS_KEY
 from .events import Sender
@@ -88,7 +89,7 @@ class _Wrappers:
         model = getattr(executor.class_obj, "diffusion_model", None)
         with nullcontext() if model is None else watched(model, self.block_ended):
             out = executor(*args, **kwargs)
-        sampling.point("after the blocks")
+        sampling.point(Words("afterBlocks", "after the blocks"))
         return out
 
     def block_ended(self, name: str) -> None:

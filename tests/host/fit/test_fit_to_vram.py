@@ -372,7 +372,7 @@ def test_speed_of_a_copy_is_not_measured_without_a_card(loaded):
 def test_a_question_that_cannot_be_answered_is_refused_as_bad(host, body):
     status, told = answered(body)
     assert status == 400
-    assert told.keys() == {"error"} and told["error"]
+    assert told.keys() == {"error", "words"} and told["error"]
 
 
 def test_a_question_of_the_page_is_answered(host):
