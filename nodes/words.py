@@ -27,25 +27,33 @@ class Words(str):
         made.key, made.values, made._english = key, texts, english
         return made
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Words:  # as of a str: it never changes
+        return self
+
     def __reduce__(self) -> tuple[type[Words], tuple[str, ...]]:  # a copy keeps its key
         return Words, (self.key, self._english, *self.values)
 
 
 def with_words(made: dict[str, Any]) -> dict[str, Any]:
-    """A dict for the page with `words`: key and values of each `Words` in it, by the English text.
+    """A dict for the page, with `words_in` it."""
+    return {**made, "words": words_in(made)}
+
+
+def words_in(value: Any) -> dict[str, list[Any]]:
+    """Key and values of each `Words` in dicts, lists and tuples, by the English text.
 
     A list in place of a value is the key and the values of another text.
     """
-    return {**made, "words": {str(words): _told(words) for words in _words_in(made)}}
+    return {str(words): _told(words) for words in _found(value)}
 
 
 def _told(words: Words) -> list[Any]:
     return [words.key, *(_told(v) if isinstance(v, Words) else v for v in words.values)]
 
 
-def _words_in(value: Any) -> Iterator[Words]:
-    if isinstance(value, Words):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _words_in(inner)
+def _found(value: Any) -> Iterator[Words]:
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, Words):
+            yield inner
+        elif isinstance(inner, dict | list | tuple):
+            yield from _found(inner)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ..words import with_words
+from ..words import words_in
 
 VERSION = 1
 
@@ -176,14 +176,16 @@ class Record:
 
         ``timeline`` rows are ``[t_s, weights, activations, other, step, block]``. ``peak_at`` and
         ``parts_at_peak`` are None where nothing was measured. ``words`` tells the page how to say
-        the record's texts in its own language, see `with_words`.
+        the record's texts in its own language, see `words_in`.
         """
         timeline = [
             [round(s.t_s, 4), s.parts.weights, s.parts.activations, s.parts.other, s.step, s.block]
             for s in self.timeline
         ]
         rest = asdict(replace(self, timeline=()), dict_factory=_with_lists)
-        return with_words({"version": VERSION, **rest, "timeline": timeline})
+        blocks = dict.fromkeys(sample.block for sample in self.timeline)  # few, and many samples
+        words = words_in([rest, *blocks])
+        return {"version": VERSION, **rest, "timeline": timeline, "words": words}
 
 
 def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
