@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 TITLE_PX, SLOT_PX, WIDGET_PX = 30, 20, 24
+GROUP_TITLE_PX, LETTER_PX = 34, 13  # a group's title: its height, and the width of a letter at most
 _SAMPLES = 64
 
 Point = tuple[float, float]
@@ -16,11 +17,18 @@ class Faults(NamedTuple):
 
     behind: list[tuple[int, int]]  # the link passes through that node's box
     backwards: list[int]  # its target stands to the left of its source
+    titles: list[tuple[int, str]]  # the link passes through the title of that group
 
 
 def _boxed(node: dict[str, Any], point: Point) -> bool:
     (x, y), (width, height) = node["pos"], node["size"]
     return x < point[0] < x + width and y - TITLE_PX < point[1] < y + height
+
+
+def _titled(group: dict[str, Any], point: Point) -> bool:
+    x, y = group["bounding"][:2]
+    width = len(group["title"]) * LETTER_PX
+    return x < point[0] < x + width and y < point[1] < y + GROUP_TITLE_PX
 
 
 def slot_point(node: dict[str, Any], slot: int, *, is_output: bool) -> Point:
@@ -52,9 +60,9 @@ def curve(start: Point, end: Point) -> list[Point]:
 
 
 def faults(workflow: dict[str, Any]) -> Faults:
-    """The links that pass behind a node, and those that run from right to left."""
+    """The links that pass behind a node or a group's title, and those that run to the left."""
     nodes = {node["id"]: node for node in workflow["nodes"]}
-    behind, backwards = [], []
+    behind, backwards, titles = [], [], []
     for link, source, out, target, slot, _ in workflow["links"]:
         start = slot_point(nodes[source], out, is_output=True)
         end = slot_point(nodes[target], slot, is_output=False)
@@ -65,4 +73,7 @@ def faults(workflow: dict[str, Any]) -> Faults:
             is_end = node["id"] in (source, target)
             if not is_end and any(_boxed(node, point) for point in points):
                 behind.append((link, node["id"]))
-    return Faults(behind, backwards)
+        for group in workflow["groups"]:
+            if any(_titled(group, point) for point in points):
+                titles.append((link, group["title"]))
+    return Faults(behind, backwards, titles)

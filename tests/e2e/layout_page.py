@@ -111,6 +111,16 @@ def flat(workflow: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def as_seen(workflow: dict[str, Any], seen: Seen) -> dict[str, Any]:
+    """The workflow with nodes of the sizes that the page gives them."""
+    grown = copy.deepcopy(workflow)
+    boxes = {node["id"]: node["box"] for node in seen.nodes}
+    for node in grown["nodes"]:
+        _, _, width, height = boxes[node["id"]]
+        node["size"] = [width, height - TITLE_PX]
+    return grown
+
+
 def _meets(one: Box, other: Box) -> bool:
     return all(
         one[i] + one[i + 2] > other[i] + _ROUNDING_PX

@@ -23,7 +23,7 @@ SIDE_PX, STEPS = 256, 3
 ROUTE = "/z_image_low_vram/fit"
 QUESTION = {
     "width": 2048, "height": 2048, "batch_size": 1, "budget_gib": 8, "prefer": "balance",
-    "has_vae": True, "has_clip": False,
+    "has_vae": True, "has_clip": True,
 }  # fmt: skip
 GIB = 2**30
 

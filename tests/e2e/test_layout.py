@@ -11,7 +11,16 @@ pytest.importorskip("playwright", reason="needs Playwright")
 
 from pack.testing.example_workflows import NAMES, read
 from pack.testing.link_lines import faults, slot_point
-from pack.tests.e2e.layout_page import Seen, empty, flat, look, overlaps, show_results, strays
+from pack.tests.e2e.layout_page import (
+    Seen,
+    as_seen,
+    empty,
+    flat,
+    look,
+    overlaps,
+    show_results,
+    strays,
+)
 from pack.tests.e2e.page import ComfyPage
 
 pytestmark = [pytest.mark.browser, pytest.mark.once]
@@ -49,6 +58,7 @@ def test_layout(open_page, name: str, nodes_2: bool) -> None:
     after = look(page)
     assert overlaps(after) == []
     assert strays(after) == []
+    assert faults(as_seen(workflow, after)).behind == []
 
 
 @RENDERERS
@@ -101,7 +111,6 @@ def test_links_end_where_they_are_counted(open_page) -> None:
     for name in ("flux_2_dev_low_vram", "z_image_turbo_1gib"):
         workflow = read(name)
         page.load(workflow)
-        assert faults(workflow) is not None
         nodes = {node["id"]: node for node in workflow["nodes"]}
         for _, source, out, target, slot, _ in workflow["links"]:
             given = page.page.evaluate(

@@ -20,6 +20,10 @@ ALL_MISSING = "Missing: z_image_turbo_bf16.safetensors in models/diffusion_model
 RENDERERS = pytest.mark.parametrize(
     "nodes_2", [False, pytest.param(True, marks=pytest.mark.once)], ids=["classic", "nodes 2.0"]
 )
+# Of a widget's text, what is there only after scrolling.
+HIDDEN_PX = """widget => Math.max(...[...widget.querySelectorAll("*")]
+    .filter(e => getComputedStyle(e).overflowY !== "visible")
+    .map(e => e.scrollHeight - e.clientHeight))"""
 # The page downloads by pressing a link of its own making; nothing outside can be reached here.
 NOTE_DOWNLOADS = """() => { window.downloads = [];
     HTMLAnchorElement.prototype.click = function () {
@@ -122,6 +126,8 @@ def test_a_run_without_files_says_which_file_goes_where(open_empty, empty, artif
     assert "qwen_3_4b.safetensors in models/text_encoders" in text
     assert "ae.safetensors in models/vae" in text
     assert "get them from Comfy-Org/z_image_turbo" in text
+    shown = page.page.locator(".dom-widget").filter(has_text=ALL_MISSING)
+    assert shown.evaluate(HIDDEN_PX) == 0, "the node is too low for the sentence"
     assert page.page.get_by_text("not in list").count() == 0
 
 
