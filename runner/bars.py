@@ -81,9 +81,14 @@ class Bars:
             drawing.text(20, bottom + 46 + 16 * number, line, size=11, name="fill-soft")
         return drawing.render()
 
-    def _x(self, count: float) -> float:
+    @property
+    def _most_bytes(self) -> int:
+        """At the right end."""
         most = max(bar.total_bytes for group in self.groups for bar in group.bars)
-        return LEFT + (RIGHT - LEFT) * count / max(most, self.budget_bytes or 0, 1)
+        return max(most, self.budget_bytes or 0, 1)
+
+    def _x(self, count: float) -> float:
+        return LEFT + (RIGHT - LEFT) * count / self._most_bytes
 
     def _legend(self, drawing: Drawing) -> None:
         drawn = {part for group in self.groups for bar in group.bars for part in bar.parts}
@@ -98,8 +103,7 @@ class Bars:
             drawing.text(x + 16, 85, self.budget_words, size=12, is_bold=True)
 
     def _ticks(self) -> list[tuple[float, str]]:
-        most = (RIGHT - LEFT) / (self._x(1) - LEFT)
-        return [(self._x(value), words) for value, words in marks(most)]
+        return [(self._x(value), words) for value, words in marks(self._most_bytes)]
 
     def _group(self, drawing: Drawing, group: Group, top: float, ticks: Sequence[float]) -> None:
         drawing.text(20, top + 18, group.name, size=13, is_bold=True)

@@ -136,6 +136,20 @@ def test_marks_are_round_and_reach_the_end():
     assert [name for _, name in bars.marks(0.9 * 2**30)][-1] == "800 MiB"
 
 
+@pytest.mark.parametrize("gib", [3, 30, 10**9])
+def test_the_axis_has_its_last_mark(gib):
+    """It once came from a difference of pixels, which is 0 for so many bytes."""
+    bar = bars.Bar("a", {"weights": 2**30}, "1 GiB")
+    chart = bars.Bars("t", "s", (bars.Group("g", "w", (bar,)),), (), gib * 2**30)
+    marks = [
+        (each.text, float(each.get("x", 0)))
+        for each in ElementTree.fromstring(chart.svg()).iter()
+        if each.get("text-anchor") == "middle"
+    ]
+    assert [name for name, _ in marks] == [name for _, name in bars.marks(gib * 2**30)]
+    assert marks[-1] == (f"{gib:g} GiB", bars.RIGHT)
+
+
 def test_a_bar_is_as_long_as_its_bytes():
     bar = bars.Bar("a", {"weights": 3 * 2**30, "workspace": 2**30}, "4 GiB")
     chart = bars.Bars("t", "s", (bars.Group("g", "w", (bar,)),), (), 8 * 2**30, "8 GiB free")
