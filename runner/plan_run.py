@@ -140,7 +140,10 @@ class RunPlan:
 
 
 def _budget(count: int) -> str:
-    return f"{count / GIB:.3g} GiB"
+    """As it was typed, up to two decimals."""
+    if count < GIB // 100:
+        return size(count)
+    return f"{count / GIB:.2f}".rstrip("0").rstrip(".") + " GiB"
 
 
 def _bar(name: str, stage: Stage, budget: int | None) -> Bar:

@@ -93,6 +93,10 @@ class TestChart:
         ("options", "title"),
         [
             (["--vram=8"], "1024x1024 fits in 8 GiB, with ComfyUI alone too"),
+            # Three digits made 10.8 and 1.5e+03 of these.
+            (["--vram=10.75"], "1024x1024 fits in 10.75 GiB, with ComfyUI alone too"),
+            (["--vram=0.004"], "1024x1024 does not fit in 4.1 MiB: "),
+            (["--vram=1500"], "1024x1024 fits in 1500 GiB, with ComfyUI alone too"),
             (["--width=4096", "--height=4096", "--vram=1.5"], "4096x4096 is tight in 1.5 GiB: "),
             (["--width=8192", "--height=8192", "--batch=2", "--vram=2"],
              "8192x8192, batch 2, does not fit in 2 GiB: "),
