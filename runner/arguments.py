@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 
+# Beyond every card and rate, so that what is worked out from them is a finite number.
+LEAST, MOST = 1e-9, 1e9
+
 
 def positive(text: str) -> int:
     """A whole number from 1 on."""
@@ -14,13 +17,15 @@ def positive(text: str) -> int:
 
 
 def above_zero(text: str) -> float:
-    """A number above 0."""
+    """A number above 0, from `LEAST` to `MOST`."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    if not LEAST <= value <= MOST:
+        raise argparse.ArgumentTypeError(
+            f"must be a number above 0, from {LEAST:g} to {MOST:g}, got {text}"
+        )
     return value
 
 

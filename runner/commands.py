@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -94,5 +95,10 @@ def plan(options: argparse.Namespace, rest: list[str]) -> int:
         text, is_possible = report(options)
     except ValueError as error:
         raise environment.SetupError(str(error)) from None
-    print(text)
+    except OverflowError:
+        raise environment.SetupError("a number is too large to plan with") from None
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has seen enough, as `head` has; the rest goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if is_possible else 1

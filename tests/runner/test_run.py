@@ -182,11 +182,29 @@ def test_plan_says_what_would_fit_and_refuses_what_is_no_size():
     made = _plan("--width", "8192", "--height", "8192", "--vram", "2")
     assert made.returncode == 1 and "does not fit: " in made.stdout
     assert re.search(r"What would fit: \d+x\d+", made.stdout)
-    for option, told in (("--width=0", "whole number >= 1"), ("--vram=-1", "a number above 0")):
+    for option, told in (
+        ("--width=0", "whole number >= 1"),
+        ("--vram=-1", "a number above 0"),
+        ("--vram=1e300", "a number above 0, from 1e-09 to 1e+09, got 1e300"),
+        ("--copy-gbs=1e300", "a number above 0, from 1e-09 to 1e+09, got 1e300"),
+    ):
         bad = _plan(option)
-        assert bad.returncode == 2 and told in bad.stderr
+        assert bad.returncode == 2 and told in bad.stderr and "Traceback" not in bad.stderr
+    huge = _plan(f"--batch=1{400 * '0'}")
+    assert huge.returncode == 1 and huge.stderr == "run.py: a number is too large to plan with\n"
     tiny = _plan("--width", "4")
     assert tiny.returncode == 1 and tiny.stderr == "run.py: width_px must be >= 8, got 4\n"
+
+
+@posix_only
+def test_plan_ends_quietly_when_its_reader_does():
+    """`run.py plan | head -1` once ended with "run.py: Broken pipe: None"."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-S", str(REPO / "run.py"), "plan"]
+    made = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (made.returncode, made.stderr) == (0, b"")
 
 
 def test_plan_prints_the_denoise_row_of_another_family():
