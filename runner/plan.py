@@ -21,6 +21,8 @@ from .plan_run import RunPlan
 
 # Bits per weight of the transformer; nvfp4 keeps one byte of scale for 16 weights.
 WEIGHT_BITS = {"bf16": 16.0, "fp8": 8.0, "int8": 8.0, "nvfp4": 4.5}
+# Without the options, which are None then: a family's plan refuses them.
+VRAM_GIB, WEIGHTS = 8, "bf16"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,13 +30,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         told = f"default: {value}"
         parser.add_argument(f"--{name}", type=positive, default=value, metavar=unit, help=told)
     parser.add_argument(
-        "--vram", type=above_zero, default=8.0, metavar="GIB", help="VRAM that is free (default: 8)"
+        "--vram", type=above_zero, metavar="GIB", help=f"VRAM that is free (default: {VRAM_GIB})"
     )
     parser.add_argument(
         "--prefer", choices=PREFERENCES, default="balance", help="as on the node (default: balance)"
     )
     parser.add_argument(
-        "--weights", choices=list(WEIGHT_BITS), default="bf16", help="of the transformer (bf16)"
+        "--weights", choices=list(WEIGHT_BITS), help=f"of the transformer (default: {WEIGHTS})"
     )
     parser.add_argument(
         "--text-tokens",
@@ -103,15 +105,17 @@ def run_plan(options: argparse.Namespace) -> RunPlan:
     )
     references = need.References([request.latent_shape] * options.references)
     request = need.with_references(request, [references])
-    models = stages.published_models(weight_bits=WEIGHT_BITS[options.weights])
+    stored_as = options.weights or WEIGHTS
+    models = stages.published_models(weight_bits=WEIGHT_BITS[stored_as])
     controls = tuple(net for n, net in sizes.UNIONS.items() if n == options.controlnet)
     request = replace(request, controls=controls, has_patches=bool(controls))
     weights = 2 * sum(net.parameters(models.denoiser) for net in controls)
     models = replace(models, control_weight_bytes=weights)
     run = what_fits.Run(has_encode=options.img2img or options.references > 0)
-    plan = what_fits.fit(models, request, int(options.vram * GIB), prefer=options.prefer, run=run)
+    budget = int((options.vram or VRAM_GIB) * GIB)
+    plan = what_fits.fit(models, request, budget, prefer=options.prefer, run=run)
     notes = [
-        f"Transformer in {options.weights}, Qwen3-4B and VAE in bf16; one sample per picture and "
+        f"Transformer in {stored_as}, Qwen3-4B and VAE in bf16; one sample per picture and "
         "call (cfg 1).",
         *(
             f"ControlNet with {net.layers} control layers, bf16: {size(weights)} of the weights."
@@ -127,7 +131,7 @@ def run_plan(options: argparse.Namespace) -> RunPlan:
     return RunPlan(
         plan,
         others=tuple(what_fits.alternatives(plan)),
-        weights=options.weights,
+        weights=stored_as,
         copy_bytes_per_s=options.copy_gbs and options.copy_gbs * 1e9,
         notes=tuple(notes),
     )

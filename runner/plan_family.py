@@ -8,11 +8,13 @@ from typing import Any
 
 from ..nodes.denoiser import families, unet_peak
 from ..nodes.denoiser.plan import DenoiserChoice
-from ..nodes.prefer import PREFERENCES
+from ..nodes.prefer import PREFERENCES, Prefer
 from ..nodes.units import size
 from .bars import Bar, Bars, Group
 from .svg import Theme
 
+# What the plan of a family, which is of its activations alone, does not have.
+Z_IMAGE_ONLY = ("vram", "weights", "copy_gbs", "controlnet", "img2img")
 FamilyRequest = unet_peak.UNetRequest | families.FamilyRequest
 
 
@@ -120,8 +122,11 @@ def family_plan(options: argparse.Namespace) -> FamilyPlan:
     Raises:
         ValueError: an option that the family does not have.
     """
-    if options.controlnet or options.img2img:
-        raise ValueError("--controlnet and --img2img are planned for Z-Image alone: leave them out")
+    if any(getattr(options, name) for name in Z_IMAGE_ONLY):
+        *names, last = (f"--{name.replace('_', '-')}" for name in Z_IMAGE_ONLY)
+        raise ValueError(
+            f"{', '.join(names)} and {last} are planned for Z-Image alone: leave them out"
+        )
     size_px, samples = (options.width, options.height), {"batch": options.batch}
     samples["text_tokens"] = options.text_tokens
     if options.family in unet_peak.UNETS:
@@ -148,7 +153,7 @@ def family_plan(options: argparse.Namespace) -> FamilyPlan:
     return FamilyPlan(request, shape, options.text_tokens, options.prefer, ways)
 
 
-def _way(request: FamilyRequest, prefer: Any) -> Way:
+def _way(request: FamilyRequest, prefer: Prefer) -> Way:
     plan = request.plan(DenoiserChoice(prefer))
     if isinstance(request, unet_peak.UNetRequest):
         peak_bytes = unet_peak.unet_peak_bytes(request, DenoiserChoice(prefer))

@@ -218,7 +218,16 @@ def test_plan_prints_the_denoise_row_of_another_family():
     for options, message in (
         (["--frames=9"], "frames must be 1 for Z-Image, got 9: name a --family"),
         (["--family", "flux1", "--frames=9"], "frames must be 1 for FLUX.1 dev, got 9"),
-        (["--family", "flux1", "--img2img"], "are planned for Z-Image alone: leave them out"),
+        *(
+            (["--family", "flux1", option], "are planned for Z-Image alone: leave them out")
+            for option in (
+                "--img2img",
+                "--controlnet",
+                "--vram=8",
+                "--weights=bf16",
+                "--copy-gbs=25",
+            )
+        ),
     ):
         refused = _plan(*options)
         assert refused.returncode and message in refused.stderr + refused.stdout
