@@ -130,6 +130,7 @@ def run_plan(options: argparse.Namespace) -> RunPlan:
         )
     return RunPlan(
         plan,
+        budget,
         others=tuple(what_fits.alternatives(plan)),
         weights=stored_as,
         copy_bytes_per_s=options.copy_gbs and options.copy_gbs * 1e9,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..nodes.denoiser.plan import denoiser_plan
 from ..nodes.fit import report as fit_report
 from ..nodes.fit.alone import alone
 from ..nodes.fit.stage import ASSUMED_CARD, Stage
@@ -27,11 +28,13 @@ class RunPlan:
     copy_bytes_per_s: from RAM to the card, measured; None: an assumed one.
     """
 
+    budget_bytes: of the plan, which has one here.
     plan: Fit
     others: tuple[Alternative, ...]
     weights: str
     copy_bytes_per_s: float | None = None
     notes: tuple[str, ...] = ()
+    budget_bytes: int
     stock: Fit = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,8 +53,9 @@ class RunPlan:
         )
 
     def as_json(self) -> dict[str, Any]:
-        plan, request = self.plan, self.plan.request
-        streamed = plan.stage("denoise").streamed_bytes(plan.budget_bytes)
+        plan, request, budget = self.plan, self.plan.request, self.budget_bytes
+        used = denoiser_plan(request, plan.choice, fill=plan.models.fill_tokens)
+        streamed = plan.stage("denoise").streamed_bytes(budget)
         speed = self.copy_bytes_per_s or ASSUMED_CARD.copy_bytes_per_s
         return {
             "width_px": request.width_px,
@@ -62,23 +66,24 @@ class RunPlan:
             "control_layers": [net.layers for net in request.controls],
             "weights": self.weights,
             "prefer": plan.prefer,
-            "budget_bytes": plan.budget_bytes,
+            "budget_bytes": budget,
             "verdict": plan.verdict,
             "missing_bytes": plan.missing_bytes,
             "denoiser": {
                 "prefer": plan.choice.prefer,
-                "head_groups": plan.choice.groups,
-                "chunk_tokens": plan.choice.chunk_tokens,
+                "head_groups": used.groups,
+                "chunk_tokens": used.chunk_tokens,
+                "feed_forward_chunk_tokens": used.feed_tokens,
             },
             "streamed_bytes_per_step": streamed,
             "streamed_seconds_per_step": streamed / speed,
             "copy_bytes_per_s": speed,
             "copy_speed_is_assumed": self.copy_bytes_per_s is None,
-            "stages": [_stage_json(stage, plan.budget_bytes) for stage in plan.stages],
+            "stages": [_stage_json(stage, budget) for stage in plan.stages],
             "comfyui_alone": {
                 "verdict": self.stock.verdict,
                 "missing_bytes": self.stock.missing_bytes,
-                "stages": [_stage_json(s, plan.budget_bytes) for s in self.stock.stages],
+                "stages": [_stage_json(s, budget) for s in self.stock.stages],
             },
             "alternatives": [
                 {
@@ -93,8 +98,7 @@ class RunPlan:
         }
 
     def chart(self, theme: Theme | None = None) -> str:
-        budget = self.plan.budget_bytes
-        request = self.plan.request
+        budget, request = self.budget_bytes, self.plan.request
         notes = [
             "Predicted by formula, bfloat16, not measured on a card. Weights: on the card and "
             "in buffers for streamed ones. Workspace: kept free for kernels and the allocator. "
@@ -117,7 +121,7 @@ class RunPlan:
             ),
             notes=tuple(notes),
             budget_bytes=budget,
-            budget_words=f"{_budget(budget)} free" if budget else "",
+            budget_words=f"{_budget(budget)} free",
         ).svg(theme)
 
     def title(self) -> str:
@@ -126,10 +130,8 @@ class RunPlan:
         picture = f"{request.width_px}x{request.height_px}"
         if request.batch > 1:
             picture += f", batch {request.batch},"
-        if plan.budget_bytes is None:
-            return f"{picture}: what it takes"
         words = {"fits": "fits in", "tight": "is tight in", "too large": "does not fit in"}
-        said = f"{picture} {words[plan.verdict]} {_budget(plan.budget_bytes)}"
+        said = f"{picture} {words[plan.verdict]} {_budget(self.budget_bytes)}"
         if plan.verdict == "too large":
             return f"{said}: {size(plan.missing_bytes)} short"
         if plan.verdict == "tight":
@@ -146,9 +148,9 @@ def _budget(count: int) -> str:
     return f"{count / GIB:.2f}".rstrip("0").rstrip(".") + " GiB"
 
 
-def _bar(name: str, stage: Stage, budget: int | None) -> Bar:
+def _bar(name: str, stage: Stage, budget: int) -> Bar:
     words = size(stage.peak_bytes(budget))
-    short = 0 if budget is None else stage.least_bytes - budget
+    short = stage.least_bytes - budget
     if short > 0:
         words += f": {size(short)} short"
     elif streamed := stage.streamed_bytes(budget):
@@ -161,7 +163,7 @@ def _bar(name: str, stage: Stage, budget: int | None) -> Bar:
     return Bar(name, parts, words, is_over=short > 0)
 
 
-def _stage_json(stage: Stage, budget: int | None) -> dict[str, Any]:
+def _stage_json(stage: Stage, budget: int) -> dict[str, Any]:
     return {
         "name": stage.name,
         "setting": stage.setting,

@@ -47,7 +47,12 @@ class TestJson:
         denoise = found["stages"][1]
         assert found["streamed_bytes_per_step"] == denoise["streamed_weight_bytes"] > 0
         assert found["copy_bytes_per_s"] == 12e9 and not found["copy_speed_is_assumed"]
-        assert found["denoiser"]["prefer"] == "balance"
+        # What is used, as `--family` says it, not the 0 for "chooses" that was asked.
+        used = found["denoiser"]
+        assert used["prefer"] == "balance" and used["head_groups"] >= 1
+        tokens = 128 * 128 + 256
+        for key in ("chunk_tokens", "feed_forward_chunk_tokens"):
+            assert 1024 <= used[key] <= tokens
         assert found["alternatives"] == []
         assert all(note in told for note in found["notes"])
 
