@@ -140,7 +140,10 @@ def difference(first: bytes, second: bytes) -> str:
     if off[0] == sum(off):
         return "equal, every pixel"
     most = max(step for step, count in enumerate(off) if count)
-    return f"{100 * off[0] / sum(off):.2f} % of 8-bit values equal, largest difference {most}"
+    share = f"{100 * off[0] / sum(off):.2f} % of"
+    if share.startswith("100.00"):  # rounded up
+        share = f"all but {sum(off) - off[0]} of {sum(off)}"
+    return f"{share} 8-bit values equal, largest difference {most}"
 
 
 def predicted() -> list[tuple[str, list[tuple[str, Any]]]]:

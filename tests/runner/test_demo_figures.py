@@ -116,6 +116,12 @@ def test_one_step_ends_at_the_latent():
     models = Models("m", "t", "v", Path())
     graph = graphs.with_probes(graphs.example_prompt(models, graphs.Picture(64, 64)), "totals")
     step = graphs.one_step(graph)
+def test_one_value_that_differs_is_not_rounded_away():
+    pictures = png(side=300), png(side=300, spot=91)
+    told = "all but 1 of 270000 8-bit values equal, largest difference 1"
+    assert difference(*pictures) == told
+
+
     assert step["5"]["inputs"]["steps"] == 1 and graph["5"]["inputs"]["steps"] == graphs.STEPS
     assert step[graphs.PROBES["sampling"]]["inputs"]["detail"] == "blocks"
     assert step[graphs.PROBES["decode"]]["inputs"]["value"] == ["5", 0]
