@@ -12,13 +12,18 @@ from PIL import Image, ImageChops
 from ..nodes.denoiser.sizes import Request
 from ..nodes.fit.alone import least_stage
 from ..nodes.fit.stages import published_models
+from ..nodes.prefer import Prefer
 from ..nodes.units import GIB, size
 from .bars import Bar, Bars, Group
-from .plan_run import ALONE
+from .plan_run import ALONE, TILES
 from .server_watch import Watched
 from .svg import Theme, stacked
 
-WITH_FIT, OURS = "with Fit to VRAM", "with this pack"
+WITH_FIT = "with Fit to VRAM"
+# What a run needs at least depends on `prefer`.
+PREDICTED: dict[str, Prefer | None] = {
+    ALONE: None, "this pack, balance": "balance", "this pack, smallest": "smallest"
+}  # fmt: skip
 CARD_GIB = 8
 SIDES_PX = (1024, 2048, 4096)
 TEXT_TOKENS = 256
@@ -147,20 +152,18 @@ def difference(first: bytes, second: bytes) -> str:
 
 
 def predicted() -> list[tuple[str, list[tuple[str, Any]]]]:
-    """By picture: the stage that needs the most VRAM, ComfyUI alone and with this pack."""
+    """By picture: the stage that needs the most VRAM, in each way of `PREDICTED`."""
     models, made = published_models(), []
     for side in SIDES_PX:
         request = Request(side, side, 1, TEXT_TOKENS)
-        ways = (ALONE, least_stage(models, request, None)), (
-            OURS, least_stage(models, request, "balance"),
-        )  # fmt: skip
-        made.append((f"{side}x{side}", list(ways)))
+        ways = [(way, least_stage(models, request, prefer)) for way, prefer in PREDICTED.items()]
+        made.append((f"{side}x{side}", ways))
     return made
 
 
 def predicted_text() -> str:
     """What a card would need, as a table."""
-    rows = [("least VRAM for a whole run", ALONE, OURS)]
+    rows = [("least VRAM for a whole run", *PREDICTED)]
     for picture, ways in predicted():
         needs = (stage.least_bytes for _, stage in ways)
         told = (size(n) + (", too much" if n > CARD_GIB * GIB else "") for n in needs)
@@ -195,9 +198,8 @@ def predicted_chart() -> Bars:
         groups=tuple(groups),
         notes=(
             f"bfloat16, {TEXT_TOKENS} text tokens, weights that do not fit streamed from RAM, "
-            f"default settings (balance); not measured on a card. {ALONE} decodes the whole "
-            "picture here; on a card that is too small it falls back to tiles, which changes the "
-            "picture.",
+            "balance is the default, smallest is slower; Fit to VRAM takes it by itself where it "
+            f"must; not measured on a card. {TILES}",
         ),
         budget_bytes=CARD_GIB * GIB,
         budget_words=f"{CARD_GIB} GiB card",

@@ -18,23 +18,27 @@ from .bars import Bar, Bars, Group
 from .svg import Theme
 
 ALONE, OURS = "ComfyUI alone", "with this pack"
+TILES = (
+    f"{ALONE} decodes the whole picture here; on a card that is too small it falls back to tiles, "
+    "which changes the picture."
+)
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """A plan, what would fit instead, and the same run on ComfyUI alone.
 
+    budget_bytes: of the plan, which has one here.
     weights: how the transformer's are stored, in a word.
     copy_bytes_per_s: from RAM to the card, measured; None: an assumed one.
     """
 
-    budget_bytes: of the plan, which has one here.
     plan: Fit
+    budget_bytes: int
     others: tuple[Alternative, ...]
     weights: str
     copy_bytes_per_s: float | None = None
     notes: tuple[str, ...] = ()
-    budget_bytes: int
     stock: Fit = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,8 +106,7 @@ class RunPlan:
         notes = [
             "Predicted by formula, bfloat16, not measured on a card. Weights: on the card and "
             "in buffers for streamed ones. Workspace: kept free for kernels and the allocator. "
-            f"{ALONE} decodes the whole picture here; on a card that is too small it falls back to "
-            "tiles, which changes the picture."
+            + TILES
         ]
         if self.others:
             notes.append(f"What would fit: {fit_report.either(self.others)}.")

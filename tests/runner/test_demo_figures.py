@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pack.nodes.units import GIB, MIB
+from pack.nodes.denoiser.sizes import Request
+from pack.nodes.fit.stages import published_models
+from pack.nodes.fit.what_fits import fit
+from pack.nodes.units import GIB, MIB, size
 from pack.runner import graphs
 from pack.runner.demo_figures import (
     Compared,
@@ -88,12 +91,17 @@ def test_what_no_probe_could_tell_is_not_measured():
 def test_the_prediction_is_the_readmes():
     needs = {picture: [stage.least_bytes for _, stage in ways] for picture, ways in predicted()}
     text = Compared("8x8", ALONE, OURS, on_card=False).text()
-    for picture, (alone, ours) in needs.items():
-        assert ours < alone
+    for picture, (alone, balance, smallest) in needs.items():
+        assert smallest < balance < alone
         assert f"{alone / GIB:.2f} GiB" in line(text, picture)[1]
         assert ("too much" in line(text, picture)[1]) == (alone > 8 * GIB)
+        # The figure under "least" is the least in which the run can be planned.
+        side, models = int(picture.split("x")[0]), published_models()
+        for budget, verdict in ((smallest, "fits"), (smallest - 1, "tight")):
+            assert fit(models, Request(side, side), budget, prefer="smallest").verdict == verdict
+        assert line(text, picture)[3] == size(smallest)
     bars = [bar for group in predicted_chart().groups for bar in group.bars]
-    assert [bar.total_bytes for bar in bars] == [n for pair in needs.values() for n in pair]
+    assert [bar.total_bytes for bar in bars] == [n for ways in needs.values() for n in ways]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +116,12 @@ def test_how_far_two_pictures_are_apart(other, told):
     assert difference(png(), other) == told
 
 
+def test_one_value_that_differs_is_not_rounded_away():
+    pictures = png(side=300), png(side=300, spot=91)
+    told = "all but 1 of 270000 8-bit values equal, largest difference 1"
+    assert difference(*pictures) == told
+
+
 def test_columns_are_aligned():
     assert columns([("a", "bb"), ("ccc", "d")]) == ["a     bb", "ccc    d"]
 
@@ -116,12 +130,6 @@ def test_one_step_ends_at_the_latent():
     models = Models("m", "t", "v", Path())
     graph = graphs.with_probes(graphs.example_prompt(models, graphs.Picture(64, 64)), "totals")
     step = graphs.one_step(graph)
-def test_one_value_that_differs_is_not_rounded_away():
-    pictures = png(side=300), png(side=300, spot=91)
-    told = "all but 1 of 270000 8-bit values equal, largest difference 1"
-    assert difference(*pictures) == told
-
-
     assert step["5"]["inputs"]["steps"] == 1 and graph["5"]["inputs"]["steps"] == graphs.STEPS
     assert step[graphs.PROBES["sampling"]]["inputs"]["detail"] == "blocks"
     assert step[graphs.PROBES["decode"]]["inputs"]["value"] == ["5", 0]
