@@ -25,6 +25,9 @@ from .shown.words import CHINESE, ENGLISH, Words
 RESULTS = Path("benchmarks") / "results"
 FOLDERS = (".", "docs")
 LANGUAGES = {"en": ENGLISH, "zh": CHINESE}
+# What is meant as one, outside of code.
+MEANT = re.compile(r"^.*<!-.*\b(?:begin|end)\b.*$", re.MULTILINE | re.IGNORECASE)
+CODE = re.compile(r"`[^`\n]*`")
 MARK = re.compile(r"^<!-- (?P<name>\w+):(?P<end>begin|end) -->$", re.MULTILINE)
 
 
@@ -74,10 +77,13 @@ def language_of(document: Path) -> str:
 
 
 def names_in(text: str, document: str) -> list[str]:
+    for line in MEANT.findall(CODE.sub("", text)):
+        if not MARK.fullmatch(line):
+            raise ValueError(f"{document}: not <!-- NAME:begin --> or <!-- NAME:end -->: {line!r}")
     """The tables that a document has a place for.
 
     Raises:
-        ValueError: markers are not in pairs, each begin before its end.
+        ValueError: a marker is mistyped, or markers are not in pairs, each begin before its end.
     """
     marks = [(mark["name"], mark["end"]) for mark in MARK.finditer(text)]
     names = [name for name, _ in marks[::2]]

@@ -24,10 +24,16 @@ def section(
     Args:
         fit_rows: of `fit_table`.
         square_rows: of `vram_chart`.
+
+    Raises:
+        ValueError: there are no rows of a script for a card.
         card_rows: of all cards.
     """
     planned, body = budgets(fit_rows), []
     squares = {row["card_gib"]: row for row in square_rows if "card_gib" in row}
+        for name, found in (("fit_table", planned), ("vram_chart", squares)):
+            if card_gib not in found:
+                raise ValueError(f"no rows of {name} for {card_gib} GiB")
     for card_gib in CARDS_GIB:
         pictures, _ = planned[card_gib]
         by_size = {(row["width_px"], row["height_px"], row["batch"]): row for row in pictures}

@@ -106,6 +106,12 @@ class TestMain:
              "each line <!-- NAME:begin --> needs its <!-- NAME:end -->"),
             (2 * MARKED.format("cards"), "a table has more than one place"),
             (MARKED.format("load_rams"), "no table load_rams; there are: added_peak, block_time"),
+            ("<!-- cards:begin --> \n<!-- cards:end --> \n",
+             "not <!-- NAME:begin --> or <!-- NAME:end -->: '<!-- cards:begin --> '"),
+            ("<!-- by-card:begin -->\n<!-- by-card:end -->\n",
+             "not <!-- NAME:begin --> or <!-- NAME:end -->: '<!-- by-card:begin -->'"),
+            ("<!--cards: Begin-->\n<!--cards: End-->\n",
+             "not <!-- NAME:begin --> or <!-- NAME:end -->: '<!--cards: Begin-->'"),
         ],
     )  # fmt: skip
     def test_says_which_document_has_wrong_markers(self, repo, capsys, text, told):
@@ -114,6 +120,16 @@ class TestMain:
         assert capsys.readouterr().err.startswith(f"documents: README.zh.md: {told}")
         assert body_of(repo) == ""
 
+
+    def test_a_marker_in_code_is_none(self, repo):
+        text = "Between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.\n"
+        assert documents.names_in(text, "x.md") == []
+
+    @pytest.mark.parametrize("name", ["fit_table", "vram_chart"])
+    def test_says_of_which_script_the_rows_are_missing(self, repo, capsys, name):
+        (repo / documents.RESULTS / f"{name}.jsonl").unlink()
+        assert documents.main([], repo) == 1
+        assert capsys.readouterr().err == f"documents: no rows of {name} for 4 GiB\n"
 
 class TestCards:
     def test_without_rows_one_sentence_says_how_to_make_one(self, repo):
