@@ -46,6 +46,8 @@ def section(
     return f"{words.by_card_intro.format(rate=rate)}\n\n{grid(words.by_card, body)}"
 
 
+    if row["verdict"] != "fits":
+        return words.verdicts[row["verdict"]]
 def _streamed(row: Row, words: Words) -> str:
     if not row["streamed_bytes"]:
         return words.nothing_streamed

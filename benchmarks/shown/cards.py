@@ -68,7 +68,7 @@ def _card(here: Sequence[Row], words: Words) -> list[list[str]]:
 
 
 def whole_runs(found: Sequence[Row], gib: float) -> list[str]:
-    """What whole runs with our nodes took on cards of so many GiB, or limited to them."""
+    """What whole runs with our nodes took on cards of so many GiB in all, or limited to them."""
     mine = [
         row
         for row in tables.warm([row for row in found if row["part"] == "budget"])

@@ -18,6 +18,7 @@ class Words:
     by_card: heads of the table by the memory of a card.
     by_card_intro: above it.
     nothing_streamed: what its cells say where all weights stay on the card.
+    verdicts: what they say of a run that does not fit, by the rows' word.
     """
 
     nothing: str
@@ -35,6 +36,7 @@ class Words:
     by_card: tuple[str, ...]
     by_card_intro: str
     nothing_streamed: str
+    verdicts: dict[str, str]
 
 
 FORM = "../../issues/new?template=card-report.yml"  # beside blob/main, the repository's root
@@ -62,7 +64,7 @@ ENGLISH = Words(
     by_card=(
         "free VRAM", "largest square: ComfyUI alone", "all at `balance`", "all at `smallest`",
         "streamed per step at 1024x1024", "at 2048x2048",
-        "whole run on a card: peak, time (measured)",
+        "whole run on a card of that size: peak, time (measured)",
     ),
     by_card_intro="Predicted for a whole run by the formulas of Fit to VRAM, with bf16 weights. "
     "ComfyUI alone decodes in one piece here;\n"
@@ -70,6 +72,7 @@ ENGLISH = Words(
     "copied from RAM in each\nstep; the seconds assume {rate:.0f} GB/s (PCIe 4.0 x16; x8 takes "
     "twice as long) and mostly hide behind the computing.",
     nothing_streamed="nothing",
+    verdicts={"tight": "tight", "too large": "does not fit"},
 )  # fmt: skip
 CHINESE = Words(
     nothing="还没有测量过任何显卡：`python run.py bench card` 可以测量你的显卡，"
@@ -94,11 +97,12 @@ CHINESE = Words(
     weights={"random": "随机权重", "real": "真实权重"},
     by_card=(
         "空闲显存", "最大的正方形图片：仅 ComfyUI", "全部用 `balance`", "全部用 `smallest`",
-        "1024x1024 每步传输", "2048x2048 每步传输", "显卡上的整次运行：峰值、耗时（实测）",
+        "1024x1024 每步传输", "2048x2048 每步传输", "该容量显卡上的整次运行：峰值、耗时（实测）",
     ),
     by_card_intro="按“适配显存”的公式对整次运行的预测，bf16 权重。"
     "仅 ComfyUI 一列按整张解码计算；在显卡上它会退回分块解码，画面会变。\n"
     "每步传输（`balance`）：每一步从内存拷贝的权重，秒数按假定的 {rate:.0f} GB/s\n"
     "（PCIe 4.0 x16，x8 加倍）计算，大部分与计算重叠。",
     nothing_streamed="无",
+    verdicts={"tight": "勉强", "too large": "放不下"},
 )  # fmt: skip

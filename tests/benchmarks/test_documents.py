@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pack.benchmarks import documents
 from pack.benchmarks.card import tables
+from pack.benchmarks.rows import read, write
 from pack.benchmarks.shown.words import CHINESE, ENGLISH
 from pack.tests.architecture_rules import REPO
 from pack.tests.benchmarks.card_rows import FIT, GIB, OURS, campaign, fill, step, whole
@@ -105,13 +106,13 @@ class TestMain:
             ("<!-- a:begin -->\n<!-- b:end -->\n",
              "each line <!-- NAME:begin --> needs its <!-- NAME:end -->"),
             (2 * MARKED.format("cards"), "a table has more than one place"),
-            (MARKED.format("load_rams"), "no table load_rams; there are: added_peak, block_time"),
             ("<!-- cards:begin --> \n<!-- cards:end --> \n",
              "not <!-- NAME:begin --> or <!-- NAME:end -->: '<!-- cards:begin --> '"),
             ("<!-- by-card:begin -->\n<!-- by-card:end -->\n",
              "not <!-- NAME:begin --> or <!-- NAME:end -->: '<!-- by-card:begin -->'"),
             ("<!--cards: Begin-->\n<!--cards: End-->\n",
              "not <!-- NAME:begin --> or <!-- NAME:end -->: '<!--cards: Begin-->'"),
+            (MARKED.format("load_rams"), "no table load_rams; there are: added_peak, block_time"),
         ],
     )  # fmt: skip
     def test_says_which_document_has_wrong_markers(self, repo, capsys, text, told):
@@ -119,7 +120,6 @@ class TestMain:
         assert documents.main([], repo) == 1
         assert capsys.readouterr().err.startswith(f"documents: README.zh.md: {told}")
         assert body_of(repo) == ""
-
 
     def test_a_marker_in_code_is_none(self, repo):
         text = "Between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.\n"
@@ -130,6 +130,7 @@ class TestMain:
         (repo / documents.RESULTS / f"{name}.jsonl").unlink()
         assert documents.main([], repo) == 1
         assert capsys.readouterr().err == f"documents: no rows of {name} for 4 GiB\n"
+
 
 class TestCards:
     def test_without_rows_one_sentence_says_how_to_make_one(self, repo):
@@ -201,6 +202,22 @@ class TestByCard:
         assert lines[-1][4:6] == ("nothing", "nothing")
         assert all(int(line[1].split()[0]) < int(line[2].split()[0]) for line in lines)
         assert "not" not in body_of(repo, "README.zh.md", "by_card")
+
+    @pytest.mark.parametrize(
+        ("verdict", "english", "chinese"),
+        [("tight", "tight", "勉强"), ("too large", "does not fit", "放不下")],
+    )
+    def test_says_of_what_does_not_fit_that_it_does_not(self, repo, verdict, english, chinese):
+        path = repo / documents.RESULTS / "fit_table.jsonl"
+        rows = read(path)
+        for row in rows:
+            if row.get("budget_gib") == 4 and row.get("width_px") == 2048:
+                row["verdict"] = verdict
+        write(path, rows)
+        assert documents.main([], repo) == 0
+        for name, told in (("README.md", english), ("README.zh.md", chinese)):
+            first, second = cells_of(body_of(repo, name, "by_card"))[:2]
+            assert first[5] == told and "GiB" in first[4] and "GiB" in second[5]
 
     def test_has_the_whole_runs_of_a_card_and_of_an_imitated_one(self, repo):
         real = [whole(FIT, gib=7.5, s=30.0, card_bytes=int(7.9 * GIB), case="2048x2048x1")]
