@@ -10,9 +10,8 @@ from typing import NamedTuple
 from pack.nodes.units import GIB
 from pack.runner.svg import Drawing, Theme
 
-from ..card.tables import grid
+from ..card.tables import gib, grid
 from ..rows import Row
-from .lines import gib
 from .vram_words import CHINESE, ENGLISH, Words
 
 NAMED_GIB = 8  # the card that the title names
@@ -78,7 +77,8 @@ def draw(rows: Sequence[Row], words: Words, theme: Theme) -> str:
     _points(drawing, scale, measured)
     device = ", ".join(dict.fromkeys(row["measured_on"] for row in measured))
     known = {
-        "gib": NAMED_GIB, "host": by_card[NAMED_GIB]["host"], **sides,
+        "gib": NAMED_GIB, **sides,
+        **{name: by_card[NAMED_GIB][name] for name in ("host", "dtype", "text_tokens")},
         "source": words.measured.format(device=device) if device else words.not_measured,
     }  # fmt: skip
     for number, line in enumerate(words.small):

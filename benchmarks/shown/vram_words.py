@@ -56,17 +56,17 @@ ENGLISH = Words(
         "at its default, balance.",
         "Above its line ComfyUI decodes in tiles, which changes the picture. Smallest settings: "
         "up to {smallest}×{smallest} on {gib} GiB.",
-        "{source} bfloat16, 256 text tokens, ComfyUI {host}.",
+        "{source} {dtype}, {text_tokens} text tokens, ComfyUI {host}.",
         "All of the card is free for the run; both sides get the same allowance for workspaces.",
     ),
     measured="Lines: by formula. Rings: whole runs on a {device}; crosses: out of memory or tiles.",
     not_measured="Predicted by formula, not measured on a card.",
 )
 CHINESE = Words(
-    title="8 GiB 显卡：用本插件可到 {balance}×{balance}，不用时只到 {alone}×{alone}",
+    title="{gib} GiB 显卡：用本插件可到 {balance}×{balance}，不用时只到 {alone}×{alone}",
     subtitle="Z-Image-Turbo 整个流程（文本编码、采样、VAE 解码）所需显存，含权重，按图片尺寸",
     description=(
-        "{px}×{px} 的整个流程：仅 ComfyUI需要 {alone} GiB，用本插件 {balance} GiB，"
+        "{px}×{px} 的整个流程：仅 ComfyUI 需要 {alone} GiB，用本插件 {balance} GiB，"
         "用最省设置 {smallest} GiB。"
     ),
     card="{gib} GiB 显卡",
@@ -82,7 +82,7 @@ CHINESE = Words(
         "粗线：完成整个流程的最小显卡，放不下的权重从内存传入；本插件用默认设置 balance。",
         "超出红线时 ComfyUI 会分块解码，画面会变。最省设置在 {gib} GiB 上可到 "
         "{smallest}×{smallest}。",
-        "{source}bfloat16，256 个文本 token，ComfyUI {host}。",
+        "{source}{dtype}，{text_tokens} 个文本 token，ComfyUI {host}。",
         "按整张显卡空闲计；双方为工作区（workspace）留同样的余量。",
     ),
     measured="线为公式预测；圆圈：在 {device} 上实测完成；叉：显存不足或分块。",

@@ -58,6 +58,17 @@ def test_the_title_names_the_largest_pictures_on_8_gib(made):
     assert least[0] <= 8 * GIB < least[1]
 
 
+def test_its_figures_are_the_rows(made):
+    """They were once typed: 8 GiB in the Chinese title, 256 tokens and bfloat16 in both."""
+    others = [{**row, "text_tokens": 77, "dtype": "float16"} for row in STORED]
+    for suffix, tokens in (("", "77 text tokens"), ("_zh", "77 个文本 token")):
+        text = shown.charts(others)[f"vram{suffix}_light.svg"]
+        assert tokens in text and "float16" in text and "bfloat16" not in text
+    for words in shown.LANGUAGES.values():
+        assert "{gib}" in words.title and not re.search(r"\d", words.title)
+    assert re.search("[A-Za-z][\u4e00-\u9fff]", made["vram_zh_light.svg"]) is None
+
+
 def test_says_that_nothing_was_measured_until_a_card_was(made, tmp_path: Path):
     assert "not measured on a card" in made["vram_light.svg"]
     assert "未在显卡上实测" in made["vram_zh_light.svg"]
