@@ -19,16 +19,15 @@ from types import ModuleType
 from . import shown
 from .rows import REPO, Row, read
 from .shown import by_card, cards, measured_with
-from .shown import families as families_shown
 from .shown.words import CHINESE, ENGLISH, Words
 
 RESULTS = Path("benchmarks") / "results"
 FOLDERS = (".", "docs")
 LANGUAGES = {"en": ENGLISH, "zh": CHINESE}
+MARK = re.compile(r"^<!-- (?P<name>\w+):(?P<end>begin|end) -->$", re.MULTILINE)
 # What is meant as one, outside of code.
 MEANT = re.compile(r"^.*<!-.*\b(?:begin|end)\b.*$", re.MULTILINE | re.IGNORECASE)
 CODE = re.compile(r"`[^`\n]*`")
-MARK = re.compile(r"^<!-- (?P<name>\w+):(?P<end>begin|end) -->$", re.MULTILINE)
 
 
 def script_tables(of: Callable[[str], list[Row]]) -> dict[str, dict[str, str]]:
@@ -38,11 +37,7 @@ def script_tables(of: Callable[[str], list[Row]]) -> dict[str, dict[str, str]]:
         of: the rows of a script.
     """
     modules: Mapping[str, ModuleType] = shown.scripts()
-    made = {}
-    for name, module in modules.items():
-        rows = of(name)
-        made[name] = module.tables(families_shown.newest(rows) if name == "families" else rows)
-    return made
+    return {name: module.tables(of(name)) for name, module in modules.items()}
 
 
 def blocks(repo: Path, words: Words) -> dict[str, str]:
@@ -77,14 +72,14 @@ def language_of(document: Path) -> str:
 
 
 def names_in(text: str, document: str) -> list[str]:
-    for line in MEANT.findall(CODE.sub("", text)):
-        if not MARK.fullmatch(line):
-            raise ValueError(f"{document}: not <!-- NAME:begin --> or <!-- NAME:end -->: {line!r}")
     """The tables that a document has a place for.
 
     Raises:
         ValueError: a marker is mistyped, or markers are not in pairs, each begin before its end.
     """
+    for line in MEANT.findall(CODE.sub("", text)):
+        if not MARK.fullmatch(line):
+            raise ValueError(f"{document}: not <!-- NAME:begin --> or <!-- NAME:end -->: {line!r}")
     marks = [(mark["name"], mark["end"]) for mark in MARK.finditer(text)]
     names = [name for name, _ in marks[::2]]
     if marks != [(name, end) for name in names for end in ("begin", "end")]:

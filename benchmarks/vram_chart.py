@@ -24,12 +24,12 @@ from .card.report import BUDGET_OURS
 from .rows import PICTURES_DIR, REPO, RESULTS_DIR, Row, write
 from .shown import cards
 from .shown import vram_chart as shown
+from .shown.fit_table import LARGEST_PX
 
 RESULTS = RESULTS_DIR / "vram_chart.jsonl"
 CARDS = REPO / "benchmarks" / "results" / "cards"
 CARDS_GIB = (4, 6, 8, 12, 16, 24)
 FIRST_PX, LAST_PX, STEP = 512, 4608, 64
-LARGEST_PX = 16384  # what the nodes take
 TEXT_TOKENS = 256
 KNOWN = {"dtype": "bfloat16", "device": "by formula", "host": DEFAULT_HOST}
 PREFER: dict[str, Prefer | None] = {"alone": None, "balance": "balance", "smallest": "smallest"}

@@ -29,8 +29,8 @@ FACTS = {
 }  # fmt: skip
 
 
-def mib(value: float) -> str:
-    return f"{value / 2**20:.1f} MiB"
+def mib(value: float, digits: int = 1) -> str:
+    return f"{value / 2**20:.{digits}f} MiB"
 
 
 def gib(value: float) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ..card.tables import grid
+from ..card.tables import NOT_MEASURED, grid
 from ..rows import Row
-from .lines import NOT_MEASURED
 
 COLUMNS = {
     "speed": "`speed`", "balance (default)": "`balance` (default)",

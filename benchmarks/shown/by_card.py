@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..card.tables import grid
+from ..card.tables import gib, grid
 from ..rows import Row
 from .cards import whole_runs
 from .fit_table import budgets
-from .lines import gib
 from .vram_chart import WAYS
 from .words import Words
 
@@ -24,17 +23,17 @@ def section(
     Args:
         fit_rows: of `fit_table`.
         square_rows: of `vram_chart`.
+        card_rows: of all cards.
 
     Raises:
         ValueError: there are no rows of a script for a card.
-        card_rows: of all cards.
     """
     planned, body = budgets(fit_rows), []
     squares = {row["card_gib"]: row for row in square_rows if "card_gib" in row}
+    for card_gib in CARDS_GIB:
         for name, found in (("fit_table", planned), ("vram_chart", squares)):
             if card_gib not in found:
                 raise ValueError(f"no rows of {name} for {card_gib} GiB")
-    for card_gib in CARDS_GIB:
         pictures, _ = planned[card_gib]
         by_size = {(row["width_px"], row["height_px"], row["batch"]): row for row in pictures}
         measured = whole_runs(card_rows, card_gib) or [words.not_measured]
@@ -46,9 +45,9 @@ def section(
     return f"{words.by_card_intro.format(rate=rate)}\n\n{grid(words.by_card, body)}"
 
 
+def _streamed(row: Row, words: Words) -> str:
     if row["verdict"] != "fits":
         return words.verdicts[row["verdict"]]
-def _streamed(row: Row, words: Words) -> str:
     if not row["streamed_bytes"]:
         return words.nothing_streamed
     return f"{gib(row['streamed_bytes'])}, {row['streamed_seconds']:.2f} s"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..card.tables import grid
+from ..card.tables import grid, mib
 from ..rows import Row
-from .lines import by_way, mib, picture
+from .lines import by_way, picture
 
 STOCK, CHECKPOINT = "stock", "torch.utils.checkpoint around it"
 DEFAULT, BLOCK_LEVEL = "balance (default)", "balance, block level"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..card.tables import mib
 from ..rows import Row
-from .lines import by_way, mib, picture
+from .lines import by_way, picture
 
 COLUMNS = {
     "diffusers": "diffusers",

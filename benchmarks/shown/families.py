@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..card.tables import grid
+from ..card.tables import NOT_MEASURED, grid, mib
 from ..rows import Row
-from .lines import NOT_MEASURED, by_way, mib
+from .lines import by_way
 
 COLUMNS = {
     "ComfyUI alone": "ComfyUI alone", "speed": "`speed`",
@@ -42,8 +42,8 @@ def newest(rows: Sequence[Row]) -> list[Row]:
 
 
 def tables(rows: Sequence[Row]) -> dict[str, str]:
-    """The tables of one ComfyUI's rows."""
-    named = [(row, *_case_and_weights(row)) for row in rows]
+    """The tables of the newest ComfyUI's rows."""
+    named = [(row, *_case_and_weights(row)) for row in newest(rows)]
     plain = [{**row, "case": case} for row, case, weights in named if not weights]
     cells = {(row["family"], case, weights, row["way"]): row for row, case, weights in named}
     return {

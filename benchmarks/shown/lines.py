@@ -4,20 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from pack.nodes.units import GIB, MIB
-
-from ..card.tables import grid
+from ..card.tables import NOT_MEASURED, grid
 from ..rows import Row
-
-NOT_MEASURED = "not measured"
-
-
-def mib(count: int, digits: int = 1) -> str:
-    return f"{count / MIB:.{digits}f} MiB"
-
-
-def gib(count: int) -> str:
-    return f"{count / GIB:.2f} GiB"
 
 
 def picture(row: Row) -> str:

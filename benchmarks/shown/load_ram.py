@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..card.tables import grid
+from ..card.tables import gib, grid
 from ..rows import Row
-from .lines import gib
 
 WAYS = {
     "node": "Load Z-Image-Turbo",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..card.tables import grid
+from ..card.tables import NOT_MEASURED, grid, mib
 from ..rows import Row
-from .lines import NOT_MEASURED, mib
 
 BLOCKS = {
     "vae_compare_flux_decode": ("Flux", "decode"),

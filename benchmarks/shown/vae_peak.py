@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..card.tables import mib
 from ..rows import Row
-from .lines import by_way, mib
+from .lines import by_way
 
 FLUX, WAN, WAN_22 = "Flux", "Wan 2.1", "Wan 2.2"
 STOCK = "stock"
