@@ -66,6 +66,16 @@ def read(path: PurePosixPath) -> str:
     return (REPO / path).read_text("utf-8")
 
 
+def documents() -> dict[str, str]:
+    """What users and contributors read, by name. Not the changelog, which tells of its time."""
+    return {
+        path.as_posix(): read(path)
+        for path in files(".md")
+        if len(path.parts) == 1 or path.parts[0] in ("docs", "js")
+        if path.name != "CHANGELOG.md"
+    }
+
+
 def imports(source: str, path: PurePosixPath) -> Iterator[tuple[int, str]]:
     """Line and absolute name of everything imported; the pack's own files begin with ``pack.``."""
     package = ["pack", *path.parts[:-1]]

@@ -1,13 +1,10 @@
-"""Where each figure comes from that stands in the prose of a document."""
+"""Where each figure comes from that stands in the prose of a document, and what is said of it."""
+
+# ruff: noqa: RUF001 (Chinese punctuation)
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
-
-from pack.nodes.denoiser.cost import LAUNCH_S, WAITING
-from pack.nodes.denoiser.products import BALANCE_COPY, ELEMENT_BITS, LEAST_COPY, SPEED_COPY
-from pack.nodes.units import MIB
 
 
 class Cell(NamedTuple):
@@ -21,39 +18,88 @@ class Cell(NamedTuple):
     column: str
 
 
-AT_2048, AT_4096 = ("2048x2048",), ("4096x4096",)
+class Quote(NamedTuple):
+    """What the documents say of a figure.
+
+    english, chinese: words of its sentence, one of which each such sentence has: {} is the figure,
+    … is anything within the sentence. Whoever rewrites a sentence changes them here.
+    """
+
+    cell: Cell
+    english: tuple[str, ...]
+    chinese: tuple[str, ...]
+
+
+AT_2048, AT_4096, IN_8_GIB = ("2048x2048",), ("4096x4096",), ("8 GiB",)
 QUOTED = {
-    "467.4 MiB": Cell("denoiser_peak", AT_2048, "`balance` (default)"),
-    "1921.5 MiB": Cell("denoiser_peak", AT_2048, "ComfyUI alone"),
-    "1177.0 MiB": Cell("vae_peak_flux", ("decode 2048x2048",), "`balance` (default)"),
-    "5186.0 MiB": Cell("vae_peak_flux", ("decode 2048x2048",), "ComfyUI alone"),
-    "7.75 GiB": Cell("vram_least", AT_2048, "ComfyUI alone"),
-    "1.93 GiB": Cell("vram_least", AT_2048, "`prefer` balance"),
-    "30.36 GiB": Cell("vram_least", AT_4096, "ComfyUI alone"),
-    "6.72 GiB": Cell("vram_least", AT_4096, "`prefer` balance"),
-    "537.1 MiB": Cell("fit_table", ("smallest budget that fits",), "1024x1024"),
-    "0.02 %": Cell("probe_overhead", ("steps", "128x128"), "of the step"),
-    "1.35 %": Cell("probe_overhead", ("blocks", "128x128"), "of the step"),
-    "1.04x": Cell("load_ram", ("Load Z-Image-Turbo",), "of the folder"),
+    "467.4 MiB": Quote(
+        Cell("denoiser_peak", AT_2048, "`balance` (default)"),
+        ("2048x2048 a step holds {}",),
+        ("2048x2048 的一步…降到 {}",),
+    ),
+    "1921.5 MiB": Quote(
+        Cell("denoiser_peak", AT_2048, "ComfyUI alone"),
+        ("2048x2048 a step … instead of {}",),
+        ("2048x2048 的一步…从 {}",),
+    ),
+    "1177.0 MiB": Quote(
+        Cell("vae_peak_flux", ("decode 2048x2048",), "`balance` (default)"),
+        ("2048x2048 a decode holds {}",),
+        ("2048x2048 的解码…降到 {}",),
+    ),
+    "5186.0 MiB": Quote(
+        Cell("vae_peak_flux", ("decode 2048x2048",), "ComfyUI alone"),
+        ("2048x2048 a decode … instead of {}",),
+        ("2048x2048 的解码从 {}",),
+    ),
+    "7.75 GiB": Quote(
+        Cell("vram_least", AT_2048, "ComfyUI alone"),
+        ("2048x2048 needs {} with ComfyUI alone",),
+        ("2048x2048 仅 ComfyUI 需要 {}",),
+    ),
+    "1.93 GiB": Quote(
+        Cell("vram_least", AT_2048, "`prefer` balance"),
+        ("2048x2048 … {} with this pack",),
+        ("2048x2048 …用本插件 {}",),
+    ),
+    "30.36 GiB": Quote(
+        Cell("vram_least", AT_4096, "ComfyUI alone"),
+        ("4096x4096 needs {} and",),
+        ("4096x4096 为 {} 和",),
+    ),
+    "6.72 GiB": Quote(
+        Cell("vram_least", AT_4096, "`prefer` balance"),
+        ("4096x4096 needs … and {}",),
+        ("4096x4096 为…和 {}",),
+    ),
+    "2080x2080": Quote(
+        Cell("by_card", IN_8_GIB, "largest square: ComfyUI alone"),
+        ("8 GiB card ComfyUI alone reaches {}", "Above {} ComfyUI alone still runs"),
+        ("8 GiB 显卡上仅 ComfyUI 最大 {}", "超过 {}，仅用 ComfyUI 仍能运行"),
+    ),
+    "4480x4480": Quote(
+        Cell("by_card", IN_8_GIB, "all at `balance`"),
+        ("8 GiB card … this pack {}",),
+        ("8 GiB 显卡上…用本插件可到 {}",),
+    ),
+    "537.1 MiB": Quote(
+        Cell("fit_table", ("smallest budget that fits",), "1024x1024"),
+        ("run at 1024x1024 … into {}",),
+        ("1024x1024 的整次运行…到 {}",),
+    ),
+    "0.02 %": Quote(
+        Cell("probe_overhead", ("steps", "128x128"), "of the step"),
+        ("readings take {} of a step",),
+        ("读数占一步时间的 {}",),
+    ),
+    "1.35 %": Quote(
+        Cell("probe_overhead", ("blocks", "128x128"), "of the step"),
+        ("{} with `detail` `blocks`",),
+        ("`blocks` 时 {}",),
+    ),
+    "1.04x": Quote(
+        Cell("load_ram", ("Load Z-Image-Turbo",), "of the folder"),
+        ("a folder takes {} its size in RAM",),
+        ("加载文件夹所需的内存是它大小的 {}",),
+    ),
 }
-
-
-def _copied(elements: int) -> str:
-    return f"{elements * ELEMENT_BITS // 8 // MIB} MiB"
-
-
-# What is no measurement, and why.
-SETTINGS = {
-    r"\d{1,2} GiB": "the memory of a card or of a computer, a budget, disk space",
-    r"11\.5 GiB|7\.5 GiB|0\.3 GiB": "sizes of the published files",
-    r"\d{1,2} GB": "disk space",
-    "80 %": "of a PCIe link's rate, in the cost model",
-    "100 %|150 %": "a zoom of the page",
-    f"{100 * WAITING:.0f} %": "WAITING of the cost model",
-    f"{1e6 * LAUNCH_S:.0f} us": "LAUNCH_S of the cost model",
-    "|".join(map(_copied, (SPEED_COPY, BALANCE_COPY, LEAST_COPY))): "limits of a copy, products.py",
-}
-
-
-def is_setting(figure: str) -> bool:
-    return any(re.fullmatch(pattern, figure) for pattern in SETTINGS)
