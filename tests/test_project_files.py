@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ import yaml
 from pack import run
 from pack.runner import release
 from pack.runner.commands import benchmark_names
-from pack.tests.architecture_rules import REPO, files, is_shipped, read
+from pack.tests.architecture_rules import REPO, files, read
 
 TEXTS = [p for p in files(".md") if p.parts[0] not in ("tests", "benchmarks")]
 FORMS = [p for p in files(".yml") if p.parent.name == "ISSUE_TEMPLATE"]
@@ -65,19 +65,6 @@ def paths_of(code: str) -> list[str]:
         r"(?<![\w./-])([\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|toml|yml|yaml))(?![\w/*])", code
     )
     return [path for path in found if path.split("/")[0] not in NOT_OURS]
-
-
-def links_of(markdown: str) -> list[str]:
-    """Where links and pictures lead in this project, as Markdown or as HTML."""
-    found = re.findall(r"\]\(([^)\s]+)\)|\b(?:src|srcset|href)=\"([^\"\s]+)\"", markdown)
-    links = [link or attribute for link, attribute in found]
-    # Not the pages of the place that serves the file. Addresses: the rule `places`.
-    return [link for link in links if not re.match(r"(\.\./)+issues|https:", link)]
-
-
-def headings_of(markdown: str) -> set[str]:
-    titles = re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def shell_of(workflow: Any) -> list[str]:
@@ -146,33 +133,6 @@ def test_paths_in_texts_exist(path):
         [] if path.name == "CHANGELOG.md" else [p for c in code_of(read(path)) for p in paths_of(c)]
     )
     assert [name for name in named if not (REPO / name).exists()] == []
-
-
-def lost_links(markdown: str, path: Path) -> list[str]:
-    """Links of a text that lead to no file, or to no heading of it."""
-    lost = []
-    for link in links_of(markdown):
-        name, _, heading = link.partition("#")
-        target = (REPO / path).parent / name
-        if not target.exists():
-            lost.append(link)
-        elif heading:
-            text = target.read_text("utf-8") if name else markdown
-            lost += [link] if heading not in headings_of(text) else []
-    return lost
-
-
-@pytest.mark.parametrize("path", TEXTS, ids=str)
-def test_links_in_texts_lead_somewhere(path):
-    assert lost_links(read(path), path) == []
-
-
-@pytest.mark.parametrize("path", [p for p in TEXTS if is_shipped(p)], ids=str)
-def test_the_published_texts_link_to_published_files(path):
-    links = [link.partition("#")[0] for link in links_of(read(path))]
-    targets = [(REPO / path).parent.joinpath(link).resolve() for link in links if link]
-    inside = [PurePosixPath(target.relative_to(REPO.resolve()).as_posix()) for target in targets]
-    assert [str(p) for p in inside if not is_shipped(p)] == []
 
 
 def test_the_newest_release_is_the_version_that_would_be_published():
@@ -294,21 +254,6 @@ def test_a_wrong_path_is_seen(name):
         p for code in code_of(f"see `{name}`, `models/vae` and `a / b`") for p in paths_of(code)
     ]
     assert not (REPO / path).exists()
-
-
-def test_a_wrong_link_is_seen():
-    assert links_of("[a](docs/none.md) ![b](x.png) [c](#d) [e](../../issues/new)") == [
-        "docs/none.md",
-        "x.png",
-        "#d",
-    ]
-    text = (
-        "# Here\n[a](#here) [b](#there) [c](docs/developing.md#measure) [d](docs/developing.md#x)"
-    )
-    assert lost_links(text, Path("README.md")) == ["#there", "docs/developing.md#x"]
-    picture = '<picture><source srcset="y.svg"><img src="z.svg" alt="z"></picture>'
-    assert links_of(picture) == ["y.svg", "z.svg"]
-    assert headings_of("# A b\n\n## C-d: `e`\n") == {"a-b", "c-d-e"}
 
 
 @pytest.mark.parametrize(

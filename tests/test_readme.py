@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from pack.tests.architecture_rules import REPO, read
-from pack.tests.test_project_files import headings_of, links_of
+from pack.tests.test_links import headings_of, links_of
 
 READMES = ("README.md", "README.zh.md")
 MOST_LINES = 150
