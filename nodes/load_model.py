@@ -12,6 +12,7 @@ from .host.loader import choices, load
 from .host.loader.choices import NO_FILE, SAME_FOLDER
 from .weights import diffusers_folder
 from .weights.diffusers_folder import TEXT_ENCODER, TRANSFORMER, VAE
+from .weights.header import WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -100,24 +101,35 @@ class LoadZImageTurbo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, diffusion_model: str | None, text_encoder: str | None, vae: str | None
+        cls,
+        diffusion_model: str | None = None,
+        text_encoder: str | None = None,
+        vae: str | None = None,
     ) -> bool | str:
         """Lets names pass that are in no list: `execute` says in one sentence what is missing.
 
-        The host would say of each input that its value is not in a list. None comes by a link.
+        The host would say of each input that its value is not in a list. None comes by a link, or
+        is an input that the prompt lacks, which the host refuses itself.
         """
-        for choice in (diffusion_model, text_encoder, vae):
+        chosen = zip(choices.INPUTS.values(), (diffusion_model, text_encoder, vae), strict=True)
+        for name, choice in chosen:
             if choice is not None and not isinstance(choice, str):
-                return f"must be a file or folder, got {choice!r}"
+                return f"{name} must be a file or folder, got {choice!r}"
         return True
 
     @classmethod
     def fingerprint_inputs(
-        cls, diffusion_model: str, text_encoder: str, vae: str, **kwargs: Any
+        cls, diffusion_model: str | None, text_encoder: str | None, vae: str | None, **kwargs: Any
     ) -> list[tuple[str, int, int]]:
-        """Changes when a chosen file on disk changes, and not otherwise."""
-        chosen = choices.by_part(diffusion_model, text_encoder, vae)
-        return diffusers_folder.fingerprint(choices.files_of(chosen))
+        """Changes when a chosen file on disk changes, and not otherwise.
+
+        Empty where something is missing, which `execute` says, or comes by a link (None).
+        """
+        try:
+            chosen = choices.by_part(diffusion_model, text_encoder, vae)
+            return diffusers_folder.fingerprint(choices.files_of(chosen))
+        except (FileNotFoundError, WeightsError):
+            return []
 
     @classmethod
     def execute(
@@ -131,10 +143,10 @@ class LoadZImageTurbo(io.ComfyNode):
         node_id = cls.hidden.unique_id if cls.hidden else None
         try:
             chosen = choices.by_part(diffusion_model, text_encoder, vae)
-        except FileNotFoundError as error:
+            sources = choices.open_all(chosen, shift)
+        except (FileNotFoundError, WeightsError) as error:
             server.show_text(node_id, str(error))  # the page shows an error inside a long report
             raise
-        sources = choices.open_all(chosen, shift)
         model, clip, loaded_vae = load.load_all(sources, weight_dtype)
         text = f"{sources.summary(load.dtype_name(model))} · shift {sources.shift:g}"
         logger.info("Loaded %s", text)

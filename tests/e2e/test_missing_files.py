@@ -116,12 +116,8 @@ def test_a_run_without_files_says_which_file_goes_where(open_empty, empty, artif
     page = open_empty(nodes_2=False)
     page.load(read(PLAIN))
     offers(page)
-    queue = page.page.get_by_test_id("queue-button")
-    queue.locator("button").first.or_(queue).first.click()
-    page.page.wait_for_function(f"app.graph.getNodeById({LOADER_ID}).widgets.length > 5")
-    page.settle()
+    text = said_by_the_loader(page)
     page.keep_screenshot(artifacts, "run_without_files")
-    text = page.node(LOADER_ID)["texts"][-1]
     assert text.startswith(ALL_MISSING)
     assert "qwen_3_4b.safetensors in models/text_encoders" in text
     assert "ae.safetensors in models/vae" in text
@@ -129,6 +125,30 @@ def test_a_run_without_files_says_which_file_goes_where(open_empty, empty, artif
     shown = page.page.locator(".dom-widget").filter(has_text=ALL_MISSING)
     assert shown.evaluate(HIDDEN_PX) == 0, "the node is too low for the sentence"
     assert page.page.get_by_text("not in list").count() == 0
+
+
+@RENDERERS
+def test_the_name_of_a_file_is_no_html(open_empty, nodes_2):
+    """A workflow brings it from anywhere; ComfyUI 0.16.3 shows texts as HTML."""
+    page = open_empty(nodes_2=nodes_2)
+    workflow = read(PLAIN)
+    loader = next(node for node in workflow["nodes"] if node["id"] == LOADER_ID)
+    loader["widgets_values"][0] = """<img src=x onerror="window.harmed = true">.safetensors"""
+    page.load(workflow)
+    offers(page)
+    said = said_by_the_loader(page)
+    assert said.startswith("Missing: \u2039img src=x onerror=")
+    page.page.get_by_text("Missing: \u2039img").first.wait_for()
+    assert page.page.evaluate("window.harmed") is None
+
+
+def said_by_the_loader(page: Any) -> str:
+    """What a run without files shows on its node."""
+    queue = page.page.get_by_test_id("queue-button")
+    queue.locator("button").first.or_(queue).first.click()
+    page.page.wait_for_function(f"app.graph.getNodeById({LOADER_ID}).widgets.length > 5")
+    page.settle()
+    return page.node(LOADER_ID)["texts"][-1]
 
 
 def test_a_new_node_without_files_says_the_same(open_empty, artifacts):

@@ -37,7 +37,12 @@ def add_route(method: str, path: str, handler: Callable[[Any], Any]) -> None:
 
 
 def show_text(node_id: str | None, text: str) -> None:
-    """Shows a line on the node; nothing where there is no node, or no page that waits for it."""
+    """Shows a line on the node; nothing where there is no node, or no page that waits for it.
+
+    Older pages (of ComfyUI 0.16.3) take it for HTML. Names of files are in it, which come with a
+    workflow from anywhere, so no tag gets there.
+    """
+    text = text.replace("<", "\u2039").replace(">", "\u203a")
     for page in waiting_pages() if node_id is not None else ():
         _host_server().send_progress_text(text, node_id, page)
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 
-from ...weights import diffusers_folder, family, missing
+from ...weights import diffusers_folder, family
 from ...weights.component import Component, open_file
 from ...weights.diffusers_folder import TEXT_ENCODER, TRANSFORMER, VAE
 from ...weights.header import WeightsError
+from ...weights.missing import PUBLISHED, sentence
 from ...weights.text_encoder import size_name
 
 SAME_FOLDER = "from the same folder"
 NO_FILE = "no file yet"  # stands in an empty list, for a node that the user has just added
 DEFAULT_SHIFT = 3.0
-# The host's folder of single files for each part of a diffusers folder.
+# Of each part of a diffusers folder: the node's input, and the host's folder of single files.
+INPUTS = {TRANSFORMER: "diffusion_model", TEXT_ENCODER: "text_encoder", VAE: "vae"}
 _KINDS = {TRANSFORMER: "diffusion_models", TEXT_ENCODER: "text_encoders", VAE: "vae"}
 
 
@@ -54,28 +57,32 @@ def options(part: str) -> list[str]:
     return [*folder_paths.get_filename_list(_KINDS[part]), *sorted(with_part)]
 
 
-def by_part(diffusion_model: str, text_encoder: str, vae: str) -> dict[str, str]:
+def by_part(
+    diffusion_model: str | None, text_encoder: str | None, vae: str | None
+) -> dict[str, str]:
     """The choice for each part, with "from the same folder" replaced by that folder.
 
     Raises:
-        FileNotFoundError: a chosen file is missing; the sentence names all that are.
+        FileNotFoundError: a chosen file or folder is missing; the sentence names all that are.
         WeightsError: there is no such folder, as diffusion_model is a file.
     """
-    choices = {TRANSFORMER: diffusion_model, TEXT_ENCODER: text_encoder, VAE: vae}
-    absent = _absent(choices)
-    if absent:
-        raise FileNotFoundError(missing.sentence(absent, _KINDS))
-    if _is_open(diffusion_model):  # the file came after the node
-        raise FileNotFoundError(
-            f"diffusion_model is '{NO_FILE}', but there are files now: press R, then choose one"
-        )
+    given = zip(_KINDS, (diffusion_model, text_encoder, vae), strict=True)
+    choices = {part: choice or "" for part, choice in given}
     for part, choice in choices.items():
-        if choice == SAME_FOLDER and not diffusion_model.endswith("/"):
+        if _is_open(part, choice) and options(part):  # the files came after the node
+            raise FileNotFoundError(
+                f"{INPUTS[part]} is {choice!r}, but there are files now: press R, then choose one"
+            )
+    if absent := _absent(choices):
+        raise FileNotFoundError(_missing(absent))
+    model = choices[TRANSFORMER]
+    for part, choice in choices.items():
+        if choice == SAME_FOLDER and not model.endswith("/"):
             raise WeightsError(
-                f"{part} is '{SAME_FOLDER}', but diffusion_model is the file {diffusion_model}: "
+                f"{part} is '{SAME_FOLDER}', but diffusion_model is the file {model}: "
                 f"choose a file for {part}, or a folder for diffusion_model"
             )
-    return {part: diffusion_model if c == SAME_FOLDER else c for part, c in choices.items()}
+    return {part: model if c == SAME_FOLDER else c for part, c in choices.items()}
 
 
 def files_of(choices: dict[str, str]) -> list[Path]:
@@ -99,7 +106,7 @@ def open_all(choices: dict[str, str], shift: float) -> Sources:
 
     Raises:
         WeightsError: a part is missing or broken, or is not the one that Z-Image needs.
-        FileNotFoundError: the host has no such file.
+        FileNotFoundError: the host has no such file or folder.
     """
     known = folders()
     opened = {part: open_part(part, choice, known) for part, choice in choices.items()}
@@ -123,37 +130,46 @@ def open_part(part: str, choice: str, known: dict[str, Path]) -> Component:
     """Opens what was chosen for a part; known: from `folders`. Raises as `open_all`."""
     if choice in known:
         return diffusers_folder.open_part(known[choice], choice, part)
-    if choice.endswith("/"):
-        raise WeightsError(
-            f"{choice} is not below the diffusers folder: refresh the page (R) and choose again"
-        )
     return open_file(_file(part, choice), choice)
 
 
-def _absent(choices: dict[str, str]) -> dict[str, str]:
-    """The file to put into place for each part that has none; folders are looked at later."""
+def _absent(choices: Mapping[str, str]) -> dict[str, str]:
+    """What to put into place for each part that is not there."""
+    known = folders()
     absent: dict[str, str] = {}
     for part, choice in choices.items():
-        name = choice
-        if _is_open(choice) or (choice == SAME_FOLDER and TRANSFORMER in absent):
-            name = missing.PUBLISHED[part]
-        elif choice == SAME_FOLDER or choice.endswith("/"):
-            continue
-        if folder_paths.get_full_path(_KINDS[part], name) is None:
+        if _is_open(part, choice):
+            name = PUBLISHED[part]
+        elif choice == SAME_FOLDER:
+            model = absent.get(TRANSFORMER, "/")
+            if model.endswith("/"):
+                continue  # the part comes with that folder, or the transformer is a file
+            name = PUBLISHED[part]
+        else:
+            name = choice
+        if not (name in known if name.endswith("/") else _path(part, name)):
             absent[part] = name
     return absent
 
 
-def _is_open(choice: str) -> bool:
+def _is_open(part: str, choice: str) -> bool:
     """Whether nothing has been chosen, as there was nothing to choose from."""
-    return not choice or choice == NO_FILE
+    return not choice or choice == NO_FILE or (part == TRANSFORMER and choice == SAME_FOLDER)
+
+
+def _path(part: str, name: str) -> str | None:
+    return folder_paths.get_full_path(_KINDS[part], name)
 
 
 def _file(part: str, name: str) -> Path:
-    path = folder_paths.get_full_path(_KINDS[part], name)
+    path = _path(part, name)
     if path is None:
-        raise FileNotFoundError(missing.sentence({part: name}, _KINDS))
+        raise FileNotFoundError(_missing({part: name}))
     return Path(path)
+
+
+def _missing(names: Mapping[str, str]) -> str:
+    return sentence(names, _KINDS, {part: options(part) for part in names})
 
 
 def _layers(count: int) -> str:

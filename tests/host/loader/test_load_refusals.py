@@ -197,9 +197,8 @@ def test_an_empty_part(broken, part):
 
 
 def test_a_folder_that_is_not_there(names):
-    assert refusal("Gone/", names["text_encoder"], names["vae"]) == (
-        "Gone/ is not below the diffusers folder: refresh the page (R) and choose again"
-    )
+    with pytest.raises(FileNotFoundError, match=r"^Missing: Gone/ in models/diffusers; choose "):
+        load("Gone/", names["text_encoder"], names["vae"])
 
 
 def shards(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def refused(host: Any) -> Iterator[Any]:
     from nodes import NODE_CLASS_MAPPINGS
 
     def ask(*choices: Any) -> list[str]:
-        inputs = {**dict(zip(INPUTS.values(), choices, strict=True)), "weight_dtype": "default"}
+        inputs = {**dict(zip(INPUTS.values(), choices, strict=False)), "weight_dtype": "default"}
         prompt = {
             "1": {"class_type": "ZImageTurboLoader", "inputs": {**inputs, "shift": 0.0}},
             "2": {"class_type": "EmptyLatentImage",
@@ -55,7 +56,7 @@ def refused(host: Any) -> Iterator[Any]:
     del NODE_CLASS_MAPPINGS["ZImageTurboLoader"]
 
 
-def sentence(*choices: str) -> str:
+def sentence(*choices: str | None) -> str:
     with pytest.raises(FileNotFoundError) as info:
         load(*choices)
     return str(info.value)
@@ -128,6 +129,35 @@ def test_a_node_that_is_older_than_its_file(models):
     )
 
 
+def test_a_node_that_is_older_than_its_folder(models):
+    """Whose files have names of their own."""
+    (models / "diffusers" / "Z-Image-Turbo" / "transformer").mkdir(parents=True)
+    (models / "vae" / SAVED["vae"]).touch()
+    assert sentence(NO_FILE, SAME, SAME) == (
+        "diffusion_model is 'no file yet', but there are files now: press R, then choose one"
+    )
+    said = sentence(SAVED["transformer"], SAME, SAME)
+    assert "; choose Z-Image-Turbo/, or get them from Comfy-Org/" in said
+
+
+def test_a_file_that_is_there_in_another_folder(models):
+    for part, kind in KINDS.items():
+        (models / kind / "sub").mkdir()
+        (models / kind / ("sub" if part == "text_encoder" else "") / SAVED[part]).touch()
+    there = f"sub{os.sep}qwen_3_4b.safetensors"
+    assert f"in models/text_encoders; choose {there}, or get it" in sentence(*SAVED.values())
+
+
+def test_a_folder_that_is_gone_and_a_file(models, refused):
+    (models / "vae" / SAVED["vae"]).touch()
+    choices = ("gone/", "gone.safetensors", SAVED["vae"])
+    assert refused(*choices) == []
+    assert sentence(*choices).startswith(
+        "Missing: gone/ in models/diffusers and gone.safetensors in models/text_encoders; "
+    )
+    assert "qwen" not in sentence("gone/", SAME, SAVED["vae"]).partition(";")[0]
+
+
 def test_a_file_that_is_there_is_not_called_missing(models):
     (models / "vae" / SAVED["vae"]).touch()
     assert "ae.safetensors" not in sentence(NO_FILE, SAME, SAME)
@@ -137,7 +167,35 @@ def test_an_empty_name_is_a_missing_file(models):
     assert sentence("", SAME, SAME) == sentence(NO_FILE, SAME, SAME)
 
 
+@pytest.mark.parametrize("part", KINDS)
+@pytest.mark.parametrize("choice", [None, "", NO_FILE, SAME])
+def test_nothing_is_chosen_and_files_are_there(models, part, choice):
+    for other, kind in KINDS.items():
+        (models / kind / SAVED[other]).touch()
+    if choice == SAME and part != "transformer":
+        with pytest.raises(ValueError, match=f"{part} is 'from the same folder', but diffusion_"):
+            load(*{**SAVED, part: choice}.values())
+        return
+    said = sentence(*{**SAVED, part: choice}.values())
+    assert said == (
+        f"{INPUTS[part]} is {choice or ''!r}, but there are files now: press R, then choose one"
+    )
+
+
 def test_what_is_no_name_is_refused_before_the_run(models, refused):
-    told = refused(7, *list(SAVED.values())[1:])
+    told = refused(SAVED["transformer"], 7, SAVED["vae"])
     assert told
-    assert all("must be a file or folder, got 7" in text for text in told)
+    assert all("text_encoder must be a file or folder, got 7" in text for text in told)
+
+
+def test_an_input_that_the_prompt_lacks_is_refused_by_the_host(models, refused):
+    assert refused(*list(SAVED.values())[:2]) == ["vae"]
+
+
+def test_a_change_is_looked_for_without_a_fault(models):
+    """The host logs what this raises, besides what the run says."""
+    look = node().fingerprint_inputs
+    assert look(*SAVED.values()) == look(None, None, None) == look("gone/", SAME, SAME) == []
+    for part, kind in KINDS.items():
+        (models / kind / SAVED[part]).touch()
+    assert len(look(*SAVED.values())) == 3
