@@ -42,14 +42,11 @@ class LeanVAE(io.ComfyNode):
                     options=list(PREFERENCES),
                     default="balance",
                     tooltip=(
-                        "For a decode at 1024x1024. speed: half of ComfyUI's peak, nothing "
-                        "computed twice. balance: a quarter of the peak, for a tenth (float32) to "
-                        "a quarter (bf16) more arithmetic. smallest: below 0.1 of the peak on "
-                        "NVIDIA and AMD cards, for two thirds more arithmetic and copies of the "
-                        "large maps to RAM and back; elsewhere 0.14, for twice to two and a half "
-                        "times the arithmetic. An encode takes 0.5, 0.3 and 0.2, for up to two "
-                        "fifths more. Smaller pictures save less. Qwen-Image and Wan compute "
-                        "nothing twice: half, a quarter, or the least that keeps a card busy."
+                        "Less memory for more computing; at 1024x1024: speed takes half of ComfyUI's "
+                        "peak and computes nothing twice. balance takes a quarter, for up to a "
+                        "quarter more arithmetic. smallest takes less than 0.1 on NVIDIA and AMD "
+                        "cards, for two thirds more arithmetic and copies to RAM and back. Other "
+                        "devices, encodes and models: see the help page."
                     ),
                 ),
                 io.Int.Input(
