@@ -62,7 +62,7 @@ ENGLISH = Words(
     out_of_memory="out of memory",
     weights={"random": "random weights", "real": "real weights"},
     by_card=(
-        "free VRAM", "largest square: ComfyUI alone", "all at `balance`", "all at `smallest`",
+        "free VRAM", "largest square: ComfyUI alone", "our nodes at `balance`", "at `smallest`",
         "streamed per step at 1024x1024", "at 2048x2048",
         "whole run on a card of that size: peak, time (measured)",
     ),
@@ -70,7 +70,7 @@ ENGLISH = Words(
     "ComfyUI alone decodes in one piece here;\n"
     "on a card it falls back to tiles, which change the picture. Streamed, with `balance`: weights "
     "copied from RAM in each\nstep; the seconds assume {rate:.0f} GB/s (PCIe 4.0 x16; x8 takes "
-    "twice as long) and mostly hide behind the computing.",
+    "twice as long). Where ComfyUI prefetches, they\nmostly hide behind the computing.",
     nothing_streamed="nothing",
     verdicts={"tight": "tight", "too large": "does not fit"},
 )  # fmt: skip
@@ -96,13 +96,13 @@ CHINESE = Words(
     out_of_memory="显存不足",
     weights={"random": "随机权重", "real": "真实权重"},
     by_card=(
-        "空闲显存", "最大的正方形图片：仅 ComfyUI", "全部用 `balance`", "全部用 `smallest`",
+        "空闲显存", "最大的正方形图片：仅 ComfyUI", "本插件 `balance`", "本插件 `smallest`",
         "1024x1024 每步传输", "2048x2048 每步传输", "该容量显卡上的整次运行：峰值、耗时（实测）",
     ),
     by_card_intro="按“适配显存”的公式对整次运行的预测，bf16 权重。"
     "仅 ComfyUI 一列按整张解码计算；在显卡上它会退回分块解码，画面会变。\n"
     "每步传输（`balance`）：每一步从内存拷贝的权重，秒数按假定的 {rate:.0f} GB/s\n"
-    "（PCIe 4.0 x16，x8 加倍）计算，大部分与计算重叠。",
+    "（PCIe 4.0 x16，x8 加倍）计算；ComfyUI 预取时，大部分与计算重叠。",
     nothing_streamed="无",
     verdicts={"tight": "勉强", "too large": "放不下"},
 )  # fmt: skip

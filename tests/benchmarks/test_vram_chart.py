@@ -46,7 +46,7 @@ def test_light_and_dark_differ_in_colours_alone(made):
 def test_the_title_names_the_largest_pictures_on_8_gib(made):
     models, (card,) = published_models(), [row for row in STORED if row.get("card_gib") == 8]
     sides = card["balance_largest_px"], card["alone_largest_px"]
-    title = "<title>On an 8 GiB card: {0}×{0} with this pack, {1}×{1} without</title>"
+    title = "<title>8 GiB of free VRAM: {0}×{0} with this pack, {1}×{1} without</title>"
     assert title.format(*sides) in made["vram_light.svg"]
     assert all(f"{side}×{side}" in made["vram_zh_dark.svg"] for side in sides)
     # Fit to VRAM plans that picture with its default setting, and not the next larger one.
