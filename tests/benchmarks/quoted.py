@@ -74,13 +74,28 @@ QUOTED = {
     ),
     "2080x2080": Quote(
         Cell("by_card", IN_8_GIB, "largest square: ComfyUI alone"),
-        ("8 GiB card ComfyUI alone reaches {}", "Above {} ComfyUI alone still runs"),
-        ("8 GiB 显卡上仅 ComfyUI 最大 {}", "超过 {}，仅用 ComfyUI 仍能运行"),
+        ("8 GiB of free VRAM ComfyUI alone reaches {}", "Above {} ComfyUI alone still runs"),
+        ("空闲显存 8 GiB 时仅 ComfyUI 最大 {}", "超过 {}，仅用 ComfyUI 仍能运行"),
     ),
     "4480x4480": Quote(
-        Cell("by_card", IN_8_GIB, "all at `balance`"),
-        ("8 GiB card … this pack {}",),
-        ("8 GiB 显卡上…用本插件可到 {}",),
+        Cell("by_card", IN_8_GIB, "our nodes at `balance`"),
+        ("8 GiB of free VRAM … this pack {}",),
+        ("空闲显存 8 GiB 时…用本插件可到 {}",),
+    ),
+    "2.10 GiB": Quote(
+        Cell("vram_least", ("1024x1024",), "ComfyUI alone"),
+        ("ComfyUI alone draws 1024x1024 in {}",),
+        ("仅 ComfyUI 画 1024x1024 只需 {}",),
+    ),
+    "1.02x": Quote(
+        Cell("launches_denoiser", ("1024x1024, balance",), "modelled, RTX 3060 12GB"),
+        ("1024x1024 with `balance` a step takes {} ComfyUI's time on an RTX 3060",),
+        ("1024x1024 用 `balance`，一步的时间在 RTX 3060 上是 ComfyUI 的 {}",),
+    ),
+    "1.07x": Quote(
+        Cell("launches_denoiser", ("1024x1024, balance",), "modelled, H100 SXM"),
+        ("1024x1024 with `balance` a step … {} on an H100",),
+        ("1024x1024 用 `balance`，一步的时间…在 H100 上是 {}",),
     ),
     "537.1 MiB": Quote(
         Cell("fit_table", ("smallest budget that fits",), "1024x1024"),
