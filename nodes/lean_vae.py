@@ -42,11 +42,11 @@ class LeanVAE(io.ComfyNode):
                     options=list(PREFERENCES),
                     default="balance",
                     tooltip=(
-                        "Less memory for more computing; at 1024x1024: speed takes half of ComfyUI's "
-                        "peak and computes nothing twice. balance takes a quarter, for up to a "
-                        "quarter more arithmetic. smallest takes less than 0.1 on NVIDIA and AMD "
-                        "cards, for two thirds more arithmetic and copies to RAM and back. Other "
-                        "devices, encodes and models: see the help page."
+                        "Less memory for more computing; at 1024x1024: speed takes half of "
+                        "ComfyUI's peak and computes nothing twice. balance takes a quarter, for "
+                        "up to a quarter more arithmetic. smallest takes less than 0.1 on NVIDIA "
+                        "and AMD cards, for two thirds more arithmetic and copies to RAM and back. "
+                        "Other devices, encodes and models: see the help page."
                     ),
                 ),
                 io.Int.Input(

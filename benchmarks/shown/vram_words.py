@@ -52,13 +52,13 @@ ENGLISH = Words(
         Label("with this pack, all weights on the card", 4580, 12.35, "ours", 12, False, "end"),
     ),
     small=(
-        "Thick lines: the least free VRAM, with weights that do not fit streamed from RAM; this pack "
-        "at its default, balance.",
+        "Thick lines: the least free VRAM, with weights that do not fit streamed from RAM; this "
+        "pack at its default, balance.",
         "Above its line ComfyUI decodes in tiles, which changes the picture. Smallest settings: "
         "up to {smallest}×{smallest} on {gib} GiB.",
         "{source} {dtype}, {text_tokens} text tokens, ComfyUI {host}.",
-        "Free is less than the card has: the desktop and the CUDA context take some. Both sides get the "
-        "same allowance for workspaces.",
+        "Free is less than the card has: the desktop and the CUDA context take some. Both sides "
+        "get the same allowance for workspaces.",
     ),
     measured="Lines: by formula. Rings: whole runs on a {device}; crosses: out of memory or tiles.",
     not_measured="Predicted by formula, not measured on a card.",
