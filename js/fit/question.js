@@ -4,8 +4,10 @@
 // known only in the run, such as those of a loaded picture, are null. No page is needed here.
 
 export const SIZES = ["width", "height", "batch_size"];
-const SUBGRAPH_INPUT = -10; // the origin of a link that comes from outside of a subgraph
-const RUNS = new Set([undefined, 0]); // a node's mode where it is neither muted nor bypassed
+// The origin of a link from outside of a subgraph; newer pages have ids as text.
+const SUBGRAPH_INPUT = "-10";
+const MUTED = 2; // a node's modes
+const BYPASSED = 4;
 
 /** The question that a node of the open graph asks now.
  *
@@ -13,19 +15,18 @@ const RUNS = new Set([undefined, 0]); // a node's mode where it is neither muted
  */
 export function questionOf(node, outerOf = () => null) {
   const asks = (of) => (name) => placeOf(of, name, outerOf)?.widget.value;
-  const has = (name) => linkOf(node, name) !== undefined;
+  const has = (name) => originOf(node, linkOf(node, name), outerOf) !== null;
   return question(asks(sizedBy(node, outerOf)), asks(node), has);
 }
 
 /** The node whose widgets are the picture's size: the latent's, or the node itself.
  *
- * Null where the latent comes from a subgraph's node, or from one that does not run.
+ * Null where the latent comes from a subgraph's node, or where none arrives.
  */
 export function sizedBy(node, outerOf) {
   const latent = latentOf(node);
   if (!latent) return node;
-  const origin = originOf(node, latent, outerOf)?.node;
-  return origin && RUNS.has(origin.mode) ? origin : null;
+  return originOf(node, latent, outerOf)?.node ?? null;
 }
 
 /** The node's input for a latent where something is wired to it. */
@@ -60,30 +61,43 @@ function question(sized, own, has) {
  */
 export function placeOf(node, name, outerOf) {
   if (!node) return null;
-  const input = linkOf(node, name);
-  const origin = input ? originOf(node, input, outerOf) : { node };
-  const widget = origin?.widget ?? (origin && widgetOf(origin.node, input ? "value" : name));
-  return widget ? { node: origin.node, widget } : null;
+  const origin = originOf(node, linkOf(node, name), outerOf);
+  if (!origin) return placeIn(node, widgetOf(node, name));
+  return placeIn(origin.node, origin.widget ?? widgetOf(origin.node, "value"));
 }
 
-const widgetOf = (node, name) => node.widgets?.find((candidate) => candidate.name === name);
+const placeIn = (node, widget) => (widget ? { node, widget } : null);
 
-/** The node that an input comes from, and the widget where a subgraph's node shows one for it. */
-function originOf(node, input, outerOf) {
-  const link = node.graph?.getLink?.(input.link) ?? node.graph?.links?.[input.link];
+const widgetOf = (node, name) => node?.widgets?.find((candidate) => candidate.name === name);
+
+const linkIn = (graph, id) => graph?.getLink?.(id) ?? graph?.links?.[id];
+
+/** The node that an input comes from, and the widget where a subgraph's node shows one for it.
+ *
+ * Null where nothing arrives: the prompt then has the node's own widget. The node is null where it
+ * is known only in the run.
+ */
+function originOf(node, input, outerOf, type = input?.type) {
+  const link = input?.link != null && linkIn(node.graph, input.link);
   if (!link) return null;
-  if (link.origin_id !== SUBGRAPH_INPUT) {
+  if (String(link.origin_id) !== SUBGRAPH_INPUT) {
     const origin = node.graph.getNodeById(link.origin_id);
-    if (origin?.type === "Reroute") {
-      const before = origin.inputs?.[0];
-      return before ? originOf(origin, before, outerOf) : null;
-    }
-    return origin?.subgraph ? null : { node: origin };
+    // The page writes its value into the widget, whatever its mode.
+    if (origin?.type === "PrimitiveNode") return { node: origin };
+    if (!origin || origin.mode === MUTED) return null;
+    const isPassing = origin.type === "Reroute" || origin.mode === BYPASSED;
+    if (!isPassing) return { node: origin.subgraph ? null : origin };
+    return originOf(origin, inputFor(origin, link.origin_slot, type), outerOf, type);
   }
   const outer = outerOf(node.graph);
   const slot = outer?.inputs?.[link.origin_slot];
-  if (!slot) return null;
-  if (slot.link != null) return originOf(outer, slot, outerOf);
-  const widget = slot._widget ?? widgetOf(outer, slot.widget?.name ?? slot.name);
+  if (slot?.link != null) return originOf(outer, slot, outerOf, type);
+  const widget = slot?._widget ?? widgetOf(outer, slot?.widget?.name ?? slot?.name);
   return widget ? { node: outer, widget } : null;
+}
+
+/** The input that a bypassed node or a reroute gives out in place of an output, as the page does. */
+function inputFor({ type: kind, inputs = [] }, slot, type) {
+  const passes = (input) => input && (kind === "Reroute" || [type, "*"].includes(input.type));
+  return passes(inputs[slot]) ? inputs[slot] : inputs.find(passes);
 }

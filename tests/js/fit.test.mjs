@@ -64,12 +64,50 @@ test("what is wired to a widget counts, and not what stands on it", () => {
   assert.equal(questionOf(node).width, 320);
 });
 
-test("a subgraph takes the latent and the sizes from outside", () => {
+test("what a muted or bypassed node is wired to counts as in the prompt", () => {
+  const ask = (origin, more = {}, links = []) => {
+    const node = fitNode();
+    node.inputs.push({ name: "width", type: "INT", link: 5, widget: { name: "width" } });
+    node.inputs.push({ name: "vae", type: "VAE", link: 6 });
+    graphOf({ 1: node, 2: origin, 7: origin, ...more }, [[5, 2, 0], [6, 7, 0], ...links]);
+    const { width, has_vae: hasVae } = questionOf(node);
+    return [width, hasVae];
+  };
+  const value = widgets({ value: 320 });
+  assert.deepEqual(ask({ mode: 0, widgets: value }), [320, true]);
+  for (const mode of [2, 4]) {
+    assert.deepEqual(ask({ mode, widgets: value }), [SET.width, false], "its own widget");
+    assert.deepEqual(ask({ type: "PrimitiveNode", mode, widgets: value }), [320, true]);
+  }
+  const source = { 3: { mode: 0, widgets: widgets({ value: 640 }) } };
+  const wired = [{ type: "FLOAT", link: null }, { type: "INT", link: 8 }, { type: "VAE", link: 8 }];
+  const through = (mode, more) => ask({ mode, inputs: wired, ...more }, source, [[8, 3, 0]]);
+  assert.deepEqual(through(4), [640, true], "a bypassed node passes on what has the type");
+  assert.deepEqual(through(2), [SET.width, false]);
+  const any = { type: "Reroute", inputs: [{ type: "*", link: 8 }] };
+  assert.deepEqual(through(0, any), [640, true]);
+  assert.deepEqual(through(4, any), [640, true]);
+  assert.deepEqual(through(2, any), [SET.width, false]);
+});
+
+test("a bypassed node passes its latent on, through a reroute too", () => {
   const node = fitNode(3);
-  const inside = graphOf({ 1: node }, [[3, -10, 0]]);
-  const outer = { inputs: [{ name: "latent", link: 7 }], subgraph: inside };
-  graphOf({ 1: outer, 2: sized(512, 512, 1) }, [[7, 2, 0]]);
-  assert.equal(questionOf(node, (graph) => (graph === inside ? outer : null)).width, 512);
+  node.inputs[0].type = "LATENT";
+  const upscale = { mode: 4, inputs: [{ type: "LATENT", link: 5 }], widgets: widgets({ width: 9 }) };
+  const reroute = { type: "Reroute", inputs: [{ type: "*", link: 4 }] };
+  const links = [[3, 2, 0], [4, 6, 0], [5, 7, 0]];
+  graphOf({ 1: node, 2: reroute, 6: upscale, 7: sized(512, 640, 4) }, links);
+  assert.deepEqual(questionOf(node), { ...OWN, width: 512, height: 640, batch_size: 4 });
+});
+
+test("a subgraph takes the latent and the sizes from outside, whatever its ids are", () => {
+  for (const from of [-10, "-10"]) {
+    const node = fitNode(3);
+    const inside = graphOf({ 1: node }, [[3, from, 0]]);
+    const outer = { inputs: [{ name: "latent", link: 7 }], subgraph: inside };
+    graphOf({ 1: outer, 2: sized(512, 512, 1) }, [[7, 2, 0]]);
+    assert.equal(questionOf(node, (graph) => (graph === inside ? outer : null)).width, 512);
+  }
 
   const alone = fitNode();
   alone.inputs.push({ name: "width", link: 4, widget: { name: "width" } });
@@ -98,7 +136,7 @@ test("a prompt asks the same as the graph that it was made of", () => {
   assert.deepEqual(questionInPrompt(prompt, "14"), { ...OWN, has_clip: true });
   const decoded = fitNode();
   decoded.inputs.push({ name: "vae", link: 6 });
-  graphOf({ 1: decoded });
+  graphOf({ 1: decoded, 7: { mode: 0 } }, [[6, 7, 0]]);
   assert.deepEqual(questionOf(decoded), { ...OWN, has_vae: true });
   assert.equal(questionInPrompt(prompt, "12"), null);
   assert.equal(questionInPrompt(null, "9"), null);
