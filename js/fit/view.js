@@ -35,9 +35,11 @@ export class FitView {
   #told = { source: "sizeUnknown" };
   #offers = null; // how to use what would fit
   #pointed = null; // the stage below the mouse, or with the focus
+  #signal;
 
   /** @param signal ends everything that the view listens to. */
   constructor(signal) {
+    this.#signal = signal;
     const root = this.element.attachShadow({ mode: "open" });
     root.adoptedStyleSheets = [style];
     root.innerHTML = LAYOUT;
@@ -128,7 +130,7 @@ export class FitView {
       const button = make("button", "offer", offerText(offer));
       button.type = "button";
       button.title = text("useTip");
-      button.addEventListener("click", () => this.#offers.use(offer));
+      button.addEventListener("click", () => this.#offers.use(offer), { signal: this.#signal });
       return button;
     });
     offers.replaceChildren(make("span", "", text("instead")), ...items);

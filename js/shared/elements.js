@@ -44,7 +44,6 @@ export const panelRules = `
   .headline { flex: none; font-size: 12px; overflow-wrap: anywhere; }
   .headline.none { position: absolute; } /* a live region must stay in the tree */
   .verdict { font-size: 14px; font-weight: 650; line-height: 1.2; }
-  .muted { color: var(--muted); }
   .spoken {
     position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
     white-space: nowrap;

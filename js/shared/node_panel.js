@@ -4,7 +4,8 @@ import { app } from "../../../scripts/app.js";
 import { isForPanel } from "./keys.js";
 
 const views = new WeakMap(); // by the view's element
-const left = new Map(); // elements of removed nodes, by node and panel
+const left = new Map(); // weak: elements of removed nodes, by node and panel
+const FRAMES = 120; // in which the page mounts a loaded graph
 
 /** The view in the node's panel of that name, if it has one. */
 export function viewOf(node, name) {
@@ -20,16 +21,19 @@ const keyOf = (node, name) => `${node.id}/${name}`;
  * the panel of the removed node stayed on the screen, and answered to nothing.
  */
 export function showPanels(nodes, name) {
-  const show = () => {
-    for (const node of nodes) {
-      const { element } = node.widgets?.find((widget) => widget.name === name) ?? {};
-      const old = left.get(keyOf(node, name));
+  const panels = nodes.map((node) => {
+    const { element } = node.widgets?.find((widget) => widget.name === name) ?? {};
+    return { element, old: left.get(keyOf(node, name))?.deref() };
+  });
+  const show = (frames) => {
+    for (const { element, old } of panels) {
       if (element && !element.isConnected && old?.isConnected) old.replaceWith(element);
-      left.delete(keyOf(node, name));
     }
+    const isMounted = panels.every(({ element }) => !element || element.isConnected);
+    if (!isMounted && frames > 0) requestAnimationFrame(() => show(frames - 1));
   };
   // The page has its say first, in the frame after this one.
-  requestAnimationFrame(() => requestAnimationFrame(show));
+  requestAnimationFrame(() => requestAnimationFrame(() => show(FRAMES)));
 }
 
 /** Puts a view on the node, as large as wanted where the node is not larger.
@@ -54,7 +58,10 @@ export function addPanel(node, { name, view, ended, size }) {
   const { onRemoved } = node;
   node.onRemoved = function (...args) {
     ended.abort();
-    left.set(keyOf(this, name), view.element);
+    const key = keyOf(this, name);
+    // A node that was replaced before the page has shown it leaves the one that is on the screen.
+    const isShown = view.element.isConnected || !left.get(key)?.deref()?.isConnected;
+    if (isShown) left.set(key, new WeakRef(view.element));
     return onRemoved?.apply(this, args);
   };
   const [width, height] = node.computeSize();
@@ -91,12 +98,15 @@ function passToCanvas(node, view, signal) {
   on("contextmenu", menu);
 }
 
-/** Keys and copies that are meant for the panel delete no node, pan no canvas and copy no node. */
+/** Keys that are meant for the panel delete no node and pan no canvas; those after a click do. */
 function keepFromPage(element, signal) {
-  const on = (kind, isOurs) => {
-    const stop = (event) => isOurs(event) && event.stopPropagation();
-    element.addEventListener(kind, stop, { signal });
+  const stop = (event) => isForPanel(event) && event.stopPropagation();
+  element.addEventListener("keydown", stop, { signal });
+  const press = (event) => {
+    // A group scrolls, and has text to select.
+    if (!event.composedPath()[0].closest?.("[tabindex]:not([role=group])")) return;
+    event.preventDefault(); // only the keyboard focuses it
+    app.canvas.canvas.focus({ preventScroll: true });
   };
-  on("keydown", isForPanel);
-  on("copy", () => !document.getSelection().isCollapsed);
+  element.addEventListener("mousedown", press, { signal });
 }
