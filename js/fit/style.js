@@ -7,7 +7,7 @@ style.replaceSync(`
   ${panelRules}
   .panel {
     --workspace: var(--other); --fits: #3fa66a; --tight: #e09b2d; gap: 4px; overflow: auto;
-    overscroll-behavior: contain;
+    --thin: color-mix(in srgb, var(--activations) 35%, var(--ink)); overscroll-behavior: contain;
   }
   .verdict:not(:empty)::before, .error::before {
     content: ""; display: inline-block; width: 9px; height: 9px; margin-right: 6px;
@@ -39,13 +39,13 @@ style.replaceSync(`
   .bar { display: flex; height: 12px; border-radius: 3px; overflow: hidden; }
   .bar div { flex: none; min-width: 0; opacity: 0.9; background: var(--part); }
   .stock {
-    position: absolute; bottom: 0; height: 3px; background: var(--activations); opacity: 0.45;
+    position: absolute; bottom: 0; height: 3px; background: var(--thin);
     border-radius: 0 2px 2px 0;
   }
   .mark { position: absolute; top: -2px; bottom: -2px; width: 2px; margin-left: -1px; }
   .mark.budget { background: var(--ink); }
   .mark.card { background: var(--alarm); }
-  .legend .part.thin::before { height: 3px; vertical-align: middle; opacity: 0.45; }
+  .legend .part.thin::before { height: 3px; vertical-align: middle; background: var(--thin); }
   .legend .of { font-weight: 600; }
   .foot { color: var(--muted); }
 `);

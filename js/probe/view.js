@@ -92,6 +92,10 @@ export class ProbeView {
   show(record, { isEarlier }) {
     this.record = record;
     this.#isEarlier = isEarlier;
+    if (record.state === "running" && this.#read !== null) {
+      this.#read = null; // the end of this run is read out even where it is that of the last one
+      tell(this.#parts.spoken, "");
+    }
     this.draw();
   }
 
@@ -141,10 +145,14 @@ export class ProbeView {
 
   /** Writes on the copy button how it went, for a moment. */
   #tellCopied(name) {
+    const { spoken } = this.#parts;
     this.#copied = name;
-    tell(this.#parts.spoken, text(name));
+    tell(spoken, text(name));
     this.draw();
-    setTimeout(() => this.#toggle(() => (this.#copied = "copy")), TOLD_MS);
+    setTimeout(() => {
+      this.#toggle(() => (this.#copied = "copy"));
+      if (spoken.textContent === text(name)) tell(spoken, ""); // so that the next one is read out
+    }, TOLD_MS);
   }
 
   #drawNow() {
@@ -173,7 +181,8 @@ export class ProbeView {
     if (width === 0 || height === 0) return; // not on the screen
     const options = { width, height, closeUp: this.#closeUp, ids: this.#ids };
     this.#chart = drawChart(parts.svg, record, options);
-    const index = this.#pointer === null ? this.#index : this.#chart.sampleAt(this.#pointer);
+    const chosen = this.#index === null ? null : this.#at(); // a record may be shorter than the last
+    const index = this.#pointer === null ? chosen : this.#chart.sampleAt(this.#pointer);
     this.#chart.mark(index);
     const row = index === null ? null : record.timeline[index];
     const pointed = row && { weights: row[1], activations: row[2], other: row[3] };

@@ -10,6 +10,7 @@ from pack.testing.link_lines import TITLE_PX
 from pack.tests.e2e.page import ComfyPage
 
 MOST_EMPTY = 1 / 3  # of a node's height
+RESULT_PX = 1024  # side of the picture that a run gives out
 _ROUNDING_PX = 2
 
 # Boxes in the graph's pixels. `used` is what the content needs. In Nodes 2.0 `least` is not known.
@@ -60,10 +61,10 @@ _LOOK = """() => {
 }"""
 
 # What a run adds: the text of a node of ours, and the picture below Save Image.
-_AFTER = """async ([texts, saves]) => {
+_AFTER = """async ([texts, saves, side]) => {
     app.canvas.min_font_size_for_lod = 0; // else a small zoom draws no picture, so no node grows
     const canvas = document.createElement("canvas");
-    canvas.width = canvas.height = 1024;
+    canvas.width = canvas.height = side;
     const blob = await new Promise(done => canvas.toBlob(done));
     const body = new FormData();
     body.append("image", blob, "layout.png");
@@ -93,13 +94,24 @@ def look(page: ComfyPage) -> Seen:
     return Seen(**page.page.evaluate(_LOOK))
 
 
+def wait_for_panels(page: ComfyPage) -> None:
+    """Returns when each panel of ours shows its plan, or what it says before a run."""
+    page.page.wait_for_function(
+        """() => app.graph.nodes.flatMap(node => node.widgets ?? []).every(widget => {
+            const part = {vram_plan: ".verdict", vram_chart: ".empty"}[widget.name];
+            return !part || widget.element.shadowRoot.querySelector(part).textContent })"""
+    )
+    page.settle()
+
+
 def show_results(page: ComfyPage, workflow: dict[str, Any]) -> None:
     """Shows on the nodes what they would show after a run."""
     nodes = workflow["nodes"]
     texts = [node["id"] for node in nodes if node["type"] in TELL]
     saves = [node["id"] for node in nodes if node["type"] == "SaveImage"]
-    page.page.evaluate(_AFTER, [texts, saves])
-    page.page.wait_for_timeout(500)  # the picture's own loading
+    page.page.evaluate(_AFTER, [texts, saves, RESULT_PX])
+    for node_id in saves:
+        page.wait_for_preview(node_id, RESULT_PX)
     page.settle()
 
 

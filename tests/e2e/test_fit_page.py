@@ -223,10 +223,15 @@ def test_what_is_told_in_place_of_a_plan(open_page, server, workflow, artifacts)
         removed = "const prefer = node.widgets.find(w => w.name === 'prefer');"
         removed += "node.graph.remove(node); prefer.value = 'speed'"
         asked: list[str] = []
-        page.page.on("request", lambda request: asked.append(request.url))
-        page.page.evaluate(f"{{ const node = {plan.node}; {removed} }}")
-        page.page.wait_for_timeout(1000)  # five looks
-        assert not [url for url in asked if ROUTE in url]
+        page.page.on("request", lambda request: asked.append(request.post_data or ""))
+        added = "window.other = LiteGraph.createNode(node.type); app.rootGraph.add(other)"
+        for change in (
+            f"{{ const node = {plan.node}; {removed}; {added} }}",
+            "other.widgets.find(w => w.name === 'prefer').value = 'smallest'",
+        ):
+            with page.page.expect_request(f"**{ROUTE}"):  # of the other node
+                page.page.evaluate(change)
+        assert [body for body in asked if '"speed"' in body] == []
         assert page.faults == []
     finally:
         server.post_json("/settings/Comfy.ColorPalette", "dark")

@@ -20,6 +20,7 @@ from pack.tests.e2e.layout_page import (
     overlaps,
     show_results,
     strays,
+    wait_for_panels,
 )
 from pack.tests.e2e.page import ComfyPage
 
@@ -32,7 +33,7 @@ SLOT_PX = 12  # how far a renderer's own rows may lie from those that link_lines
 
 def _seen(page: ComfyPage, workflow: dict[str, Any]) -> Seen:
     page.load(workflow)
-    page.page.wait_for_timeout(300)  # the panels' first drawing
+    wait_for_panels(page)
     return look(page)
 
 
