@@ -22,10 +22,10 @@ def above_zero(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
     if not LEAST <= value <= MOST:
-        raise argparse.ArgumentTypeError(
-            f"must be a number above 0, from {LEAST:g} to {MOST:g}, got {text}"
-        )
+        raise argparse.ArgumentTypeError(f"must be from {LEAST:g} to {MOST:g}, got {text}")
     return value
 
 

@@ -185,8 +185,8 @@ def test_plan_says_what_would_fit_and_refuses_what_is_no_size():
     for option, told in (
         ("--width=0", "whole number >= 1"),
         ("--vram=-1", "a number above 0"),
-        ("--vram=1e300", "a number above 0, from 1e-09 to 1e+09, got 1e300"),
-        ("--copy-gbs=1e300", "a number above 0, from 1e-09 to 1e+09, got 1e300"),
+        ("--vram=1e300", "must be from 1e-09 to 1e+09, got 1e300"),
+        ("--copy-gbs=1e300", "must be from 1e-09 to 1e+09, got 1e300"),
     ):
         bad = _plan(option)
         assert bad.returncode == 2 and told in bad.stderr and "Traceback" not in bad.stderr
