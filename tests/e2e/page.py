@@ -173,9 +173,21 @@ class ComfyPage:
         )
 
     def spread(self, node_id: int) -> float:
-        """Standard deviation of the node's pixels on the screen, 0 to 128; 0 is one colour."""
+        """Standard deviation of the node's pixels on the screen, 0 to 128; 0 is one colour.
+
+        Looks at it in the middle of the screen: the page's own side panel may cover the edge.
+        """
+        offset = self.page.evaluate("[...app.canvas.ds.offset]")
+        self.page.evaluate("id => app.canvas.centerOnNode(app.graph.getNodeById(id))", node_id)
+        self.settle()
         box = self.on_screen(node_id)
         picture = Image.open(io.BytesIO(self.page.screenshot(clip=box))).convert("L")
+        self.page.evaluate(
+            """([x, y]) => { const {ds} = app.canvas; [ds.offset[0], ds.offset[1]] = [x, y];
+                app.canvas.setDirty(true, true) }""",
+            offset,
+        )
+        self.settle()
         return ImageStat.Stat(picture).stddev[0]
 
     def tooltip(self, node_id: int, widget: str, label: str) -> str:
