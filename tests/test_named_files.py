@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from pack.nodes.weights.missing import FILES_REPOSITORY, FOLDER_REPOSITORY, PUBLISHED, VAE
+from pack.nodes.weights.missing import FILES_REPOSITORY, FOLDER, FOLDER_REPOSITORY, PUBLISHED, VAE
 from pack.testing.example_workflows import NAMES, model_files
 from pack.testing.example_workflows import read as read_workflow
 from pack.tests.architecture_rules import documents
@@ -63,7 +63,7 @@ def test_a_readme_tells_how_to_get_the_files_by_hand(name):
         assert any(all(word in line for word in words) for line in TEXTS[name].splitlines()), words
     assert f"]({SITE}{FILES_REPOSITORY})" in TEXTS[name]
     folder = f"]({SITE}{FOLDER_REPOSITORY})"
-    place = f"`models/diffusers/{FOLDER_REPOSITORY.split('/')[1]}`"
+    place = f"`models/diffusers/{FOLDER}`"
     assert folder in TEXTS[name] and place in TEXTS[name]
 
 

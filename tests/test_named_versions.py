@@ -13,6 +13,7 @@ from pack import run
 from pack.runner.environment import HOSTS, TORCH
 from pack.runner.setup import DEFAULT_HOST, OLDEST_HOST
 from pack.tests.architecture_rules import documents, read
+from pack.tests.benchmarks.figure_rules import without_tables
 
 TEXTS = documents()
 TORCH_VERSION = TORCH[0].removeprefix("torch==")
@@ -31,7 +32,7 @@ OTHERS = {"0.2.0": "an example of a release", "0.2.40": "comfy-kitchen"}
 
 def wrong_versions(markdown: str) -> list[str]:
     """Versions that a text has and that are not the ones of which that is true."""
-    text = re.sub(r"^<!-- (\w+):begin -->\n.*?^<!-- \1:end -->$", "", markdown, flags=re.M | re.S)
+    text = without_tables(markdown)
     wrong = [
         found[0]
         for pattern, version in SAID.items()

@@ -42,10 +42,14 @@ def _figure(found: re.Match[str]) -> str:
     return f"{found['number']}{unit}" if unit == "x" else f"{found['number']} {unit}"
 
 
+def without_tables(markdown: str) -> str:
+    """A document without its generated tables."""
+    return re.sub(r"^<!-- (\w+):begin -->\n.*?^<!-- \1:end -->$", "", markdown, flags=re.M | re.S)
+
+
 def prose(markdown: str) -> str:
     """A document without its generated tables and its blocks of code."""
-    text = re.sub(r"^<!-- (\w+):begin -->\n.*?^<!-- \1:end -->$", "", markdown, flags=re.M | re.S)
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    text = re.sub(r"^```.*?^```$", "", without_tables(markdown), flags=re.M | re.S)
     return re.sub(r"^ {4}.*$", "", text, flags=re.M)
 
 

@@ -135,19 +135,14 @@ def open_part(part: str, choice: str, known: dict[str, Path]) -> Component:
 
 def _absent(choices: Mapping[str, str]) -> dict[str, str]:
     """What to put into place for each part that is not there."""
-    known = folders()
     absent: dict[str, str] = {}
     for part, choice in choices.items():
-        if _is_open(part, choice):
-            name = PUBLISHED[part]
-        elif choice == SAME_FOLDER:
-            model = absent.get(TRANSFORMER, "/")
-            if model.endswith("/"):
-                continue  # the part comes with that folder, or the transformer is a file
-            name = PUBLISHED[part]
-        else:
-            name = choice
-        if not (name in known if name.endswith("/") else _path(part, name)):
+        is_open = _is_open(part, choice)
+        if choice == SAME_FOLDER and not is_open and absent.get(TRANSFORMER, "/").endswith("/"):
+            continue  # the part comes with that folder, or the transformer is a file
+        name = PUBLISHED[part] if is_open or choice == SAME_FOLDER else choice
+        # The folders are only looked for where one is named.
+        if not (name in folders() if name.endswith("/") else _path(part, name)):
             absent[part] = name
     return absent
 
