@@ -2,6 +2,7 @@
 
 import { bytesText, unitOf } from "../shared/bytes.js";
 import {
+  PARTS,
   STEP,
   T,
   areasOf,
@@ -88,8 +89,7 @@ export function drawChart(svg, record, { width, height, closeUp, ids }) {
 function describe(record) {
   const parts = record.parts_at_peak;
   if (record.peak_bytes === null || !parts) return text("empty");
-  const names = ["weights", "activations", "other"];
-  const made = names.map((name) => `${text(name)} ${bytesText(parts[name])}`).join(", ");
+  const made = PARTS.map((name) => `${text(name)} ${bytesText(parts[name])}`).join(", ");
   return `${text("peak")} ${peakText(record)} (${made}); ${momentText(record, record.peak_at)}`;
 }
 

@@ -3,6 +3,7 @@
 import { bytesText } from "../shared/bytes.js";
 import { make } from "../shared/elements.js";
 import { peakText } from "./chart.js";
+import { PARTS } from "./geometry.js";
 import { secondsText } from "./numbers.js";
 import { text, textIn } from "./texts.js";
 
@@ -43,7 +44,7 @@ export function fillDetails(details, record) {
 function peakRows(record) {
   if (record.peak_bytes === null) return [];
   const { device, parts_at_peak: parts } = record;
-  const names = parts ? ["weights", "activations", "other"] : [];
+  const names = parts ? PARTS : [];
   const made = names.map((name) => [text(name), bytesText(parts[name])]);
   const name = textIn(record, device.name);
   const total = device.total_bytes ? [[name, bytesText(device.total_bytes)]] : [];

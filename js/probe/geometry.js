@@ -7,6 +7,7 @@ import palette from "../shared/palette.js";
 export const T = 0;
 export const STEP = 4;
 const COLUMNS = { weights: 1, activations: 2, other: 3 };
+export const PARTS = Object.keys(COLUMNS);
 // The parts from the bottom up. What changes most is on top, where its shape is the chart's own.
 const STACK = Object.keys(palette.parts);
 const MARK_PX = 30;

@@ -6,13 +6,12 @@ import { hasModifier, placeAfter } from "../shared/keys.js";
 import { drawChart, momentText } from "./chart.js";
 import { fillDetails } from "./details.js";
 import { copyText, saveJson } from "./export.js";
-import { T, sampleAt } from "./geometry.js";
+import { PARTS, T, sampleAt } from "./geometry.js";
 import { headlineOf } from "./headline.js";
 import { style } from "./style.js";
 import { text, textIn } from "./texts.js";
 
 const RECORD_VERSION = 1;
-const PARTS = ["weights", "activations", "other"];
 const TOLD_MS = 1600;
 const KEYS = { ArrowUp: "ArrowRight", ArrowDown: "ArrowLeft", PageUp: "PageDown", PageDown: "PageUp" };
 let viewsMade = 0;
